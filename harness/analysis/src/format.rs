@@ -1,0 +1,73 @@
+//! Numbers for people.
+
+use chronibench_protocol::record::Verdict;
+
+use crate::stats::Estimate;
+
+/// The name of a verdict, as stored.
+pub(crate) fn verdict(v: Option<Verdict>) -> &'static str {
+    match v {
+        None => "NOT RUN",
+        Some(Verdict::Valid) => "VALID",
+        Some(Verdict::Invalid) => "INVALID",
+        Some(Verdict::NotComparable) => "NOT_COMPARABLE",
+        Some(Verdict::Error) => "ERROR",
+        Some(Verdict::Timeout) => "TIMEOUT",
+    }
+}
+
+/// What stands where there is no figure.
+pub(crate) const NONE: &str = "–";
+
+/// `f` of a figure, or a dash.
+pub(crate) fn or_dash<T>(value: Option<T>, f: impl Fn(T) -> String) -> String {
+    value.map_or(NONE.into(), f)
+}
+
+/// `12,345`, and three significant digits below 100.
+pub(crate) fn number(x: f64) -> String {
+    if x.abs() < 9.995 {
+        return format!("{x:.2}");
+    }
+    if x.abs() < 99.95 {
+        return format!("{x:.1}");
+    }
+    grouped(x, 0)
+}
+
+/// With this many decimals, and a comma between groups of three digits before them.
+pub(crate) fn grouped(x: f64, decimals: usize) -> String {
+    let text = format!("{:.decimals$}", x.abs());
+    let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
+    let mut out = String::from(if x < 0.0 { "-" } else { "" });
+    for (i, c) in whole.chars().enumerate() {
+        if i > 0 && (whole.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out + rest
+}
+
+/// Mebibytes.
+pub(crate) fn mib(bytes: f64) -> String {
+    format!("{} MiB", number(bytes / (1 << 20) as f64))
+}
+
+/// `87.3 %`.
+pub(crate) fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}
+
+/// `1.52×`.
+pub(crate) fn times(x: f64) -> String {
+    format!("{x:.2}×")
+}
+
+/// `median [low, high]`.
+pub(crate) fn estimate(e: &Estimate, f: impl Fn(f64) -> String) -> String {
+    match e.interval {
+        Some((low, high)) => format!("{} [{}, {}]", f(e.median), f(low), f(high)),
+        None => f(e.median),
+    }
+}

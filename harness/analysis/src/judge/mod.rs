@@ -1,0 +1,45 @@
+//! The basic proof of training: did this trial do the work whose time it reports?
+//!
+//! [`judge()`] needs nothing but the stored log. Its checks, each with its [`Reason`]s: the process ended well
+//! (`process`); events are complete, in order and on a believable clock (`protocol`, `windows`); the work was the one
+//! asked for (`work`); every step trained (`training`); the right weights moved (`weights`).
+
+mod process;
+mod protocol;
+mod reason;
+mod training;
+mod weights;
+mod windows;
+pub(crate) mod work;
+
+use chronibench_protocol::record::Verdict;
+
+pub use reason::Reason;
+pub(crate) use reason::some;
+
+use crate::trial::TrialLog;
+
+/// A verdict and what led to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judgement {
+    /// The gravest of the reasons' verdicts; VALID without a reason.
+    pub verdict: Verdict,
+    /// Every proof that failed. A trial that did not finish is judged by its end alone, because all else that it lacks
+    /// follows from that.
+    pub reasons: Vec<Reason>,
+}
+
+/// Judges one trial.
+pub fn judge(log: &TrialLog) -> Judgement {
+    let mut reasons = process::check(log);
+    let finished = reasons.iter().all(|r| r.verdict() == Verdict::Invalid);
+    if let Some(header) = log.header.as_deref().filter(|_| finished) {
+        protocol::check(log, header, &mut reasons);
+        windows::check(log, header, &mut reasons);
+        work::check(log, header, &mut reasons);
+        training::check(log, &mut reasons);
+        weights::check(log, header, &mut reasons);
+    }
+    let verdict = reasons.iter().map(Reason::verdict).max().unwrap_or(Verdict::Valid);
+    Judgement { verdict, reasons }
+}

@@ -1,0 +1,45 @@
+//! How the process ended.
+
+use super::Reason;
+use crate::trial::TrialLog;
+
+/// The gravest reason why the trial did not finish, if it did not, and any garbage it wrote.
+pub(super) fn check(log: &TrialLog) -> Vec<Reason> {
+    let Some(header) = &log.header else {
+        return vec![Reason::NoHeader];
+    };
+    let mut reasons: Vec<Reason> = end(log, header.spec.measure.total_steps()).into_iter().collect();
+    if let Some(first) = log.garbage.first() {
+        reasons.push(Reason::Garbage { lines: log.garbage.len(), first: first.clone() });
+    }
+    reasons
+}
+
+fn end(log: &TrialLog, expected: u32) -> Option<Reason> {
+    let Some(exit) = &log.exit else {
+        return Some(Reason::NoExit);
+    };
+    let steps = log.steps.len();
+    if let Some(after_s) = exit.timed_out_after_s {
+        return Some(Reason::TimedOut { after_s, steps, expected });
+    }
+    // The arm's own words say more than its exit code.
+    if let Some(e) = &log.error {
+        let e = e.event.clone();
+        return Some(Reason::ArmError { what: e.what, at: e.at, hint: e.hint });
+    }
+    if exit.code != Some(0) {
+        let how = match (exit.signal, exit.code) {
+            (Some(signal), _) => format!("signal {signal}"),
+            (None, Some(code)) => format!("exit code {code}"),
+            (None, None) => "no exit code".into(),
+        };
+        let stderr = exit.stderr_tail.lines().rfind(|l| !l.trim().is_empty()).unwrap_or("(empty)").trim();
+        return Some(Reason::Crashed { how, steps, stderr: stderr.into() });
+    }
+    if log.done.is_none() {
+        let last = log.order.last().map_or("no event".into(), |k| k.to_string());
+        return Some(Reason::NoDone { last });
+    }
+    None
+}

@@ -1,0 +1,20 @@
+//! Statistics, verdicts and reports: pure functions from records to values.
+//!
+//! Nothing here reads a file, a clock or the environment, so that a report rebuilt from stored lines is the same to the
+//! last byte. The way of a trial: stored lines → [`TrialLog`] → [`mod@metrics`] and [`mod@judge`] → [`summary::RunSummary`] →
+//! [`report`].
+
+pub mod compare;
+mod format;
+pub mod judge;
+pub mod metrics;
+pub mod report;
+pub mod stats;
+pub mod summary;
+pub mod table;
+pub mod trial;
+
+pub use judge::{Judgement, Reason, judge};
+pub use metrics::TrialMetrics;
+pub use summary::{RunSummary, summarise};
+pub use trial::TrialLog;

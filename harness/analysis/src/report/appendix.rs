@@ -1,0 +1,124 @@
+//! What failed, how it was measured, where, and how to do it again.
+
+use chronibench_protocol::record::Resolved;
+use serde_json::Value;
+
+use super::markdown::{code, heading, plain, table};
+use crate::{
+    compare::FIRST_LOSS_TOLERANCE,
+    format::{percent, verdict},
+    stats::{CONFIDENCE, LOSS_FALL_MIN_Z, RESAMPLES, range_coverage},
+    summary::RunSummary,
+};
+
+pub(super) fn failures(summary: &RunSummary) -> String {
+    let mut out = String::new();
+    for (case, trial) in summary.cases.iter().flat_map(|c| c.trials.iter().map(move |t| (c, t))) {
+        if trial.is_valid() {
+            continue;
+        }
+        let name = verdict(Some(trial.verdict)).replace('_', "\\_");
+        out +=
+            &format!("- **{name}** {} (round {}, trial {})\n", code(&case.id), trial.round, code(&trial.id));
+        out.extend(trial.reasons.iter().map(|r| format!("  - {}\n", plain(r))));
+    }
+    for stray in &summary.strays {
+        out += &format!("- stored trial {} belongs to no case of this scenario\n", code(stray));
+    }
+    if out.is_empty() { out } else { format!("## Trials that do not count\n\n{out}") }
+}
+
+pub(super) fn skipped(summary: &RunSummary) -> String {
+    if summary.skipped.is_empty() {
+        return String::new();
+    }
+    let items: String = summary
+        .skipped
+        .iter()
+        .map(|s| format!("- {}: {}; to have it: {}\n", code(&s.what), plain(&s.why), plain(&s.hint)))
+        .collect();
+    format!("## Skipped\n\n{items}")
+}
+
+pub(super) fn method(resolved: &Resolved, summary: &RunSummary) -> String {
+    let trials = resolved.trials as usize;
+    let few = if trials < 6 {
+        format!(
+            " With {trials} trials the interval can be no wider than their range, which holds the true median with a probability of {} only.",
+            percent(range_coverage(trials))
+        )
+    } else {
+        String::new()
+    };
+    let partial = if summary.trials_stored < summary.trials_planned {
+        "\n- The run is not complete; medians and intervals are over the trials stored so far."
+    } else {
+        ""
+    };
+    format!(
+        "## How it was measured
+
+- **Three token counts**, made by the harness from its own token stream and checked against a digest of every batch that an arm consumed: *slots* (positions computed, padding included), *real* tokens (positions that hold a token of a sample), *loss* tokens (positions whose next token is learned).
+- **Throughput** is the real tokens of all timed windows over the time of those windows. An arm reads its clock at the edges of a window only; untimed steps are left out.
+- **Interval**: seeded percentile bootstrap ({RESAMPLES} resamples, {:.0} %) of the median over trials. The unit is the process, never the step.{few}
+- **Ratios** are paired by round: the exponential of the median log ratio, with a bootstrap over rounds.
+- **A trial is VALID** when it ended well, its events are complete and in order, its batches, counts, settings, kernel plan and trainable set are the ones asked for, every gradient norm is finite and not zero, the loss falls (mean of the last third below that of the first by {LOSS_FALL_MIN_Z} standard errors), every trainable tensor changed, and no other tensor changed by a bit.
+- **Two cases are comparable** when their settings are identical except for declared differences and, on equal weights and batches, their first losses agree within {FIRST_LOSS_TOLERANCE} relative.
+- **Model FLOPs** of a real token follow the 6·N rule: 2 a multiply-add, once forward and twice backward; frozen weights need no gradient of their own (4·N); the LM head counts; attention scores are left out because they depend on document lengths.{partial}
+",
+        CONFIDENCE * 100.0
+    )
+}
+
+pub(super) fn environment(environment: &Value) -> String {
+    let mut rows = vec![heading(&["", ""])];
+    leaves("", environment, &mut rows);
+    if rows.len() == 1 {
+        return String::new();
+    }
+    format!(
+        "## Environment\n\n<details><summary>Machine and programs</summary>\n\n{}\n</details>\n",
+        table(&rows)
+    )
+}
+
+fn leaves(name: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
+    match value {
+        Value::Object(fields) => {
+            for (key, field) in fields {
+                leaves(&if name.is_empty() { key.clone() } else { format!("{name}.{key}") }, field, rows);
+            }
+        }
+        Value::Array(items) if items.iter().any(|i| i.is_object() || i.is_array()) => {
+            for (i, item) in items.iter().enumerate() {
+                leaves(&format!("{name}.{i}"), item, rows);
+            }
+        }
+        Value::Array(items) => {
+            let text: Vec<String> = items.iter().map(scalar).collect();
+            rows.push(vec![plain(name), plain(&text.join(", "))]);
+        }
+        Value::Null => {}
+        leaf => rows.push(vec![plain(name), plain(&scalar(leaf))]),
+    }
+}
+
+fn scalar(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), String::from)
+}
+
+pub(super) fn reproduce(resolved: &Resolved) -> String {
+    format!(
+        "## Reproduce
+
+Run the scenario file whose SHA-256 is `{}`:
+
+```
+cargo run --release -p chronibench -- run scenarios/{}.yaml
+```
+
+Beside this report lie the scenario with every default filled in (`resolved.yaml`), the machine (`environment.json`), every event of every trial (`events/`), and the figures (`results.json`, `results.csv`). `chronibench report DIR` rebuilds the report from the events alone, to the last byte.
+",
+        resolved.scenario_sha256, resolved.name
+    )
+}

@@ -1,0 +1,95 @@
+//! The report for people: `report.md` and its plots.
+
+mod appendix;
+mod markdown;
+mod plots;
+mod results;
+
+use chronibench_protocol::record::{Resolved, Verdict};
+
+use crate::{format::verdict, summary::RunSummary};
+use markdown::{code, plain};
+pub use plots::plots;
+
+/// `report.md`, GitHub-flavoured, with the plots as `plots/*.svg` beside it. `environment` is any JSON object; its leaves
+/// become rows of a table.
+pub fn report_md(resolved: &Resolved, summary: &RunSummary, environment: &serde_json::Value) -> String {
+    let parts = [
+        opening(resolved, summary),
+        results::throughput(summary),
+        results::comparisons(summary),
+        results::ablation(summary),
+        results::loss(summary),
+        results::memory(summary),
+        results::tokens(summary),
+        results::matmul(summary),
+        appendix::failures(summary),
+        appendix::skipped(summary),
+        appendix::method(resolved, summary),
+        appendix::environment(environment),
+        appendix::reproduce(resolved),
+    ];
+    let mut text = parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("\n");
+    text.truncate(text.trim_end().len());
+    text.push('\n');
+    text
+}
+
+fn opening(resolved: &Resolved, summary: &RunSummary) -> String {
+    let mut out = format!("# {}\n\n{}\n", plain(&resolved.title), verdict_line(summary));
+    if !resolved.description.trim().is_empty() {
+        out += &format!("\n{}\n", resolved.description.trim());
+    }
+    let (data, model, measure) = (&resolved.data, &resolved.model, &resolved.measure);
+    let learned = if data.completion_only_loss { "responses alone" } else { "every token" };
+    let overlong = if data.overlong == "truncate" { "cut" } else { "refused" };
+    let pretrained = match model.pretrain_steps {
+        0 => String::new(),
+        n => format!(" and {n} steps of full fine-tuning that all arms share"),
+    };
+    let mut arms: Vec<String> = resolved.cases.iter().map(|c| code(&c.arm)).collect();
+    let mut seen = std::collections::BTreeSet::new();
+    arms.retain(|a| seen.insert(a.clone()));
+    out += &format!(
+        "\n- **Arms**: {}; {} cases of {} trials each, interleaved, every trial in a process of its own\n\
+         - **Model**: {}, starting weights from seed {}{pretrained}\n\
+         - **Data**: {}, template {}, samples over {} tokens {overlong}, loss on {learned}, order from seed {}\n\
+         - **Steps**: {} untimed, then {} timed in windows of {}\n",
+        arms.join(", "),
+        resolved.cases.len(),
+        resolved.trials,
+        code(&model.config),
+        model.init_seed,
+        code(&data.path),
+        code(&data.template),
+        data.max_length,
+        data.seed,
+        measure.untimed_steps,
+        measure.timed_steps,
+        measure.window_steps
+    );
+    out
+}
+
+fn verdict_line(summary: &RunSummary) -> String {
+    let compared =
+        summary.comparisons.iter().map(|c| &c.result).chain(summary.ablations.iter().map(|a| &a.result));
+    let results: Vec<Option<Verdict>> = compared.map(|r| r.verdict).collect();
+    let valid = results.iter().filter(|v| **v == Some(Verdict::Valid)).count();
+    let mut out = format!(
+        "**{}** · {} of {} trials are VALID",
+        verdict(summary.verdict),
+        summary.trials_valid,
+        summary.trials_stored
+    );
+    if !results.is_empty() {
+        out += &format!(" · {valid} of {} comparisons are VALID", results.len());
+    }
+    if summary.trials_stored < summary.trials_planned {
+        out += &format!(
+            " · **partial run**: {} of {} planned trials are stored",
+            summary.trials_stored, summary.trials_planned
+        );
+    }
+    out
+}

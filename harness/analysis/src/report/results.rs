@@ -1,0 +1,243 @@
+//! The sections with figures.
+
+use chronibench_protocol::record::Verdict;
+use serde_json::Value;
+
+use super::{
+    markdown::{code, heading, image, plain, table},
+    plots::Plot,
+};
+use crate::{
+    compare::{Compared, LossGap},
+    format::{estimate, mib, number, or_dash, percent, times, verdict},
+    stats::{CONFIDENCE, median},
+    summary::{CaseSummary, ComparisonSummary, Outcome, RunSummary, summary_table},
+};
+
+fn plot(plot: Plot, alt: &str, summary: &RunSummary) -> String {
+    if plot.has_data(summary) { format!("\n{}", image(plot.file(), alt)) } else { String::new() }
+}
+
+pub(super) fn throughput(summary: &RunSummary) -> String {
+    let mut rows = summary_table(summary);
+    for row in rows.iter_mut().skip(1) {
+        row[0] = code(&row[0]);
+        let last = row.len() - 1;
+        row[last] = row[last].replace('_', "\\_");
+    }
+    format!(
+        "## Results\n\n{}\nMedians over VALID trials; in brackets the {:.0} % bootstrap interval. Loss: first step → mean of the last third.\n{}",
+        table(&rows),
+        CONFIDENCE * 100.0,
+        plot(
+            Plot::Throughput,
+            "Real tokens per second of every case, with intervals and single trials",
+            summary
+        )
+    )
+}
+
+pub(super) fn comparisons(summary: &RunSummary) -> String {
+    if summary.comparisons.is_empty() {
+        return String::new();
+    }
+    let head = [
+        "comparison",
+        "throughput ratio [95 %]",
+        "target",
+        "reached",
+        "peak RSS ratio",
+        "loss gap first / max",
+        "verdict",
+    ];
+    let mut rows = vec![heading(&head)];
+    let mut notes = String::new();
+    for c in &summary.comparisons {
+        rows.push(comparison_row(c));
+        notes += &format!("- **{}**: {} over {}", plain(&c.label), code(&c.case), code(&c.against));
+        notes += &parity_note(&c.result);
+        notes += "\n";
+    }
+    format!(
+        "## Comparisons\n\n{}\nRatios are paired by round. The loss gap is the relative difference of the losses on equal batches.\n\n{notes}",
+        table(&rows)
+    )
+}
+
+fn comparison_row(c: &ComparisonSummary) -> Vec<String> {
+    let outcome = |o: Outcome| match o {
+        Outcome::Reached => "yes",
+        Outcome::Missed => "no",
+        Outcome::Unclear => "unclear: inside the interval, or no interval",
+    };
+    vec![
+        plain(&c.label),
+        or_dash(c.result.speed.as_ref(), |e| estimate(e, times)),
+        or_dash(c.target, |t| format!("≥ {}", times(t))),
+        or_dash(c.outcome, |o| outcome(o).into()),
+        or_dash(c.result.memory.as_ref(), |e| times(e.median)),
+        gap(c.result.loss_gap),
+        verdict(c.result.verdict).replace('_', "\\_"),
+    ]
+}
+
+fn gap(gap: Option<LossGap>) -> String {
+    let one = |g: f64| if g == 0.0 { "0".into() } else { format!("{g:.0e}") };
+    or_dash(gap, |g| format!("{} / {}", one(g.first), one(g.max)))
+}
+
+/// What differs, and why it is not comparable.
+fn parity_note(result: &Compared) -> String {
+    let show = |v: &Value| v.as_str().map_or_else(|| v.to_string(), String::from);
+    let declared: Vec<String> = result
+        .differences
+        .iter()
+        .filter(|d| d.declared)
+        .map(|d| code(&format!("{}: {} against {}", d.name, show(&d.case), show(&d.against))))
+        .collect();
+    let mut out = String::new();
+    if !declared.is_empty() {
+        out += &format!("; declared differences: {}", declared.join(", "));
+    }
+    if !result.unobservable.is_empty() {
+        let names: Vec<String> = result.unobservable.iter().map(|n| code(n)).collect();
+        out += &format!("; reported by one side alone: {}", names.join(", "));
+    }
+    for reason in &result.reasons {
+        out += &format!("\n  - {}", plain(reason));
+    }
+    out
+}
+
+pub(super) fn ablation(summary: &RunSummary) -> String {
+    if summary.ablations.is_empty() {
+        return String::new();
+    }
+    let mut rows = vec![heading(&[
+        "seam off",
+        "base",
+        "throughput, off over on [95 %]",
+        "peak RSS, off over on",
+        "loss gap first / max",
+        "verdict",
+    ])];
+    let mut sorted: Vec<_> = summary.ablations.iter().collect();
+    let key = |r: &Compared| r.speed.map_or(f64::INFINITY, |e| e.median);
+    sorted.sort_by(|a, b| key(&a.result).total_cmp(&key(&b.result)));
+    let mut notes = String::new();
+    for a in sorted {
+        rows.push(vec![
+            code(&a.off),
+            code(&a.of),
+            or_dash(a.result.speed.as_ref(), |e| estimate(e, times)),
+            or_dash(a.result.memory.as_ref(), |e| times(e.median)),
+            gap(a.result.loss_gap),
+            verdict(a.result.verdict).replace('_', "\\_"),
+        ]);
+        for reason in &a.result.reasons {
+            notes += &format!("- {}: {}\n", code(&a.case), plain(reason));
+        }
+    }
+    if !notes.is_empty() {
+        notes = format!("\n{notes}");
+    }
+    format!(
+        "## Ablation\n\n{}\nOne seam at a time runs at its unfused variant; a ratio below 1 is what its fused variant brings. Ratios of single seams do not multiply to the ratio of all.\n{notes}{}",
+        table(&rows),
+        plot(Plot::Ablation, "Throughput with each seam off, relative to all seams on", summary)
+    )
+}
+
+pub(super) fn loss(summary: &RunSummary) -> String {
+    let image = plot(Plot::Loss, "Loss of every step, by arm, method and batch geometry", summary);
+    if image.is_empty() {
+        image
+    } else {
+        format!(
+            "## Loss\n{image}\nMedian over VALID trials. Arms that do the same work have the same curve: the lines then lie on one another, the first arm's widest.\n"
+        )
+    }
+}
+
+fn with_figures(summary: &RunSummary) -> impl Iterator<Item = &CaseSummary> {
+    summary.cases.iter().filter(|c| c.valid > 0)
+}
+
+fn trial_median(c: &CaseSummary, f: impl Fn(&crate::TrialMetrics) -> Option<u64>) -> Option<f64> {
+    let valid = c.trials.iter().filter(|t| t.verdict == Verdict::Valid);
+    median(&valid.filter_map(|t| f(&t.metrics)).map(|b| b as f64).collect::<Vec<_>>())
+}
+
+pub(super) fn memory(summary: &RunSummary) -> String {
+    let mut rows = vec![heading(&[
+        "case",
+        "sampled peak RSS",
+        "reported peak RSS (VmHWM)",
+        "planned",
+        "planned / peak",
+        "peak GPU memory",
+    ])];
+    for c in with_figures(summary) {
+        let planned = c.planned_bytes.map(|b| b as f64);
+        rows.push(vec![
+            code(&c.id),
+            or_dash(trial_median(c, |m| m.peak_rss_sampled), mib),
+            or_dash(trial_median(c, |m| m.peak_rss_reported), mib),
+            or_dash(planned, mib),
+            or_dash(planned.zip(c.peak_rss).map(|(p, e)| p / e.median), percent),
+            or_dash(trial_median(c, |m| m.peak_gpu_bytes), mib),
+        ]);
+    }
+    if rows.len() == 1 {
+        return String::new();
+    }
+    format!(
+        "## Memory\n\n{}\nMedians over VALID trials. Planned is what an arm plans for its buffers; the resident set also holds the program, its libraries and the data.\n{}",
+        table(&rows),
+        plot(Plot::Memory, "Peak resident set of every case, and the planned bytes", summary)
+    )
+}
+
+pub(super) fn tokens(summary: &RunSummary) -> String {
+    let mut rows = vec![heading(&["case", "slots/s", "real tokens/s", "loss tokens/s", "real/slots"])];
+    for c in with_figures(summary) {
+        let rate = |e: Option<crate::stats::Estimate>| or_dash(e, |e| number(e.median));
+        rows.push(vec![
+            code(&c.id),
+            rate(c.slots_per_s),
+            rate(c.real_tokens_per_s),
+            rate(c.loss_tokens_per_s),
+            or_dash(c.packing_efficiency, percent),
+        ]);
+    }
+    if rows.len() == 1 {
+        return String::new();
+    }
+    format!(
+        "## Tokens and packing\n\n{}\n*Slots* are computed positions, padding included; *real* tokens belong to a sample; *loss* tokens are learned. Throughput means real tokens.\n{}",
+        table(&rows),
+        plot(Plot::Packing, "Share of real tokens and padding by batch geometry", summary)
+    )
+}
+
+pub(super) fn matmul(summary: &RunSummary) -> String {
+    let mut rows =
+        vec![heading(&["case", "GEMM share of a step", "GEMM GFLOP/s", "how found", "model GFLOP/s", "CPU"])];
+    for c in with_figures(summary) {
+        rows.push(vec![
+            code(&c.id),
+            or_dash(c.gemm_share, percent),
+            or_dash(c.gemm_gflops, number),
+            or_dash(c.gemm_method.as_ref(), |m| plain(m)),
+            or_dash(c.model_gflops, number),
+            or_dash(c.cpu_percent, |p| format!("{p:.0} %")),
+        ]);
+    }
+    if rows.len() == 1 {
+        return String::new();
+    }
+    format!(
+        "## Matrix products\n\n{}\n*Measured*: a clock around every product. *Replayed*: the step's products run alone afterwards. Model GFLOP/s is the work that the real tokens ask for (see below) over the window time. CPU is in percent of one core, over the timed steps.\n",
+        table(&rows)
+    )
+}

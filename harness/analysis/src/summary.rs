@@ -1,0 +1,319 @@
+//! A whole run as values: `results.json`.
+
+use std::collections::BTreeMap;
+
+use chronibench_protocol::{
+    event::Precision,
+    record::{Case, Resolved, Skipped, Verdict},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    compare::{Compared, Side, compare},
+    judge::{Judgement, judge},
+    metrics::{TrialMetrics, metrics},
+    stats::{Estimate, median, median_estimate},
+    trial::TrialLog,
+};
+
+pub use crate::table::{CSV_COLUMNS, results_csv, summary_table};
+
+/// Version of [`RunSummary`].
+pub const SCHEMA: &str = "chronibench.results/1";
+
+/// Everything the report says, as values.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunSummary {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// Name of the scenario.
+    pub name: String,
+    /// Worst verdict over all trials and comparisons; `None` before the first trial.
+    pub verdict: Option<Verdict>,
+    /// Trials that the scenario asks for.
+    pub trials_planned: usize,
+    /// Trials that are stored.
+    pub trials_stored: usize,
+    /// Trials that are VALID.
+    pub trials_valid: usize,
+    /// Stored trials of no case of this scenario, by trial or case id.
+    pub strays: Vec<String>,
+    /// One entry a case, in the scenario's order.
+    pub cases: Vec<CaseSummary>,
+    /// The ratios that the scenario asks for.
+    pub comparisons: Vec<ComparisonSummary>,
+    /// What each seam brings.
+    pub ablations: Vec<AblationSummary>,
+    /// What did not run, and why.
+    pub skipped: Vec<Skipped>,
+}
+
+/// One case: medians over its VALID trials.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CaseSummary {
+    /// Case id.
+    pub id: String,
+    /// Arm.
+    pub arm: String,
+    /// Axis → value.
+    pub axes: BTreeMap<String, String>,
+    /// Worst verdict over its trials; `None` without a trial.
+    pub verdict: Option<Verdict>,
+    /// Trials that are VALID.
+    pub valid: usize,
+    /// Number formats of the state, as the arm reports them.
+    pub precision: Option<Precision>,
+    /// Kernel plan in force.
+    pub kernel_plan: BTreeMap<String, String>,
+    /// Real tokens/s.
+    pub real_tokens_per_s: Option<Estimate>,
+    /// Slots/s.
+    pub slots_per_s: Option<Estimate>,
+    /// Loss tokens/s.
+    pub loss_tokens_per_s: Option<Estimate>,
+    /// Milliseconds a step.
+    pub step_ms: Option<Estimate>,
+    /// Peak resident set, bytes: the larger of the two readings.
+    pub peak_rss: Option<Estimate>,
+    /// Bytes planned by the arm.
+    pub planned_bytes: Option<u64>,
+    /// Processor use, percent of one core.
+    pub cpu_percent: Option<f64>,
+    /// Loss of the first step.
+    pub first_loss: Option<f64>,
+    /// Mean loss of the last third of the steps.
+    pub final_loss: Option<f64>,
+    /// Real tokens over slots.
+    pub packing_efficiency: Option<f64>,
+    /// Time in matrix products over window time.
+    pub gemm_share: Option<f64>,
+    /// Rate of the matrix products, GFLOP/s.
+    pub gemm_gflops: Option<f64>,
+    /// How the two were found.
+    pub gemm_method: Option<String>,
+    /// Model FLOPs of real tokens over window time, GFLOP/s.
+    pub model_gflops: Option<f64>,
+    /// Its trials in the order given.
+    pub trials: Vec<TrialSummary>,
+}
+
+/// One stored trial.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrialSummary {
+    /// Trial id.
+    pub id: String,
+    /// Repetition.
+    pub round: u32,
+    /// Place in the run's order.
+    pub position: u32,
+    /// Verdict.
+    pub verdict: Verdict,
+    /// Why it is not VALID.
+    pub reasons: Vec<String>,
+    /// Figures, also of a trial that is not VALID: they are stored, never averaged.
+    pub metrics: TrialMetrics,
+}
+
+impl TrialSummary {
+    /// Its figures count.
+    pub fn is_valid(&self) -> bool {
+        self.verdict == Verdict::Valid
+    }
+}
+
+/// A ratio that the scenario asks for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ComparisonSummary {
+    /// What the reader is told.
+    pub label: String,
+    /// Case whose figure is divided.
+    pub case: String,
+    /// Case it is divided by.
+    pub against: String,
+    /// The least ratio hoped for.
+    pub target: Option<f64>,
+    /// Against the target; `None` without a target or a ratio.
+    pub outcome: Option<Outcome>,
+    /// The comparison itself.
+    #[serde(flatten)]
+    pub result: Compared,
+}
+
+/// A ratio against its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The whole interval reaches the target.
+    Reached,
+    /// The whole interval stays below.
+    Missed,
+    /// The target lies inside the interval, or a single round gives none.
+    Unclear,
+}
+
+/// One seam switched off.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AblationSummary {
+    /// Case with the seam off.
+    pub case: String,
+    /// Case with every seam on.
+    pub of: String,
+    /// The seam, or `all`.
+    pub off: String,
+    /// The case with the seam off over the one with every seam on: below 1 where the seam pays.
+    #[serde(flatten)]
+    pub result: Compared,
+}
+
+/// Judges, measures and compares all trials of a run. Partial runs give partial summaries.
+pub fn summarise(resolved: &Resolved, logs: &[TrialLog]) -> RunSummary {
+    let trials: Vec<Trial<'_>> =
+        logs.iter().map(|log| Trial { log, judgement: judge(log), metrics: metrics(log) }).collect();
+    let sides: Vec<Side<'_>> = resolved.cases.iter().map(|case| side(case, &trials)).collect();
+    let find = |id: &str| sides.iter().find(|s| s.case.id == id);
+    let comparisons: Vec<ComparisonSummary> =
+        resolved.comparisons.iter().map(|c| comparison(c, &find)).collect();
+    let ablations: Vec<AblationSummary> = sides.iter().filter_map(|s| ablation(s, &find)).collect();
+    let known = |t: &&Trial<'_>| resolved.cases.iter().any(|c| c.id == t.log.case());
+    let worst_trial = trials.iter().map(|t| t.judgement.verdict).max();
+    let compared = comparisons.iter().map(|c| &c.result).chain(ablations.iter().map(|a| &a.result));
+    RunSummary {
+        schema: SCHEMA.into(),
+        name: resolved.name.clone(),
+        verdict: compared.filter_map(|r| r.verdict).max().max(worst_trial),
+        trials_planned: resolved.order.len(),
+        trials_stored: logs.len(),
+        trials_valid: trials.iter().filter(|t| t.judgement.verdict == Verdict::Valid).count(),
+        strays: trials.iter().filter(|t| !known(t)).map(|t| t.id()).collect(),
+        cases: resolved.cases.iter().map(|c| case_summary(c, &trials)).collect(),
+        comparisons,
+        ablations,
+        skipped: resolved.skipped.clone(),
+    }
+}
+
+/// A trial with what is made of it.
+struct Trial<'a> {
+    log: &'a TrialLog,
+    judgement: Judgement,
+    metrics: TrialMetrics,
+}
+
+impl Trial<'_> {
+    fn id(&self) -> String {
+        self.log.header.as_ref().map_or("(a log without a header)".into(), |h| h.spec.trial_id.clone())
+    }
+
+    fn summary(&self) -> TrialSummary {
+        let header = self.log.header.as_ref();
+        TrialSummary {
+            id: self.id(),
+            round: header.map_or(0, |h| h.round),
+            position: header.map_or(0, |h| h.position),
+            verdict: self.judgement.verdict,
+            reasons: self.judgement.reasons.iter().map(ToString::to_string).collect(),
+            metrics: self.metrics.clone(),
+        }
+    }
+}
+
+fn side<'a>(case: &'a Case, trials: &'a [Trial<'a>]) -> Side<'a> {
+    let own = || trials.iter().filter(|t| t.log.case() == case.id);
+    let valid = own().filter(|t| t.judgement.verdict == Verdict::Valid);
+    Side {
+        case,
+        verdict: own().map(|t| t.judgement.verdict).max(),
+        valid: valid.map(|t| (t.log, &t.metrics)).collect(),
+    }
+}
+
+fn case_summary(case: &Case, trials: &[Trial<'_>]) -> CaseSummary {
+    let own: Vec<&Trial<'_>> = trials.iter().filter(|t| t.log.case() == case.id).collect();
+    let valid: Vec<&TrialMetrics> =
+        own.iter().filter(|t| t.judgement.verdict == Verdict::Valid).map(|t| &t.metrics).collect();
+    let values =
+        |f: &dyn Fn(&TrialMetrics) -> Option<f64>| valid.iter().filter_map(|m| f(m)).collect::<Vec<_>>();
+    let estimate = |f: &dyn Fn(&TrialMetrics) -> Option<f64>| median_estimate(&values(f));
+    let middle = |f: &dyn Fn(&TrialMetrics) -> Option<f64>| median(&values(f));
+    let hello = own.iter().find_map(|t| t.log.hello.as_ref()).map(|h| &h.event);
+    CaseSummary {
+        id: case.id.clone(),
+        arm: case.arm.clone(),
+        axes: case.axes.clone(),
+        verdict: own.iter().map(|t| t.judgement.verdict).max(),
+        valid: valid.len(),
+        precision: hello.map(|h| h.precision.clone()),
+        kernel_plan: hello.map(|h| h.kernel_plan.clone()).unwrap_or_default(),
+        real_tokens_per_s: estimate(&|m| m.real_tokens_per_s),
+        slots_per_s: estimate(&|m| m.slots_per_s),
+        loss_tokens_per_s: estimate(&|m| m.loss_tokens_per_s),
+        step_ms: estimate(&|m| m.step_ms),
+        peak_rss: estimate(&|m| m.peak_rss().map(|b| b as f64)),
+        planned_bytes: valid.iter().find_map(|m| m.planned_total()),
+        cpu_percent: middle(&|m| m.cpu_percent),
+        first_loss: middle(&|m| m.first_loss),
+        final_loss: middle(&|m| m.loss_fall.map(|f| f.last)),
+        packing_efficiency: middle(&|m| m.packing_efficiency),
+        gemm_share: middle(&|m| m.gemm_share),
+        gemm_gflops: middle(&|m| m.gemm_gflops),
+        gemm_method: valid.iter().find_map(|m| m.gemm_method.clone()),
+        model_gflops: middle(&|m| m.model_gflops),
+        trials: own.iter().map(|t| t.summary()).collect(),
+    }
+}
+
+type Find<'f, 'a> = dyn Fn(&str) -> Option<&'f Side<'a>> + 'f;
+
+fn comparison<'f>(
+    asked: &chronibench_protocol::record::Comparison,
+    find: &Find<'f, '_>,
+) -> ComparisonSummary {
+    let result = match (find(&asked.case), find(&asked.against)) {
+        (Some(a), Some(b)) => compare(a, b, &asked.declared_differences, a.case.arm == b.case.arm),
+        (a, _) => absent(if a.is_none() { &asked.case } else { &asked.against }),
+    };
+    ComparisonSummary {
+        label: asked.label.clone(),
+        case: asked.case.clone(),
+        against: asked.against.clone(),
+        target: asked.target,
+        outcome: asked.target.zip(result.speed).map(|(target, ratio)| outcome(target, &ratio)),
+        result,
+    }
+}
+
+fn outcome(target: f64, ratio: &Estimate) -> Outcome {
+    match ratio.interval {
+        Some((low, _)) if low >= target => Outcome::Reached,
+        Some((_, high)) if high < target => Outcome::Missed,
+        _ => Outcome::Unclear,
+    }
+}
+
+fn ablation<'f>(off: &Side<'_>, find: &Find<'f, '_>) -> Option<AblationSummary> {
+    let ablation = off.case.ablation.as_ref()?;
+    let declared = match ablation.off.as_str() {
+        "all" => "kernels".to_string(),
+        seam => format!("kernels.{seam}"),
+    };
+    let result = match find(&ablation.of) {
+        Some(base) => {
+            let mut result = compare(off, base, std::slice::from_ref(&declared), true);
+            if result.verdict == Some(Verdict::Valid) && result.differences.is_empty() {
+                result.verdict = Some(Verdict::NotComparable);
+                result
+                    .reasons
+                    .push(format!("expected {declared} to differ, saw the same kernel plan in both"));
+                (result.speed, result.memory) = (None, None);
+            }
+            result
+        }
+        None => absent(&ablation.of),
+    };
+    let (case, of, off) = (off.case.id.clone(), ablation.of.clone(), ablation.off.clone());
+    Some(AblationSummary { case, of, off, result })
+}
+
+fn absent(id: &str) -> Compared {
+    Compared { reasons: vec![format!("{id} is not part of this run")], ..Compared::default() }
+}

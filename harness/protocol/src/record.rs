@@ -1,0 +1,378 @@
+//! What the harness stores: one JSONL file a trial, from which every report is rebuilt.
+//!
+//! A stored trial begins with [`Line::Trial`], then holds the arm's events and the samples in order of arrival, and
+//! ends with [`Line::Ledger`], [`Line::Weights`] and [`Line::Exit`]. Every attempt is stored, failures included.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    event::{Event, TensorInfo, TokenCounts},
+    spec::Spec,
+};
+
+/// Version of the stored lines.
+pub const SCHEMA: &str = "chronibench.trial/1";
+
+/// One line of `events/<trial>.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Line {
+    /// First line: what was asked, and what the harness expects to see.
+    Trial(Box<TrialHeader>),
+    /// An event of the arm, as received.
+    Event {
+        /// Nanoseconds since the trial was spawned, on the harness's clock.
+        recv_ns: u64,
+        /// The event.
+        event: Event,
+    },
+    /// A line of the arm's event file that was no event.
+    Garbage {
+        /// Nanoseconds since the spawn.
+        recv_ns: u64,
+        /// Its first 200 characters.
+        text: String,
+    },
+    /// A look at the process and the machine.
+    Sample(Sample),
+    /// The harness's own count of every step, beside the arm's.
+    Ledger {
+        /// One entry a step event.
+        steps: Vec<LedgerStep>,
+    },
+    /// The harness's comparison of the weights before and after.
+    Weights {
+        /// One entry a tensor of either side.
+        tensors: Vec<TensorChange>,
+    },
+    /// Last line: how the process ended.
+    Exit(Exit),
+}
+
+/// Head of a stored trial.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrialHeader {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// Case of the scenario, e.g. `chronicals/full/packed`.
+    pub case: String,
+    /// Which repetition of the case, from 0.
+    pub round: u32,
+    /// Position in the run's order, from 0.
+    pub position: u32,
+    /// Wall-clock start, RFC 3339.
+    pub started_at: String,
+    /// The specification given to the arm.
+    pub spec: Spec,
+    /// The trainable set that this scenario demands.
+    pub expected_trainable: Vec<TensorInfo>,
+    /// Hash of the token store.
+    pub tokens_sha256: String,
+    /// Size of the model, for the FLOP model.
+    pub model: ModelShape,
+}
+
+/// The numbers of a model that FLOP and memory models need.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelShape {
+    /// Transformer blocks.
+    pub layers: u64,
+    /// Query heads × head dimension.
+    pub attention_width: u64,
+    /// Elements of the weights used in matrix products of the blocks.
+    pub block_matmul_params: u64,
+    /// Elements of the LM head.
+    pub head_params: u64,
+    /// Elements of all parameters without adapters, tied tensors once.
+    pub total_params: u64,
+}
+
+/// One look at a running trial.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Nanoseconds since the spawn.
+    pub t_ns: u64,
+    /// Resident set of the arm's process tree, bytes.
+    pub rss_bytes: u64,
+    /// Processor use of the arm's process tree, percent of one core.
+    pub cpu_percent: f32,
+    /// Processor use of the whole machine, percent of all cores.
+    pub machine_cpu_percent: f32,
+    /// GPU readings where a GPU exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuSample>,
+}
+
+/// One look at a GPU through NVML.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GpuSample {
+    /// Memory used by the arm's processes, bytes.
+    pub process_bytes: u64,
+    /// Memory used on the device, bytes.
+    pub device_bytes: u64,
+    /// Board power, milliwatts.
+    pub power_mw: u32,
+    /// Energy counter, millijoules.
+    pub energy_mj: u64,
+    /// SM clock, MHz.
+    pub sm_mhz: u32,
+    /// Temperature, °C.
+    pub temp_c: u32,
+    /// NVML's throttle-reason bits.
+    pub throttle_mask: u64,
+}
+
+/// A step as the arm reported it and as the harness recounted it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerStep {
+    /// Step index.
+    pub step: u32,
+    /// The arm's digest equals the one of the harness's own tokens.
+    pub digest_ok: bool,
+    /// Counted by the harness.
+    pub counted: TokenCounts,
+    /// Reported by the arm.
+    pub reported: TokenCounts,
+}
+
+/// A tensor before and after training, read by the harness from the files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TensorChange {
+    /// Hugging Face or PEFT name.
+    pub name: String,
+    /// Extents.
+    pub shape: Vec<usize>,
+    /// Present before, after, or both.
+    pub present: Presence,
+    /// ‖after − before‖₂.
+    pub delta_norm: f64,
+    /// ‖before‖₂.
+    pub norm: f64,
+    /// No NaN or infinity after training.
+    pub finite: bool,
+    /// Elements whose bits changed.
+    pub changed: u64,
+}
+
+/// On which side of a trial a tensor exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Presence {
+    /// Lost in training.
+    Before,
+    /// Appeared in training.
+    After,
+    /// As it should be.
+    Both,
+}
+
+/// How a trial's process ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit code, if it exited.
+    pub code: Option<i32>,
+    /// Signal, if one ended it.
+    pub signal: Option<i32>,
+    /// The harness killed it at its time limit of this many seconds.
+    #[serde(default)]
+    pub timed_out_after_s: Option<f64>,
+    /// Spawn to end, nanoseconds.
+    pub wall_ns: u64,
+    /// Last lines of standard error.
+    pub stderr_tail: String,
+}
+
+/// The verdict on a trial or a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Verdict {
+    /// Every proof of training holds.
+    Valid,
+    /// A proof failed: the numbers say nothing.
+    Invalid,
+    /// The arms did different work.
+    NotComparable,
+    /// The arm failed.
+    Error,
+    /// The arm was killed at its time limit.
+    Timeout,
+}
+
+/// A scenario with its defaults filled in and its matrix expanded: `resolved.yaml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resolved {
+    /// `chronibench.resolved/1`.
+    pub schema: String,
+    /// Short name, used in folder names.
+    pub name: String,
+    /// One line.
+    pub title: String,
+    /// A paragraph for the report.
+    #[serde(default)]
+    pub description: String,
+    /// Hash of the scenario file as read.
+    pub scenario_sha256: String,
+    /// Data set facts.
+    pub data: ResolvedData,
+    /// Model facts.
+    pub model: ResolvedModel,
+    /// Trials of every case.
+    pub trials: u32,
+    /// Seconds after which a trial is killed.
+    pub timeout_s: f64,
+    /// Steps.
+    pub measure: crate::spec::Measure,
+    /// Every case, in the scenario's order.
+    pub cases: Vec<Case>,
+    /// Case ids in the order in which the trials run, all rounds.
+    pub order: Vec<String>,
+    /// Ratios that the report states.
+    #[serde(default)]
+    pub comparisons: Vec<Comparison>,
+    /// Arms or cases left out, and why.
+    #[serde(default)]
+    pub skipped: Vec<Skipped>,
+}
+
+/// The data set of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResolvedData {
+    /// The file as the scenario names it.
+    pub path: String,
+    /// Hash of that file.
+    pub sha256: String,
+    /// Prompt template.
+    pub template: String,
+    /// Longest sample kept, tokens.
+    pub max_length: u32,
+    /// Over-long samples are cut (`truncate`) or refused (`refuse`).
+    pub overlong: String,
+    /// Only the response is learned.
+    pub completion_only_loss: bool,
+    /// Seed of the order of samples.
+    pub seed: u64,
+}
+
+/// The model of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResolvedModel {
+    /// The config as the scenario names it.
+    pub config: String,
+    /// Hash of that file.
+    pub sha256: String,
+    /// Seed of the starting weights.
+    pub init_seed: u64,
+    /// Steps of full fine-tuning that the starting weights got first, shared by all arms.
+    pub pretrain_steps: u32,
+}
+
+/// One cell of the matrix for one arm.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Case {
+    /// `arm/axis value/axis value…`, unique.
+    pub id: String,
+    /// Arm name.
+    pub arm: String,
+    /// Program that runs it: `native`, `candle`, `mock`.
+    pub runner: String,
+    /// Axis → value name, e.g. `method: lora`.
+    pub axes: BTreeMap<String, String>,
+    /// Full or LoRA.
+    pub method: crate::spec::Method,
+    /// Optimizer and schedule.
+    pub train: crate::spec::TrainArgs,
+    /// Batch geometry.
+    pub batch: BatchArgs,
+    /// Seam → variant.
+    pub kernels: BTreeMap<String, String>,
+    /// For an ablation: the case this one is to be compared with, and the seam that is off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ablation: Option<Ablation>,
+}
+
+/// How samples become batches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BatchArgs {
+    /// How rows are filled.
+    pub packing: Packing,
+    /// Rows of one micro-batch: samples without packing, bins with it.
+    pub per_device_train_batch_size: u32,
+    /// Micro-batches of one optimizer step.
+    #[serde(default = "one")]
+    pub gradient_accumulation_steps: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// Packing strategies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Packing {
+    /// One sample a row, padded to the longest of its micro-batch.
+    None,
+    /// Best-fit decreasing.
+    Bfd,
+    /// First-fit in the given order.
+    Ff,
+}
+
+impl Packing {
+    /// The name used in scenarios and plans.
+    pub fn name(self) -> &'static str {
+        match self {
+            Packing::None => "none",
+            Packing::Bfd => "bfd",
+            Packing::Ff => "ff",
+        }
+    }
+}
+
+/// One seam switched off.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ablation {
+    /// Case with every seam on.
+    pub of: String,
+    /// The seam at its unfused variant here, or `all`.
+    pub off: String,
+}
+
+/// A ratio of two cases that the report states.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Comparison {
+    /// What the reader is told.
+    pub label: String,
+    /// Case whose figure is divided.
+    pub case: String,
+    /// Case it is divided by.
+    pub against: String,
+    /// The least ratio hoped for, if any; the report says whether it was reached.
+    #[serde(default)]
+    pub target: Option<f64>,
+    /// Differences between the two that are meant, e.g. `packing`.
+    #[serde(default)]
+    pub declared_differences: Vec<String>,
+}
+
+/// Something that did not run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Skipped {
+    /// Arm or case.
+    pub what: String,
+    /// Why.
+    pub why: String,
+    /// How to get it.
+    pub hint: String,
+}

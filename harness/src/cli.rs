@@ -1,0 +1,99 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::worker;
+
+/// Benchmarks of fine-tuning that can be believed.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "chronibench", version, max_term_width = 100, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  chronibench run scenarios/quickstart.yaml
+  chronibench run scenarios/quickstart.yaml --arm chronicals --trials 1
+  chronibench plan scenarios/ablation-cpu.yaml
+  chronibench report runs/20250131-101500-quickstart
+
+Exit codes:
+  0    everything ran and is valid
+  2    wrong usage, scenario or data set
+  3    a trial or a comparison is invalid or not comparable
+  5    the machine lacks something: a file, a permission, a library
+  6    a trial crashed or ran past its time limit
+  130  interrupted; finished trials are kept";
+
+/// The sub-commands.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Run a scenario and write a run folder with its report.
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(RunArgs),
+    /// Show cases, order and estimated time of a scenario, without running it.
+    #[command(after_help = "Example:\n  chronibench plan scenarios/quickstart.yaml -k lora")]
+    Plan(SelectArgs),
+    /// Show the machine, its libraries, and what will be skipped and why.
+    Doctor,
+    /// Print the JSON Schema of scenarios, for editors.
+    #[command(after_help = "Example:\n  chronibench schema > scenario.schema.json")]
+    Schema,
+    /// Rebuild results and report of a run from its stored events.
+    #[command(after_help = "Example:\n  chronibench report runs/20250131-101500-quickstart")]
+    Report {
+        /// Run folder.
+        dir: PathBuf,
+    },
+    /// A child process of a run.
+    #[command(hide = true, subcommand)]
+    Worker(worker::Command),
+}
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  chronibench run scenarios/quickstart.yaml
+  chronibench run scenarios/quickstart.yaml --out /tmp/first --trials 1
+  chronibench run scenarios/quickstart.yaml -k full/ --set measure.timed_steps=4 --set measure.window_steps=2
+  chronibench run scenarios/quickstart.yaml --dry-run";
+
+/// A scenario and what of it to run.
+#[derive(Clone, Debug, Args)]
+pub struct SelectArgs {
+    /// Scenario file.
+    pub file: PathBuf,
+    /// Change a setting: dotted path and a YAML value.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Only cases whose id contains this.
+    #[arg(short = 'k', value_name = "TEXT")]
+    pub case: Option<String>,
+    /// Only this arm (may be repeated).
+    #[arg(long = "arm", value_name = "NAME")]
+    pub arms: Vec<String>,
+    /// Trials of every case, instead of the scenario's number.
+    #[arg(long, value_name = "N")]
+    pub trials: Option<u32>,
+}
+
+/// Arguments of `run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Scenario and selection.
+    #[command(flatten)]
+    pub select: SelectArgs,
+    /// Run folder to make; by default `runs/<time>-<scenario>`.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Show what would run, as `plan` does.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Keep the starting weights in the run folder.
+    #[arg(long)]
+    pub keep_inputs: bool,
+}

@@ -1,0 +1,82 @@
+//! `chronibench doctor`: the machine, its libraries, and what will be skipped and why.
+
+use serde_json::Value;
+
+use crate::{
+    environment,
+    error::{Exit, Result},
+    runner::gpu::Gpu,
+};
+
+/// CUDA libraries that GPU arms need, and what for. The CPU arms need none of them.
+const CUDA_LIBRARIES: [(&str, &[&str], &str); 4] = [
+    ("libcuda", &["libcuda.so.1", "libcuda.so"], "the driver"),
+    ("libnvrtc", &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"], "compiling kernels"),
+    ("libcublasLt", &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"], "matrix products"),
+    ("libnccl", &["libnccl.so.2", "libnccl.so"], "several GPUs"),
+];
+
+/// Prints what was found.
+pub fn show() -> Result<Exit> {
+    let machine = environment::machine()?;
+    let text = |key: &str| match &machine[key] {
+        Value::String(s) => s.clone(),
+        Value::Null => "not told by the system".to_string(),
+        other => other.to_string(),
+    };
+    println!("machine");
+    println!("  cpu       {} ({})", text("cpu"), text("architecture"));
+    println!("  cores     {} usable of {} logical", text("usable_cores"), text("logical_cores"));
+    println!("  memory    {:.1} GiB", machine["memory_bytes"].as_f64().unwrap_or(0.0) / (1u64 << 30) as f64);
+    println!("  system    {}, kernel {}", text("os"), text("kernel"));
+    println!("  governor  {}", text("governor"));
+    if text("governor") == "powersave" {
+        println!("            clocks follow the load; `cpupower frequency-set -g performance` steadies them");
+    }
+    let gpu = gpu();
+    println!("cuda libraries");
+    for (name, files, purpose) in CUDA_LIBRARIES {
+        println!("  {name:<12} {} ({purpose})", probe(files));
+    }
+    println!("arms");
+    println!("  native    runs on the CPU");
+    println!("  candle    runs on the CPU");
+    match gpu {
+        Ok(()) => println!("skipped\n  nothing of a CPU scenario; GPU readings are sampled during trials"),
+        Err(why) => println!("skipped\n  GPU readings: {why}"),
+    }
+    Ok(Exit::Pass)
+}
+
+fn gpu() -> Result<(), String> {
+    println!("gpu");
+    match Gpu::open() {
+        Ok(gpu) => {
+            let facts = gpu.facts();
+            println!("  driver    {}", facts["driver"].as_str().unwrap_or("unknown"));
+            for d in facts["devices"].as_array().into_iter().flatten() {
+                let gib = d["memory_bytes"].as_f64().unwrap_or(0.0) / (1u64 << 30) as f64;
+                let capability = d["compute_capability"].as_str().unwrap_or("?");
+                println!("  device    {}, {gib:.0} GiB, sm {capability}", d["name"].as_str().unwrap_or("?"));
+            }
+            Ok(())
+        }
+        Err(e) => {
+            println!("  none ({e})");
+            Err(format!("NVML finds no GPU: {e}"))
+        }
+    }
+}
+
+/// The first of `files` that the loader finds.
+fn probe(files: &[&str]) -> String {
+    let found = files.iter().find(|f| {
+        // SAFETY: loading runs the library's initialisers; these are NVIDIA's own libraries, looked up by their
+        // official names, whose initialisers only set up their own state. Nothing is called.
+        unsafe { libloading::Library::new(**f) }.is_ok()
+    });
+    match found {
+        Some(file) => format!("found as {file}"),
+        None => "not found".to_string(),
+    }
+}

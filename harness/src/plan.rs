@@ -1,0 +1,118 @@
+//! `chronibench plan`: cases, order and estimated time, without running.
+
+use std::{path::Path, time::Duration};
+
+use chronibench_protocol::{
+    record::{Case, Resolved},
+    spec::Method,
+};
+use comfy_table::Table;
+use indicatif::HumanDuration;
+
+use crate::{
+    cli::SelectArgs,
+    error::{AtPath, Exit, Result},
+    estimate::{self, Pace},
+    expect::HfConfig,
+    inputs::{self, Extent, Inputs},
+    interrupt,
+    runner::child,
+    scenario::Setup,
+    session,
+};
+
+/// Prints the plan of a scenario.
+pub fn show(args: &SelectArgs) -> Result<Exit> {
+    let setup = session::set_up(args)?;
+    interrupt::install();
+    let scratch = tempfile::tempdir().at(&std::env::temp_dir())?;
+    let inputs = inputs::prepare(&setup, scratch.path(), Extent::Tokens)?;
+    let (seconds, basis) = estimates(&setup, &inputs, scratch.path())?;
+    let resolved = &setup.resolved;
+    println!("{} — {}", resolved.name, resolved.title);
+    println!("{}", table(resolved, &inputs, &seconds));
+    println!("order: {}", order(resolved));
+    for s in &resolved.skipped {
+        println!("skipped: {}: {} ({})", s.what, s.why, s.hint);
+    }
+    let total: f64 = seconds.iter().sum::<f64>() * f64::from(resolved.trials);
+    println!(
+        "{} trials, about {} ({basis})",
+        resolved.order.len(),
+        HumanDuration(Duration::from_secs_f64(total.max(1.0)))
+    );
+    Ok(Exit::Pass)
+}
+
+/// Seconds a trial of every case takes, and how that is known.
+fn estimates(setup: &Setup, inputs: &Inputs, scratch: &Path) -> Result<(Vec<f64>, String)> {
+    let cases = &setup.resolved.cases;
+    if let Some((dir, pace)) = estimate::earlier_run(Path::new("runs"), &setup.resolved) {
+        let known: Option<Vec<f64>> = cases.iter().map(|c| Pace::case(&pace, &c.id)).collect();
+        if let Some(seconds) = known {
+            return Ok((seconds, format!("measured on this machine in {}", dir.display())));
+        }
+    }
+    let shape = HfConfig::load(&setup.config)?.shape();
+    let answer = child::answer(&["worker", "calibrate"].map(String::from), scratch, "calibrate")?;
+    let gflops = estimate::rate(&answer).unwrap_or(1.0);
+    let seconds = cases.iter().map(|c| estimate::from_flops(c, &shape, &inputs.counts(c), gflops)).collect();
+    Ok((
+        seconds,
+        format!("a rough guess from FLOPs and a matrix product at {gflops:.0} GFLOP/s; no earlier run here"),
+    ))
+}
+
+fn table(resolved: &Resolved, inputs: &Inputs, seconds: &[f64]) -> Table {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
+    table.set_header(["case", "method", "batch", "kernels", "slots", "real tokens", "s/trial"]);
+    for (case, seconds) in resolved.cases.iter().zip(seconds) {
+        let counts = inputs.counts(case);
+        let batch = &case.batch;
+        table.add_row([
+            case.id.clone(),
+            method(case),
+            format!(
+                "{} × {} rows, {}",
+                batch.gradient_accumulation_steps,
+                batch.per_device_train_batch_size,
+                batch.packing.name()
+            ),
+            kernels(case),
+            counts.slots.to_string(),
+            counts.real.to_string(),
+            format!("{seconds:.1}"),
+        ]);
+    }
+    table
+}
+
+fn method(case: &Case) -> String {
+    match &case.method {
+        Method::Full {} => format!("full, lr {:e}", case.train.learning_rate),
+        Method::Lora(l) => format!("lora r={}, lr {:e}", l.r, case.train.learning_rate),
+    }
+}
+
+/// Kernels that differ from the commonest variant, or that variant alone.
+fn kernels(case: &Case) -> String {
+    let mut by_variant: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (seam, variant) in &case.kernels {
+        match by_variant.iter_mut().find(|(v, _)| *v == variant.as_str()) {
+            Some((_, seams)) => seams.push(seam),
+            None => by_variant.push((variant, vec![seam])),
+        }
+    }
+    by_variant.sort_by_key(|(_, seams)| std::cmp::Reverse(seams.len()));
+    let others = by_variant.iter().skip(1).map(|(v, seams)| format!("{v}: {}", seams.join(" ")));
+    by_variant.first().map(|(v, _)| v.to_string()).into_iter().chain(others).collect::<Vec<_>>().join("; ")
+}
+
+/// The first two rounds tell the order: forward, then backward.
+fn order(resolved: &Resolved) -> String {
+    let rounds: Vec<String> =
+        resolved.order.chunks(resolved.cases.len()).take(2).map(|r| r.join(" → ")).collect();
+    let more = if resolved.trials > 2 { "\n       … and so on" } else { "" };
+    format!("{}{more}", rounds.join("\n       "))
+}

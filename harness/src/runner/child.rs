@@ -1,0 +1,142 @@
+//! Child processes, each in a process group of its own, which ends as a whole.
+
+use std::{
+    fs::File,
+    os::unix::process::{CommandExt, ExitStatusExt},
+    path::Path,
+    process::{Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use chronibench_protocol::event::Failure;
+use nix::{
+    sys::{
+        signal::{Signal, killpg},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid},
+    },
+    unistd::Pid,
+};
+
+use crate::{
+    error::{AtPath, Error, Exit, Result},
+    interrupt,
+};
+
+/// How often a waiting harness looks at its child.
+pub const POLL: Duration = Duration::from_millis(20);
+
+/// This program run again as a worker.
+pub struct Worker {
+    child: std::process::Child,
+    started: Instant,
+    ended: bool,
+}
+
+impl Worker {
+    /// Starts `chronibench ARGS…` with its output in `dir/stdout.log` and `dir/stderr.log`.
+    ///
+    /// The thread count goes by the environment too: libraries that size their pool before an arm can say anything
+    /// read it there.
+    pub fn spawn(args: &[String], dir: &Path, threads: Option<usize>) -> Result<Self> {
+        let exe = std::env::current_exe().at(Path::new("chronibench"))?;
+        let log = |name: &str| {
+            let path = dir.join(name);
+            File::create(&path).at(&path)
+        };
+        let child = Command::new(&exe)
+            .args(args)
+            .envs(threads.map(|n| ("RAYON_NUM_THREADS", n.to_string())))
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .stdout(log("stdout.log")?)
+            .stderr(log("stderr.log")?)
+            .process_group(0)
+            .spawn()
+            .at(&exe)?;
+        Ok(Self { child, started: Instant::now(), ended: false })
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Time since the spawn.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The exit status once the process has ended; processes that it left behind are ended too.
+    pub fn poll(&mut self) -> Result<Option<ExitStatus>> {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        match waitid(Id::Pid(self.group()), flags) {
+            Ok(WaitStatus::StillAlive) => Ok(None),
+            // Not reaped yet, so the group id cannot have been given to anybody else.
+            _ => self.end().map(Some),
+        }
+    }
+
+    /// Ends the whole group and reaps the worker.
+    pub fn end(&mut self) -> Result<ExitStatus> {
+        // An empty group is as good as an ended one.
+        let _ = killpg(self.group(), Signal::SIGKILL);
+        self.ended = true;
+        self.child.wait().at(Path::new("worker"))
+    }
+
+    fn group(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = self.end();
+        }
+    }
+}
+
+/// Runs a worker that says one thing on standard output: its answer, or a [`Failure`] with exit code 2 or 5.
+pub fn answer(args: &[String], dir: &Path, name: &str) -> Result<String> {
+    let logs = dir.join(format!("{name}-log"));
+    std::fs::create_dir_all(&logs).at(&logs)?;
+    let mut worker = Worker::spawn(args, &logs, None)?;
+    let status = loop {
+        if interrupt::requested() {
+            worker.end()?;
+            return Err(interrupt::error());
+        }
+        match worker.poll()? {
+            Some(status) => break status,
+            None => std::thread::sleep(POLL),
+        }
+    };
+    let path = logs.join("stdout.log");
+    let answer = std::fs::read_to_string(&path).at(&path)?;
+    if status.success() {
+        std::fs::remove_dir_all(&logs).at(&logs)?;
+        return Ok(answer);
+    }
+    let exit = if status.code() == Some(Exit::Environment as i32) { Exit::Environment } else { Exit::Usage };
+    match serde_json::from_str::<Failure>(&answer) {
+        Ok(failure) => Err(Error::from_failure(exit, failure)),
+        Err(_) => {
+            let how = match (status.code(), status.signal()) {
+                (Some(code), _) => format!("exit code {code}"),
+                (None, signal) => format!("signal {}", signal.unwrap_or_default()),
+            };
+            let what = format!("the {name} step ended with {how}\n{}", stderr_tail(&logs));
+            Err(Error::new(Exit::Trial, what, logs.display().to_string()))
+        }
+    }
+}
+
+/// The last lines that a worker wrote to standard error.
+pub fn stderr_tail(dir: &Path) -> String {
+    const LINES: usize = 20;
+    let bytes = std::fs::read(dir.join("stderr.log")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(8192)..]).into_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LINES)..].join("\n")
+}

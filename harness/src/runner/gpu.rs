@@ -1,0 +1,70 @@
+//! GPU readings through NVML; on a machine without one, nothing.
+
+use chronibench_protocol::record::GpuSample;
+use nvml_wrapper::{
+    Nvml,
+    enum_wrappers::device::{Clock, TemperatureSensor},
+    enums::device::UsedGpuMemory,
+    error::NvmlError,
+};
+use serde_json::{Value, json};
+
+/// The machine's first GPU.
+pub struct Gpu {
+    nvml: Nvml,
+}
+
+impl Gpu {
+    /// Opens NVML and checks that there is a device.
+    ///
+    /// # Errors
+    /// Why there is none, in NVML's words.
+    pub fn open() -> Result<Self, NvmlError> {
+        let nvml = Nvml::init()?;
+        nvml.device_by_index(0)?;
+        Ok(Self { nvml })
+    }
+
+    /// One look; `None` when the device cannot be read at this moment. A counter that this GPU lacks reads 0.
+    pub fn look(&self, pids: &[u32]) -> Option<GpuSample> {
+        let d = self.nvml.device_by_index(0).ok()?;
+        let used = |m: &UsedGpuMemory| match m {
+            UsedGpuMemory::Used(bytes) => *bytes,
+            UsedGpuMemory::Unavailable => 0,
+        };
+        let processes = d.running_compute_processes().unwrap_or_default();
+        Some(GpuSample {
+            process_bytes: processes
+                .iter()
+                .filter(|p| pids.contains(&p.pid))
+                .map(|p| used(&p.used_gpu_memory))
+                .sum(),
+            device_bytes: d.memory_info().ok()?.used,
+            power_mw: d.power_usage().unwrap_or(0),
+            energy_mj: d.total_energy_consumption().unwrap_or(0),
+            sm_mhz: d.clock_info(Clock::SM).unwrap_or(0),
+            temp_c: d.temperature(TemperatureSensor::Gpu).unwrap_or(0),
+            throttle_mask: d.current_throttle_reasons().map_or(0, |r| r.bits()),
+        })
+    }
+
+    /// Facts for the record.
+    pub fn facts(&self) -> Value {
+        let count = self.nvml.device_count().unwrap_or(0);
+        let devices: Vec<Value> = (0..count)
+            .filter_map(|i| self.nvml.device_by_index(i).ok())
+            .map(|d| {
+                json!({
+                    "name": d.name().ok(),
+                    "uuid": d.uuid().ok(),
+                    "memory_bytes": d.memory_info().ok().map(|m| m.total),
+                    "compute_capability": d.cuda_compute_capability().ok().map(|c| format!("{}.{}", c.major, c.minor)),
+                    "power_limit_mw": d.enforced_power_limit().ok(),
+                    "max_sm_mhz": d.max_clock_info(Clock::SM).ok(),
+                    "ecc": d.is_ecc_enabled().ok().map(|e| e.currently_enabled),
+                })
+            })
+            .collect();
+        json!({ "driver": self.nvml.sys_driver_version().ok(), "devices": devices })
+    }
+}

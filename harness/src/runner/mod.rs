@@ -1,0 +1,242 @@
+//! One trial: a child process, watched until it ends, and its record.
+
+pub mod child;
+pub mod gpu;
+pub mod sample;
+mod tail;
+
+use std::{
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    time::Duration,
+};
+
+use chronibench_protocol::{
+    Event, Spec,
+    event::Step,
+    record::{Case, Exit, Line, Presence, TensorChange, TrialHeader},
+    spec::{DataSpec, Method, ModelSpec, PROTOCOL},
+};
+
+use crate::{
+    error::{AtPath, Result},
+    expect::HfConfig,
+    inputs::Inputs,
+    interrupt,
+    runner::{child::Worker, gpu::Gpu, sample::Sampler, tail::Tail},
+    scenario::Setup,
+    weights,
+};
+
+/// What all trials of a run have in common.
+pub struct Bench<'a> {
+    /// The scenario.
+    pub setup: &'a Setup,
+    /// Tokens, plans and starting weights.
+    pub inputs: &'a Inputs,
+    /// The harness's own knowledge of the model.
+    pub expect: &'a HfConfig,
+    /// The run folder; trials keep their files under `work/` while they run.
+    pub folder: &'a Path,
+    /// The GPU, where there is one.
+    pub gpu: Option<&'a Gpu>,
+}
+
+/// Which trial of the run.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn<'a> {
+    /// What runs.
+    pub case: &'a Case,
+    /// Repetition, from 0.
+    pub round: u32,
+    /// Place in the order, from 0.
+    pub position: u32,
+}
+
+impl Turn<'_> {
+    /// Unique in the run, and a file name.
+    pub fn trial_id(&self) -> String {
+        format!("{:03}-{}", self.position, self.case.id.replace('/', "_"))
+    }
+}
+
+impl Bench<'_> {
+    /// Runs one trial to its end, whatever that is, and returns its record.
+    ///
+    /// # Errors
+    /// The harness itself fails or is interrupted. An arm that fails is a record, not an error.
+    pub fn run(&self, turn: Turn<'_>, on_event: &mut dyn FnMut(&Event)) -> Result<Vec<Line>> {
+        let dir = self.folder.join("work").join(turn.trial_id());
+        std::fs::create_dir_all(&dir).at(&dir)?;
+        let spec = self.spec(turn, &dir);
+        let spec_path = dir.join("spec.json");
+        std::fs::write(&spec_path, serde_json::to_vec_pretty(&spec).expect("plain data")).at(&spec_path)?;
+        let mut lines = vec![Line::Trial(Box::new(self.header(turn, &spec)))];
+        let exit = self.watch(turn, &dir, &mut lines, on_event)?;
+        let steps: Vec<Step> = lines.iter().filter_map(step).cloned().collect();
+        lines.push(Line::Ledger { steps: self.inputs.ledger(turn.case, &steps) });
+        if lines.iter().any(|l| matches!(l, Line::Event { event: Event::Done(_), .. })) {
+            lines.push(Line::Weights { tensors: weight_changes(&spec)? });
+        }
+        lines.push(Line::Exit(exit));
+        std::fs::remove_dir_all(&dir).at(&dir)?;
+        Ok(lines)
+    }
+
+    fn spec(&self, turn: Turn<'_>, dir: &Path) -> Spec {
+        let case = turn.case;
+        Spec {
+            protocol: PROTOCOL.into(),
+            trial_id: turn.trial_id(),
+            arm: case.arm.clone(),
+            model: ModelSpec {
+                config: self.setup.config.clone(),
+                weights: self.inputs.weights_path().to_path_buf(),
+            },
+            data: DataSpec {
+                tokens: self.inputs.tokens_path().to_path_buf(),
+                plan: self.inputs.plan(case).0.to_path_buf(),
+            },
+            method: self.inputs.method(case),
+            train: case.train.clone(),
+            measure: self.setup.resolved.measure.clone(),
+            kernels: case.kernels.clone(),
+            threads: self.setup.threads,
+            device: "cpu".into(),
+            save_weights: Some(dir.join("weights.safetensors")),
+        }
+    }
+
+    fn header(&self, turn: Turn<'_>, spec: &Spec) -> TrialHeader {
+        TrialHeader {
+            schema: chronibench_protocol::record::SCHEMA.into(),
+            case: turn.case.id.clone(),
+            round: turn.round,
+            position: turn.position,
+            started_at: jiff::Timestamp::now().to_string(),
+            spec: self.portable(spec),
+            expected_trainable: self.expect.trainable(&spec.method),
+            tokens_sha256: self.inputs.tokens_sha256.clone(),
+            model: self.expect.shape(),
+        }
+    }
+
+    /// The specification as it is recorded: paths in the run folder are relative to it, and the model config is named
+    /// as in the scenario, so that a record means the same on another machine.
+    fn portable(&self, spec: &Spec) -> Spec {
+        let mut spec = spec.clone();
+        let relative = |path: &mut PathBuf| *path = self.relative(path);
+        relative(&mut spec.model.weights);
+        relative(&mut spec.data.tokens);
+        relative(&mut spec.data.plan);
+        spec.save_weights.as_mut().map(relative);
+        if let Method::Lora(lora) = &mut spec.method {
+            lora.adapter_weights.as_mut().map(relative);
+        }
+        spec.model.config = PathBuf::from(&self.setup.resolved.model.config);
+        spec
+    }
+
+    fn without_folder(&self, mut line: Line) -> Line {
+        if let Line::Event { event: Event::Done(done), .. } = &mut line {
+            done.weights = done.weights.take().map(|p| self.relative(&p));
+        }
+        line
+    }
+
+    fn relative(&self, path: &Path) -> PathBuf {
+        path.strip_prefix(self.folder).unwrap_or(path).to_path_buf()
+    }
+
+    /// Spawns the arm and collects events and samples until it ends or is ended.
+    fn watch(
+        &self,
+        turn: Turn<'_>,
+        dir: &Path,
+        lines: &mut Vec<Line>,
+        on_event: &mut dyn FnMut(&Event),
+    ) -> Result<Exit> {
+        let limit = Duration::from_secs_f64(self.setup.resolved.timeout_s);
+        let mut collect = |new: Vec<Line>, lines: &mut Vec<Line>| {
+            for line in new {
+                if let Line::Event { event, .. } = &line {
+                    on_event(event);
+                }
+                lines.push(self.without_folder(line));
+            }
+        };
+        let mut tail = Tail::new(&dir.join("events.jsonl"));
+        let mut worker = Worker::spawn(&self.argv(turn, dir), dir, self.setup.threads)?;
+        let mut sampler = Sampler::new(worker.pid(), self.gpu)?;
+        let mut next_look = Duration::ZERO;
+        let mut timed_out_after_s = None;
+        let status = loop {
+            if interrupt::requested() {
+                worker.end()?;
+                return Err(interrupt::error());
+            }
+            if let Some(status) = worker.poll()? {
+                break status;
+            }
+            let now = worker.elapsed();
+            if now >= limit {
+                timed_out_after_s = Some(limit.as_secs_f64());
+                break worker.end()?;
+            }
+            collect(tail.lines(now.as_nanos() as u64)?, lines);
+            if now >= next_look {
+                lines.push(Line::Sample(sampler.look(now)));
+                next_look = now + sample::INTERVAL;
+            }
+            std::thread::sleep(child::POLL);
+        };
+        let wall_ns = worker.elapsed().as_nanos() as u64;
+        collect(tail.rest(wall_ns)?, lines);
+        Ok(exit(status, timed_out_after_s, wall_ns, dir))
+    }
+
+    fn argv(&self, turn: Turn<'_>, dir: &Path) -> Vec<String> {
+        let path = |name: &str| dir.join(name).display().to_string();
+        let arm = turn.case.runner.clone();
+        let mut argv: Vec<String> = ["worker", "train", "--arm"].map(String::from).to_vec();
+        argv.extend([arm, "--spec".into(), path("spec.json"), "--events".into(), path("events.jsonl")]);
+        if let Some(script) = self.setup.scripts.get(&turn.case.arm) {
+            argv.extend(["--script".into(), serde_json::to_string(script).expect("plain data")]);
+        }
+        argv
+    }
+}
+
+fn step(line: &Line) -> Option<&Step> {
+    match line {
+        Line::Event { event: Event::Step(step), .. } => Some(step),
+        _ => None,
+    }
+}
+
+fn exit(status: ExitStatus, timed_out_after_s: Option<f64>, wall_ns: u64, dir: &Path) -> Exit {
+    Exit {
+        code: status.code(),
+        signal: status.signal(),
+        timed_out_after_s,
+        wall_ns,
+        stderr_tail: child::stderr_tail(dir),
+    }
+}
+
+/// Weights before and after. A save that cannot be read has lost every tensor, and is judged so.
+fn weight_changes(spec: &Spec) -> Result<Vec<TensorChange>> {
+    let adapter = match &spec.method {
+        Method::Full {} => None,
+        Method::Lora(lora) => lora.adapter_weights.as_deref(),
+    };
+    let before: Vec<&Path> = [spec.model.weights.as_path()].into_iter().chain(adapter).collect();
+    let after = spec.save_weights.as_deref().expect("the harness asks for them");
+    weights::compare(&before, after).or_else(|_| {
+        let lost =
+            |t: TensorChange| TensorChange { present: Presence::Before, delta_norm: 0.0, changed: 0, ..t };
+        let each = before.iter().map(|p| weights::compare(&[p], p));
+        Ok(each.collect::<Result<Vec<_>>>()?.into_iter().flatten().map(lost).collect())
+    })
+}

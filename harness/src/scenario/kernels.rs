@@ -1,0 +1,84 @@
+//! Kernel settings of a scenario against the seams that the trainer has.
+
+use std::collections::BTreeMap;
+
+use super::{
+    located::{Ordered, Word},
+    source::Source,
+};
+use crate::error::Result;
+
+/// What the trainer describes itself as able to do.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    /// Interchangeable kernels.
+    pub seams: Seams,
+    /// Prompt templates.
+    pub templates: Vec<&'static str>,
+}
+
+/// Seams and variants.
+#[derive(Clone, Debug)]
+pub struct Seams {
+    /// Names of the seams, in the order of a step.
+    pub names: Vec<&'static str>,
+    /// Names of the variants.
+    pub variants: Vec<&'static str>,
+    /// Variant of a seam that nobody mentions.
+    pub default: &'static str,
+    /// Variant that an ablation puts in its place.
+    pub unfused: &'static str,
+    /// Seams that run only under LoRA.
+    pub lora_only: Vec<&'static str>,
+}
+
+impl Seams {
+    /// A variant for every seam: the default, then `all`, then the seams named.
+    pub fn resolve(&self, settings: &Ordered<Word>, source: &Source) -> Result<BTreeMap<String, String>> {
+        let mut variant_of_all = self.default;
+        for (seam, variant) in &settings.0 {
+            if seam.as_str() != "all" && !self.names.contains(&seam.as_str()) {
+                return Err(source.unknown("kernel seam", seam, &self.with_all()));
+            }
+            if !self.variants.contains(&variant.as_str()) {
+                return Err(source.unknown("kernel variant", variant, &self.variants));
+            }
+            if seam.as_str() == "all" {
+                variant_of_all = variant.as_str();
+            }
+        }
+        let of = |seam: &str| settings.get(seam).map_or(variant_of_all, Word::as_str);
+        Ok(self.names.iter().map(|&s| (s.to_string(), of(s).to_string())).collect())
+    }
+
+    /// Checks the `off` list of an ablation, or makes one: every seam that the method uses, then `all`.
+    pub fn off_list(&self, off: Option<&[Word]>, lora: bool, source: &Source) -> Result<Vec<String>> {
+        let idle = |s: &str| !lora && self.lora_only.contains(&s);
+        let Some(words) = off else {
+            let used = self.names.iter().filter(|s| !idle(s)).map(|s| s.to_string());
+            return Ok(used.chain(["all".to_string()]).collect());
+        };
+        for word in words {
+            if !self.with_all().contains(&word.as_str()) {
+                return Err(source.unknown("kernel seam", word, &self.with_all()));
+            }
+            if idle(word.as_str()) {
+                let what = format!("seam '{}' does not run in full fine-tuning", word.text);
+                let e = source.error(crate::error::Exit::Usage, word.place, what);
+                return Err(e.hint("take it out of `off`, or ablate a LoRA case"));
+            }
+        }
+        Ok(words.iter().map(|w| w.text.clone()).collect())
+    }
+
+    /// The plan with one seam, or `all`, at its unfused variant.
+    pub fn turned_off(&self, plan: &BTreeMap<String, String>, seam: &str) -> BTreeMap<String, String> {
+        let off = |name: &str| seam == "all" || seam == name;
+        let variant = |name: &str, v: &str| if off(name) { self.unfused.to_string() } else { v.to_string() };
+        plan.iter().map(|(name, v)| (name.clone(), variant(name, v))).collect()
+    }
+
+    fn with_all(&self) -> Vec<&'static str> {
+        self.names.iter().copied().chain(["all"]).collect()
+    }
+}

@@ -1,0 +1,218 @@
+//! Arms × axes → cases, and ablations of cases.
+
+use std::collections::BTreeMap;
+
+use chronibench_protocol::{
+    record::{Ablation, Case, Comparison},
+    spec::{LORA_TARGETS, Method},
+};
+
+use super::{
+    kernels::Seams,
+    located::{Ordered, Word},
+    raw::{Raw, Runner, Settings},
+    settings,
+    source::Source,
+};
+use crate::error::{Error, Exit, Result};
+
+/// Every case of the scenario, in its order: arms, then axis values, then ablations.
+pub fn expand(raw: &Raw, source: &Source, seams: &Seams) -> Result<Vec<Case>> {
+    check_names(raw, source)?;
+    // Of every axis value, also of those that no case uses.
+    let settings = raw.matrix.0.iter().flat_map(|(_, values)| values.0.iter().map(|(_, s)| s));
+    for word in settings.filter_map(|s| s.target_modules.as_ref()).flatten() {
+        if !LORA_TARGETS.contains(&word.as_str()) {
+            return Err(source.unknown("target module", word, &LORA_TARGETS));
+        }
+    }
+    for pick in raw.only.iter().chain(&raw.exclude) {
+        check_pick(pick, raw, source, true)?;
+    }
+    let mut cases = Vec::new();
+    for (arm, def) in &raw.arms.0 {
+        let kernels = match def.runner {
+            Runner::Native => seams.resolve(&def.kernels, source)?,
+            other => no_kernels(&def.kernels, other, source)?,
+        };
+        for combination in combinations(&raw.matrix) {
+            let case = Combination { arm: arm.as_str(), values: combination };
+            if case.wanted(raw) {
+                cases.push(case.into_case(raw, source, def.runner, &kernels)?);
+            }
+        }
+    }
+    if cases.is_empty() {
+        return Err(Error::usage("no case is left", &source.name)
+            .hint("give `arms` and `matrix` at least one entry each, and check `only` and `exclude`"));
+    }
+    let ablated = ablations(raw, source, seams, &cases)?;
+    cases.extend(ablated);
+    Ok(cases)
+}
+
+/// The comparisons of the scenario, checked against its cases.
+pub fn comparisons(raw: &Raw, source: &Source, cases: &[Case]) -> Result<Vec<Comparison>> {
+    let ids: Vec<&str> = cases.iter().map(|c| c.id.as_str()).collect();
+    let known = |w: &Word| match ids.contains(&w.as_str()) {
+        true => Ok(w.text.clone()),
+        false => Err(source.unknown("case", w, &ids)),
+    };
+    raw.comparisons
+        .iter()
+        .map(|c| {
+            Ok(Comparison {
+                label: c.label.clone(),
+                case: known(&c.case)?,
+                against: known(&c.against)?,
+                target: c.target,
+                declared_differences: c.declared_differences.clone(),
+            })
+        })
+        .collect()
+}
+
+type Value<'a> = (&'a str, &'a str, &'a Settings);
+
+struct Combination<'a> {
+    arm: &'a str,
+    values: Vec<Value<'a>>,
+}
+
+impl Combination<'_> {
+    fn matches(&self, pick: &Ordered<Word>) -> bool {
+        pick.0.iter().all(|(axis, value)| match axis.as_str() {
+            "arm" => self.arm == value.as_str(),
+            axis => self.values.iter().any(|(a, v, _)| *a == axis && *v == value.as_str()),
+        })
+    }
+
+    fn wanted(&self, raw: &Raw) -> bool {
+        let kept = raw.only.is_empty() || raw.only.iter().any(|p| self.matches(p));
+        kept && !raw.exclude.iter().any(|p| self.matches(p))
+    }
+
+    fn into_case(
+        self,
+        raw: &Raw,
+        source: &Source,
+        runner: Runner,
+        kernels: &BTreeMap<String, String>,
+    ) -> Result<Case> {
+        let values: Vec<&str> = self.values.iter().map(|(_, v, _)| *v).collect();
+        let id = format!("{}/{}", self.arm, values.join("/"));
+        let parts: Vec<&Settings> = self.values.iter().map(|(_, _, s)| *s).collect();
+        let merged = settings::merge(&parts, &raw.train, source, &id)?;
+        Ok(Case {
+            id,
+            arm: self.arm.to_string(),
+            runner: runner.name().to_string(),
+            axes: self.values.iter().map(|(a, v, _)| (a.to_string(), v.to_string())).collect(),
+            method: merged.method,
+            train: merged.train,
+            batch: merged.batch,
+            kernels: kernels.clone(),
+            ablation: None,
+        })
+    }
+}
+
+/// The product of all axes; the last axis changes fastest.
+fn combinations(matrix: &Ordered<Ordered<Settings>>) -> Vec<Vec<Value<'_>>> {
+    matrix.0.iter().fold(vec![Vec::new()], |all, (axis, values)| {
+        all.iter()
+            .flat_map(|head: &Vec<Value>| {
+                values.0.iter().map(|(name, s)| {
+                    let mut combination = head.clone();
+                    combination.push((axis.as_str(), name.as_str(), s));
+                    combination
+                })
+            })
+            .collect()
+    })
+}
+
+fn ablations(raw: &Raw, source: &Source, seams: &Seams, cases: &[Case]) -> Result<Vec<Case>> {
+    let mut made = Vec::new();
+    for a in &raw.ablations {
+        let arms: Vec<&str> = raw.arms.keys().collect();
+        if !arms.contains(&a.arm.as_str()) {
+            return Err(source.unknown("arm", &a.arm, &arms));
+        }
+        check_pick(&a.case, raw, source, false)?;
+        let axes: BTreeMap<String, String> =
+            a.case.0.iter().map(|(k, v)| (k.text.clone(), v.text.clone())).collect();
+        let found = cases.iter().find(|c| c.arm == a.arm.text && c.axes == axes);
+        let base = found.ok_or_else(|| {
+            source
+                .error(Exit::Usage, a.arm.place, "the ablated case is not among the scenario's cases")
+                .hint("give `case` a value for every axis, and check `only` and `exclude`")
+        })?;
+        if base.kernels.is_empty() {
+            let e = source.error(
+                Exit::Usage,
+                a.arm.place,
+                format!("arm '{}' has no kernels to turn off", a.arm.text),
+            );
+            return Err(e.hint("ablate an arm with `runner: native`"));
+        }
+        let lora = matches!(base.method, Method::Lora(_));
+        for off in seams.off_list(a.off.as_deref(), lora, source)? {
+            let rest = base.id.strip_prefix(&base.arm).expect("an id begins with its arm");
+            made.push(Case {
+                id: format!("{}~{off}{rest}", base.arm),
+                kernels: seams.turned_off(&base.kernels, &off),
+                ablation: Some(Ablation { of: base.id.clone(), off }),
+                ..base.clone()
+            });
+        }
+    }
+    Ok(made)
+}
+
+fn no_kernels(given: &Ordered<Word>, runner: Runner, source: &Source) -> Result<BTreeMap<String, String>> {
+    match given.0.first() {
+        None => Ok(BTreeMap::new()),
+        Some((seam, _)) => {
+            let what = format!("runner '{}' has no interchangeable kernels", runner.name());
+            Err(source
+                .error(Exit::Usage, seam.place, what)
+                .hint("take `kernels` out, or use `runner: native`"))
+        }
+    }
+}
+
+/// A partial match names only what exists.
+fn check_pick(pick: &Ordered<Word>, raw: &Raw, source: &Source, arm_allowed: bool) -> Result<()> {
+    let arms: Vec<&str> = raw.arms.keys().collect();
+    for (key, value) in &pick.0 {
+        let (kind, known) = match (key.as_str(), raw.matrix.get(key.as_str())) {
+            ("arm", _) if arm_allowed => ("arm", arms.clone()),
+            (_, Some(values)) => ("value", values.keys().collect()),
+            (_, None) => {
+                let extra = arm_allowed.then_some("arm");
+                let axes: Vec<&str> = extra.into_iter().chain(raw.matrix.keys()).collect();
+                return Err(source.unknown("axis", key, &axes));
+            }
+        };
+        if !known.contains(&value.as_str()) {
+            return Err(source.unknown(kind, value, &known));
+        }
+    }
+    Ok(())
+}
+
+/// Names become parts of case ids and file names.
+fn check_names(raw: &Raw, source: &Source) -> Result<()> {
+    let arms = raw.arms.0.iter().map(|(k, _)| k);
+    let axes = raw.matrix.0.iter().flat_map(|(k, v)| std::iter::once(k).chain(v.0.iter().map(|(k, _)| k)));
+    for word in std::iter::once(&raw.name).chain(arms).chain(axes) {
+        let fine = |c: char| c.is_ascii_alphanumeric() || "-.+".contains(c);
+        if word.text.is_empty() || word.text.starts_with('.') || !word.text.chars().all(fine) {
+            return Err(source
+                .error(Exit::Usage, word.place, format!("'{}' cannot be a name", word.text))
+                .hint("use letters, digits, '-', '+' and '.'"));
+        }
+    }
+    Ok(())
+}

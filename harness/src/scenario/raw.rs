@@ -1,0 +1,310 @@
+//! A scenario as written. Every unknown field is an error.
+
+use chronibench_protocol::{
+    record::Packing,
+    spec::{Measure, Scheduler, TrainArgs},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::located::{Ordered, Word};
+
+/// Version of the scenario format.
+pub const SCHEMA: &str = "chronibench.scenario/1";
+
+/// What to train, with what, how often, and what to compare. Paths are relative to the scenario file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Raw {
+    /// `chronibench.scenario/1`.
+    pub schema: Word,
+    /// Short name, used in folder names: letters, digits, `-` and `.`.
+    pub name: Word,
+    /// One line.
+    pub title: String,
+    /// A paragraph for the report.
+    #[serde(default)]
+    pub description: String,
+    /// Model and starting weights.
+    pub model: RawModel,
+    /// Data set and how it becomes samples.
+    pub data: RawData,
+    /// Optimizer and schedule of every case, unless an axis says otherwise.
+    #[serde(default)]
+    pub train: TrainArgs,
+    /// Which steps are timed.
+    pub measure: Measure,
+    /// Trials of every case, each in its own process.
+    pub trials: u32,
+    /// Seconds after which a trial is killed.
+    #[serde(default = "default_timeout")]
+    pub timeout_s: f64,
+    /// Worker threads of every arm; all cores when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// Programs to compare.
+    pub arms: Ordered<RawArm>,
+    /// Axis → value name → settings; every arm runs every combination.
+    pub matrix: Ordered<Ordered<Settings>>,
+    /// When present, combinations that match none of these are left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub only: Vec<Ordered<Word>>,
+    /// Combinations that match one of these are left out: `arm`, or an axis, each with a value.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<Ordered<Word>>,
+    /// Cases to run again with one seam at a time at its unfused variant.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ablations: Vec<RawAblation>,
+    /// Ratios that the report states.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub comparisons: Vec<RawComparison>,
+}
+
+fn default_timeout() -> f64 {
+    600.0
+}
+
+/// Model and starting weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawModel {
+    /// Hugging Face `config.json`.
+    pub config: Word,
+    /// Seed of the starting weights.
+    #[serde(default)]
+    pub init_seed: u64,
+    /// Full fine-tuning given to the starting weights once, before any trial, shared by all arms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pretrain: Option<RawPretrain>,
+}
+
+/// A short training that turns random weights into a starting point.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawPretrain {
+    /// Optimizer steps.
+    pub steps: u32,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Packed rows a step.
+    pub per_device_train_batch_size: u32,
+}
+
+/// Data set and how it becomes samples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawData {
+    /// JSONL file.
+    pub path: Word,
+    /// Hugging Face `tokenizer.json`.
+    pub tokenizer: Word,
+    /// Prompt template.
+    pub template: Word,
+    /// Longest sample kept, tokens; also the length of a packed row.
+    pub max_length: u32,
+    /// What happens to longer samples.
+    #[serde(default)]
+    pub overlong: Overlong,
+    /// Only the response is learned.
+    #[serde(default = "yes")]
+    pub completion_only_loss: bool,
+    /// Token behind every sample; the trainer's choice for the tokenizer when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eos_token: Option<String>,
+    /// Token in empty slots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pad_token: Option<String>,
+    /// Seed of the order of samples.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What happens to samples longer than `max_length`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Overlong {
+    /// Cut at the end, and counted.
+    #[default]
+    Truncate,
+    /// Left out, and counted.
+    Refuse,
+}
+
+/// A program under comparison.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawArm {
+    /// Which program.
+    pub runner: Runner,
+    /// Seam → variant; `all` sets every seam first. For arms with interchangeable kernels.
+    #[serde(default)]
+    pub kernels: Ordered<Word>,
+    /// Script of a `mock` arm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mock: Option<MockScript>,
+}
+
+/// Programs that the harness can start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Runner {
+    /// The Chronicals trainer.
+    Native,
+    /// Plain autograd on candle-core.
+    Candle,
+    /// No training at all: plays a script, to test the harness itself.
+    Mock,
+}
+
+impl Runner {
+    /// Name in records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Runner::Native => "native",
+            Runner::Candle => "candle",
+            Runner::Mock => "mock",
+        }
+    }
+}
+
+/// What a mock arm plays.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct MockScript {
+    /// Length of a step, milliseconds: slept, and reported exactly.
+    pub step_ms: f64,
+    /// How it (mis)behaves.
+    pub behaviour: Behaviour,
+    /// Step at which the misbehaviour begins.
+    pub at_step: u32,
+}
+
+impl Default for MockScript {
+    fn default() -> Self {
+        Self { step_ms: 2.0, behaviour: Behaviour::Honest, at_step: 2 }
+    }
+}
+
+/// Ways in which an arm can go wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Behaviour {
+    /// Does what it should.
+    Honest,
+    /// Aborts.
+    Crash,
+    /// Reports an error, as an arm should when it fails.
+    Error,
+    /// Stops making progress.
+    Hang,
+    /// Writes a line that is no event.
+    Garbage,
+    /// Loss becomes NaN.
+    Nan,
+    /// Claims other tokens than it was given.
+    WrongDigest,
+    /// Exits with success but never says `done`.
+    NoDone,
+    /// Saves the weights it started from.
+    Frozen,
+}
+
+/// One flat set of settings, named as in Hugging Face `TrainingArguments`, PEFT `LoraConfig` and TRL `SFTConfig`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Full fine-tuning or LoRA.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub r#type: Option<MethodType>,
+    /// LoRA rank.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub r: Option<usize>,
+    /// Numerator of LoRA's scaling.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_alpha: Option<f64>,
+    /// Projections with an adapter; all seven when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_modules: Option<Vec<Word>>,
+    /// Rank-stabilised scaling.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_rslora: Option<bool>,
+    /// LoRA+: learning rate of B over that of A.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loraplus_lr_ratio: Option<f64>,
+    /// How rows are filled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packing: Option<Packing>,
+    /// Rows of one micro-batch: samples without packing, bins with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_device_train_batch_size: Option<u32>,
+    /// Micro-batches of one optimizer step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gradient_accumulation_steps: Option<u32>,
+    /// Peak learning rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<f64>,
+    /// Shape of the learning rate over the steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lr_scheduler_type: Option<Scheduler>,
+    /// Steps of linear warm-up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_steps: Option<u32>,
+    /// Decoupled weight decay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
+    /// Global gradient norm above which gradients are scaled down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_grad_norm: Option<f64>,
+    /// Share of the target's probability spread over the vocabulary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label_smoothing_factor: Option<f64>,
+    /// Weight of the squared log-partition.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub z_loss: Option<f64>,
+}
+
+/// Which parameters train.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MethodType {
+    /// Every parameter.
+    Full,
+    /// Low-rank adapters.
+    Lora,
+}
+
+/// A case to take apart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawAblation {
+    /// Arm of the case, with every seam on.
+    pub arm: Word,
+    /// Axis → value: the case.
+    pub case: Ordered<Word>,
+    /// Seams to turn off, one case each; `all` is one case with every seam off. When left out: each seam that the
+    /// method uses, and `all`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub off: Option<Vec<Word>>,
+}
+
+/// A ratio that the report states.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawComparison {
+    /// What the reader is told.
+    pub label: String,
+    /// Case whose figure is divided, as `arm/value/value`.
+    pub case: Word,
+    /// Case it is divided by.
+    pub against: Word,
+    /// The least ratio hoped for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<f64>,
+    /// Differences between the two that are meant, e.g. `packing`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub declared_differences: Vec<String>,
+}

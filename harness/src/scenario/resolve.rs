@@ -1,0 +1,184 @@
+//! Raw → resolved: defaults filled in, files found and hashed, cases expanded and ordered.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use chronibench_protocol::{
+    digest::sha256_hex,
+    record::{Resolved, ResolvedData, ResolvedModel, Skipped},
+};
+
+use super::{
+    Scenario,
+    kernels::Offer,
+    located::Word,
+    matrix, order, raw,
+    raw::{MockScript, Overlong, RawPretrain},
+    settings,
+    source::{Source, suggestion},
+};
+use crate::error::{AtPath, Error, Exit, Result};
+
+/// Version of `resolved.yaml`.
+pub const SCHEMA: &str = "chronibench.resolved/1";
+
+/// What of a scenario to run.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Only these arms; all when empty.
+    pub arms: Vec<String>,
+    /// Only cases whose id contains this.
+    pub case: Option<String>,
+    /// Instead of the scenario's number of trials.
+    pub trials: Option<u32>,
+}
+
+/// A scenario ready to run: the record of it, and what only the running needs.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// What is recorded.
+    pub resolved: Resolved,
+    /// Model config, absolute.
+    pub config: PathBuf,
+    /// Data set, absolute.
+    pub data: PathBuf,
+    /// Tokenizer, absolute.
+    pub tokenizer: PathBuf,
+    /// Token behind every sample.
+    pub eos_token: Option<String>,
+    /// Token in empty slots.
+    pub pad_token: Option<String>,
+    /// Training of the starting weights.
+    pub pretrain: Option<RawPretrain>,
+    /// Worker threads of every arm.
+    pub threads: Option<usize>,
+    /// Arm → script, for mock arms.
+    pub scripts: BTreeMap<String, MockScript>,
+}
+
+/// Checks and expands a scenario.
+///
+/// # Errors
+/// Usage errors point into the file; a missing file is an environment error that points there too.
+pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Setup> {
+    let (raw, source) = (&scenario.raw, &scenario.source);
+    if raw.schema.as_str() != raw::SCHEMA {
+        return Err(source.unknown("schema", &raw.schema, &[raw::SCHEMA]));
+    }
+    let raw = &raw::Raw { trials: filter.trials.unwrap_or(raw.trials), ..raw.clone() };
+    settings::check_measure(raw, source)?;
+    if !offer.templates.contains(&raw.data.template.as_str()) {
+        return Err(source.unknown("template", &raw.data.template, &offer.templates));
+    }
+    let cases = matrix::expand(raw, source, &offer.seams)?;
+    let comparisons = matrix::comparisons(raw, source, &cases)?;
+    let (cases, skipped) = selected(cases, filter, raw)?;
+    let base = scenario.path.parent().unwrap_or(Path::new(""));
+    let config = find(base, &raw.model.config, "model config", source)?;
+    let data = find(base, &raw.data.path, "data set", source)?;
+    let tokenizer = find(base, &raw.data.tokenizer, "tokenizer", source)?;
+    let ids: Vec<String> = cases.iter().map(|c| c.id.clone()).collect();
+    let resolved = Resolved {
+        schema: SCHEMA.to_string(),
+        name: raw.name.text.clone(),
+        title: raw.title.clone(),
+        description: raw.description.clone(),
+        scenario_sha256: sha256_hex(scenario.original.as_bytes()),
+        data: resolved_data(raw, &data)?,
+        model: resolved_model(raw, &config)?,
+        trials: raw.trials,
+        timeout_s: raw.timeout_s,
+        measure: raw.measure.clone(),
+        order: order::interleaved(&ids, raw.trials),
+        comparisons: comparisons
+            .into_iter()
+            .filter(|c| ids.contains(&c.case) && ids.contains(&c.against))
+            .collect(),
+        cases,
+        skipped,
+    };
+    let scripts =
+        raw.arms.0.iter().map(|(k, a)| (k.text.clone(), a.mock.clone().unwrap_or_default())).collect();
+    Ok(Setup {
+        resolved,
+        config,
+        data,
+        tokenizer,
+        eos_token: raw.data.eos_token.clone(),
+        pad_token: raw.data.pad_token.clone(),
+        pretrain: raw.model.pretrain.clone(),
+        threads: raw.threads,
+        scripts,
+    })
+}
+
+type Cases = Vec<chronibench_protocol::record::Case>;
+
+/// Applies the command line's selection; what it leaves out is recorded.
+fn selected(cases: Cases, filter: &Filter, raw: &raw::Raw) -> Result<(Cases, Vec<Skipped>)> {
+    let arms: Vec<&str> = raw.arms.keys().collect();
+    for arm in &filter.arms {
+        if !arms.contains(&arm.as_str()) {
+            let e = Error::usage(format!("unknown arm '{arm}'"), format!("--arm {arm}"));
+            return Err(e.hint(suggestion(arm, &arms)));
+        }
+    }
+    let arm_ok = |arm: &String| filter.arms.is_empty() || filter.arms.contains(arm);
+    let id_ok = |id: &str| filter.case.as_deref().is_none_or(|part| id.contains(part));
+    let (kept, dropped): (Vec<_>, Vec<_>) = cases.into_iter().partition(|c| arm_ok(&c.arm) && id_ok(&c.id));
+    if kept.is_empty() {
+        let at = format!("-k {}", filter.case.as_deref().unwrap_or("(none)"));
+        let ids: Vec<String> = dropped.into_iter().map(|c| c.id).collect();
+        return Err(
+            Error::usage("no case is selected", at).hint(format!("the cases are: {}", ids.join(", ")))
+        );
+    }
+    let skipped = dropped.into_iter().map(|c| Skipped {
+        what: c.id,
+        why: "not selected on the command line".into(),
+        hint: "run without --arm and -k".into(),
+    });
+    let skipped = skipped.collect();
+    Ok((kept, skipped))
+}
+
+/// A file named in the scenario, relative to it.
+fn find(base: &Path, word: &Word, kind: &str, source: &Source) -> Result<PathBuf> {
+    let path = base.join(&word.text);
+    path.canonicalize().map_err(|e| {
+        let what = format!("{kind} '{}' cannot be read: {e}", word.text);
+        let hint = format!("paths are relative to the scenario; this one means {}", path.display());
+        source.error(Exit::Environment, word.place, what).hint(hint)
+    })
+}
+
+fn hashed(path: &Path) -> Result<String> {
+    Ok(sha256_hex(&std::fs::read(path).at(path)?))
+}
+
+fn resolved_data(raw: &raw::Raw, path: &Path) -> Result<ResolvedData> {
+    let d = &raw.data;
+    Ok(ResolvedData {
+        path: d.path.text.clone(),
+        sha256: hashed(path)?,
+        template: d.template.text.clone(),
+        max_length: d.max_length,
+        overlong: match d.overlong {
+            Overlong::Truncate => "truncate".into(),
+            Overlong::Refuse => "refuse".into(),
+        },
+        completion_only_loss: d.completion_only_loss,
+        seed: d.seed,
+    })
+}
+
+fn resolved_model(raw: &raw::Raw, path: &Path) -> Result<ResolvedModel> {
+    Ok(ResolvedModel {
+        config: raw.model.config.text.clone(),
+        sha256: hashed(path)?,
+        init_seed: raw.model.init_seed,
+        pretrain_steps: raw.model.pretrain.as_ref().map_or(0, |p| p.steps),
+    })
+}

@@ -1,0 +1,122 @@
+//! A run from scenario to report.
+
+use std::path::{Path, PathBuf};
+
+use chronibench_analysis::{RunSummary, summary::summary_table};
+use chronibench_protocol::record::Verdict;
+
+use crate::{
+    cli::{RunArgs, SelectArgs},
+    environment,
+    error::{Exit, Result},
+    estimate::Pace,
+    expect::HfConfig,
+    inputs::{self, Extent, Inputs},
+    interrupt,
+    progress::Progress,
+    runner::{Bench, Turn, gpu::Gpu},
+    scenario::{Filter, Scenario, Setup, resolve},
+    store::Store,
+    worker,
+};
+
+/// Runs a scenario.
+pub fn run(args: &RunArgs) -> Result<Exit> {
+    let setup = set_up(&args.select)?;
+    let expect = HfConfig::load(&setup.config)?;
+    interrupt::install();
+    let gpu = Gpu::open().ok();
+    let out = args.out.clone().unwrap_or_else(|| default_folder(&setup.resolved.name));
+    let store = Store::create(&out, &setup.resolved, &environment::describe(gpu.as_ref())?)?;
+    let progress = Progress::new(&setup.resolved);
+    progress.say("preparing data, batches and starting weights");
+    let inputs = inputs::prepare(&setup, &store.path("inputs"), Extent::Everything)?;
+    progress.say(&format!("data: {}", inputs.report));
+    let bench =
+        Bench { setup: &setup, inputs: &inputs, expect: &expect, folder: store.folder(), gpu: gpu.as_ref() };
+    let ran = trials(&bench, &store, progress);
+    tidy(&store, &inputs, args.keep_inputs)?;
+    let summary = match ran {
+        Err(e) if e.exit == Exit::Interrupted => {
+            eprintln!("interrupted; the finished trials are in {}", out.display());
+            return Ok(Exit::Interrupted);
+        }
+        other => other?,
+    };
+    print(&summary, &out);
+    Ok(exit(&summary))
+}
+
+/// Rebuilds the report of an earlier run.
+pub fn report(dir: &Path) -> Result<Exit> {
+    let summary = Store::open(dir)?.publish()?;
+    print(&summary, dir);
+    Ok(exit(&summary))
+}
+
+/// Reads and resolves the scenario of a command line.
+pub fn set_up(args: &SelectArgs) -> Result<Setup> {
+    let scenario = Scenario::load(&args.file, &args.set)?;
+    let filter = Filter { arms: args.arms.clone(), case: args.case.clone(), trials: args.trials };
+    resolve::resolve(&scenario, &worker::offer(), &filter)
+}
+
+/// Every trial in order; the run folder is complete after each.
+fn trials(bench: &Bench<'_>, store: &Store, mut progress: Progress) -> Result<RunSummary> {
+    let resolved = &bench.setup.resolved;
+    let mut pace = Pace::default();
+    let mut summary = store.publish()?;
+    for (position, id) in resolved.order.iter().enumerate() {
+        let case = resolved.cases.iter().find(|c| c.id == *id).expect("the order names cases");
+        let round = (position / resolved.cases.len()) as u32;
+        let turn = Turn { case, round, position: position as u32 };
+        let left = pace.left(&resolved.order[position..]);
+        progress.begin(position, id, left);
+        let lines = bench.run(turn, &mut |event| progress.event(event))?;
+        store.add(&turn.trial_id(), &lines)?;
+        pace.add(id, &lines);
+        summary = store.publish()?;
+        progress.end(position, &summary, &turn.trial_id());
+    }
+    progress.finish();
+    Ok(summary)
+}
+
+fn tidy(store: &Store, inputs: &Inputs, keep_inputs: bool) -> Result<()> {
+    if !keep_inputs {
+        inputs.delete_weights()?;
+    }
+    store.clean()
+}
+
+fn default_folder(name: &str) -> PathBuf {
+    let time = jiff::ZonedDateTime::now().strftime("%Y%m%d-%H%M%S").to_string();
+    Path::new("runs").join(format!("{time}-{name}"))
+}
+
+fn print(summary: &RunSummary, dir: &Path) {
+    let mut rows = summary_table(summary).into_iter();
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
+    if let Some(header) = rows.next() {
+        table.set_header(header);
+    }
+    table.add_rows(rows);
+    println!("{table}");
+    for trial in summary.cases.iter().flat_map(|c| &c.trials).filter(|t| t.verdict != Verdict::Valid) {
+        println!("{}: {}", trial.id, trial.reasons.join("; "));
+    }
+    println!("report: {}", dir.join("report.md").display());
+}
+
+/// Crashes and timeouts first: what did not finish cannot be judged.
+fn exit(summary: &RunSummary) -> Exit {
+    let verdicts = || summary.cases.iter().flat_map(|c| &c.trials).map(|t| t.verdict);
+    if verdicts().any(|v| matches!(v, Verdict::Error | Verdict::Timeout)) {
+        Exit::Trial
+    } else if summary.verdict.is_some_and(|v| v != Verdict::Valid) {
+        Exit::NotValid
+    } else {
+        Exit::Pass
+    }
+}

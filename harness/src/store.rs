@@ -1,0 +1,173 @@
+//! The run folder. Every file is written beside its place and then moved there, so that a reader, or a kill, never
+//! meets half a file.
+
+use std::{
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use chronibench_analysis::{RunSummary, TrialLog, report, summarise, summary};
+use chronibench_protocol::record::{Line, Resolved};
+use serde_json::Value;
+
+use crate::error::{AtPath, Error, Result};
+
+/// A run folder.
+pub struct Store {
+    dir: PathBuf,
+}
+
+/// What a report is made of.
+pub struct Stored {
+    /// The scenario as it was resolved.
+    pub resolved: Resolved,
+    /// The machine.
+    pub environment: Value,
+    /// All trials, in the order in which they ran.
+    pub logs: Vec<TrialLog>,
+}
+
+const RESOLVED: &str = "resolved.yaml";
+const ENVIRONMENT: &str = "environment.json";
+
+impl Store {
+    /// Makes a new run folder and its record of what is to run.
+    ///
+    /// # Errors
+    /// The folder holds a run already, or cannot be written.
+    pub fn create(dir: &Path, resolved: &Resolved, environment: &Value) -> Result<Self> {
+        for sub in ["events", "inputs", "work"] {
+            let path = dir.join(sub);
+            std::fs::create_dir_all(&path).map_err(|e| {
+                Error::environment(format!("the run folder cannot be made: {e}"), path.display().to_string())
+                    .hint("choose a writable place with --out DIR")
+            })?;
+        }
+        // Children run elsewhere, so every path they get is absolute.
+        let store = Self { dir: dir.canonicalize().at(dir)? };
+        if store.dir.join(RESOLVED).exists() {
+            return Err(Error::usage("the folder holds a run already", dir.display().to_string())
+                .hint("choose another with --out DIR, or look at this one with `chronibench report DIR`"));
+        }
+        let yaml = serde_saphyr::to_string(resolved).expect("plain data");
+        store.write(RESOLVED, yaml.as_bytes())?;
+        store.write(ENVIRONMENT, &pretty(environment))?;
+        Ok(store)
+    }
+
+    /// Opens the folder of an earlier run.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn open(dir: &Path) -> Result<Self> {
+        if !dir.join(RESOLVED).is_file() {
+            return Err(Error::environment(
+                "not a run folder: it has no resolved.yaml",
+                dir.display().to_string(),
+            )
+            .hint("give a folder that `chronibench run` has made"));
+        }
+        Ok(Self { dir: dir.to_path_buf() })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A place in the folder.
+    pub fn path(&self, sub: &str) -> PathBuf {
+        self.dir.join(sub)
+    }
+
+    /// Adds a trial.
+    pub fn add(&self, trial_id: &str, lines: &[Line]) -> Result<()> {
+        let mut text = Vec::new();
+        for line in lines {
+            serde_json::to_writer(&mut text, line).expect("plain data");
+            text.push(b'\n');
+        }
+        self.write(&format!("events/{trial_id}.jsonl"), &text)
+    }
+
+    /// Reads everything back.
+    ///
+    /// # Errors
+    /// A file is missing or damaged; it is named, with the line.
+    pub fn load(&self) -> Result<Stored> {
+        let path = self.path(RESOLVED);
+        let text = std::fs::read_to_string(&path).at(&path)?;
+        let resolved =
+            serde_saphyr::from_str(&text).map_err(|e| damaged(&path, &e.without_snippet().to_string()))?;
+        let path = self.path(ENVIRONMENT);
+        let text = std::fs::read_to_string(&path).at(&path)?;
+        let environment = serde_json::from_str(&text).map_err(|e| damaged(&path, &e.to_string()))?;
+        let events = self.path("events");
+        let mut files: Vec<PathBuf> = Vec::new();
+        for entry in std::fs::read_dir(&events).at(&events)? {
+            files.push(entry.at(&events)?.path());
+        }
+        files.retain(|f| f.extension().is_some_and(|e| e == "jsonl"));
+        files.sort();
+        let mut logs = files.iter().map(|f| read_trial(f)).collect::<Result<Vec<_>>>()?;
+        logs.sort_by_key(|l| l.header.as_ref().map_or(u32::MAX, |h| h.position));
+        Ok(Stored { resolved, environment, logs })
+    }
+
+    /// Renders results and report from what is stored: the same bytes whenever and wherever it is done.
+    pub fn publish(&self) -> Result<RunSummary> {
+        let Stored { resolved, environment, logs } = self.load()?;
+        let summary = summarise(&resolved, &logs);
+        self.write("results.json", &pretty(&serde_json::to_value(&summary).expect("plain data")))?;
+        self.write("results.csv", summary::results_csv(&summary).as_bytes())?;
+        for (name, svg) in report::plots(&resolved, &summary, &logs) {
+            self.write(&format!("plots/{name}"), svg.as_bytes())?;
+        }
+        self.write("report.md", report::report_md(&resolved, &summary, &environment).as_bytes())?;
+        Ok(summary)
+    }
+
+    /// Removes what only a running run needs.
+    pub fn clean(&self) -> Result<()> {
+        let work = self.path("work");
+        std::fs::remove_dir_all(&work).at(&work)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.path(name);
+        let folder = path.parent().expect("a file in the run folder");
+        std::fs::create_dir_all(folder).at(folder)?;
+        // Temporary files are private; a report is for everybody whom the umask lets in.
+        let open = std::fs::Permissions::from_mode(0o666);
+        let mut file = tempfile::Builder::new().permissions(open).tempfile_in(folder).at(folder)?;
+        file.write_all(bytes).at(&path)?;
+        file.persist(&path).map_err(|e| Error::io(&path, &e.error))?;
+        Ok(())
+    }
+}
+
+fn pretty(value: &Value) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(value).expect("plain data");
+    bytes.push(b'\n');
+    bytes
+}
+
+fn read_trial(path: &Path) -> Result<TrialLog> {
+    let text = std::fs::read_to_string(path).at(path)?;
+    let parse = |(i, line): (usize, &str)| {
+        serde_json::from_str::<Line>(line).map_err(|e| {
+            let at = format!("{}:{}", path.display(), i + 1);
+            Error::environment(format!("not a stored line: {e}"), at).hint(
+                "the file was changed after the run; restore it, or remove it to report without this trial",
+            )
+        })
+    };
+    let lines = text.lines().enumerate().map(parse).collect::<Result<Vec<_>>>()?;
+    Ok(TrialLog::from_lines(lines))
+}
+
+fn damaged(path: &Path, what: &str) -> Error {
+    Error::environment(what.to_string(), path.display().to_string())
+        .hint("the file was changed after the run; restore it")
+}

@@ -1,0 +1,174 @@
+//! The harness's own comparison of the weights before and after a trial, one tensor at a time.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+};
+
+use chronibench_protocol::record::{Presence, TensorChange};
+use safetensors::{Dtype, tensor::Metadata};
+
+use crate::error::{AtPath, Error, Result};
+
+/// One safetensors file, opened but not read: a 7B model need not fit into memory twice.
+struct Weights {
+    file: File,
+    path: PathBuf,
+    data_start: u64,
+    tensors: BTreeMap<String, Stored>,
+}
+
+struct Stored {
+    shape: Vec<usize>,
+    span: (usize, usize),
+}
+
+impl Weights {
+    fn open(path: &Path) -> Result<Self> {
+        let bad = |what: String| {
+            Error::usage(what, path.display().to_string()).hint("weights are saved as f32 safetensors")
+        };
+        let mut file = File::open(path).at(path)?;
+        let mut length = [0u8; 8];
+        file.read_exact(&mut length).at(path)?;
+        let size = file.metadata().at(path)?.len();
+        let header = u64::from_le_bytes(length);
+        if header > size {
+            return Err(bad("not a safetensors file".into()));
+        }
+        let mut head = vec![0; header as usize];
+        file.read_exact(&mut head).at(path)?;
+        let meta: Metadata = serde_json::from_slice(&head).map_err(|e| bad(e.to_string()))?;
+        let mut tensors = BTreeMap::new();
+        for (name, info) in meta.tensors() {
+            if info.dtype != Dtype::F32 {
+                return Err(bad(format!("tensor {name} is {:?}", info.dtype)));
+            }
+            tensors.insert(name, Stored { shape: info.shape.clone(), span: info.data_offsets });
+        }
+        let end = tensors.values().map(|t| t.span.1 as u64).max().unwrap_or(0);
+        if 8 + header + end > size {
+            return Err(bad("the file ends early".into()));
+        }
+        Ok(Self { file, path: path.to_path_buf(), data_start: 8 + header, tensors })
+    }
+
+    fn read(&mut self, name: &str) -> Result<Vec<f32>> {
+        let (from, to) = self.tensors[name].span;
+        let mut bytes = vec![0; to - from];
+        self.file.seek(SeekFrom::Start(self.data_start + from as u64)).at(&self.path)?;
+        self.file.read_exact(&mut bytes).at(&self.path)?;
+        Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect())
+    }
+}
+
+/// Compares every tensor of either side. `before` may be several files (model and adapter).
+///
+/// # Errors
+/// A file cannot be read or is not f32 safetensors.
+pub fn compare(before: &[&Path], after: &Path) -> Result<Vec<TensorChange>> {
+    let mut before = before.iter().map(|p| Weights::open(p)).collect::<Result<Vec<_>>>()?;
+    let mut after = Weights::open(after)?;
+    let names: BTreeSet<String> =
+        before.iter().chain([&after]).flat_map(|w| w.tensors.keys().cloned()).collect();
+    names
+        .into_iter()
+        .map(|name| {
+            let source = before.iter_mut().find(|w| w.tensors.contains_key(&name));
+            let kept = after.tensors.contains_key(&name);
+            match source {
+                Some(w) if kept => both(w, &mut after, name),
+                Some(w) => one(w, name, Presence::Before),
+                None => one(&mut after, name, Presence::After),
+            }
+        })
+        .collect()
+}
+
+fn both(before: &mut Weights, after: &mut Weights, name: String) -> Result<TensorChange> {
+    let (shape, other) = (before.tensors[&name].shape.clone(), &after.tensors[&name].shape);
+    if shape != *other {
+        // Another shape under the same name is another tensor: the old one is lost.
+        return one(before, name, Presence::Before);
+    }
+    let (x, y) = (before.read(&name)?, after.read(&name)?);
+    let square = |v: f64| v * v;
+    let delta: f64 = x.iter().zip(&y).map(|(a, b)| square(f64::from(*b) - f64::from(*a))).sum();
+    Ok(TensorChange {
+        shape,
+        present: Presence::Both,
+        // JSON has no NaN; `finite` says what happened.
+        delta_norm: if delta.is_finite() { delta.sqrt() } else { 0.0 },
+        norm: norm(&x),
+        finite: y.iter().all(|v| v.is_finite()),
+        changed: x.iter().zip(&y).filter(|(a, b)| a.to_bits() != b.to_bits()).count() as u64,
+        name,
+    })
+}
+
+fn one(side: &mut Weights, name: String, present: Presence) -> Result<TensorChange> {
+    let values = side.read(&name)?;
+    Ok(TensorChange {
+        shape: side.tensors[&name].shape.clone(),
+        present,
+        delta_norm: 0.0,
+        norm: norm(&values),
+        finite: values.iter().all(|v| v.is_finite()),
+        changed: 0,
+        name,
+    })
+}
+
+fn norm(values: &[f32]) -> f64 {
+    let sum: f64 = values.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+    if sum.is_finite() { sum.sqrt() } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use safetensors::tensor::TensorView;
+
+    use super::*;
+
+    fn write(path: &Path, tensors: &[(&str, &[f32])]) {
+        let bytes: Vec<(&str, Vec<u8>)> =
+            tensors.iter().map(|(n, v)| (*n, v.iter().flat_map(|x| x.to_le_bytes()).collect())).collect();
+        let views =
+            bytes.iter().map(|(n, b)| (*n, TensorView::new(Dtype::F32, vec![b.len() / 4], b).unwrap()));
+        std::fs::write(path, safetensors::serialize(views, None::<HashMap<String, String>>).unwrap())
+            .unwrap();
+    }
+
+    #[test]
+    fn tells_changed_kept_lost_and_new() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        write(&at("model"), &[("moved", &[1.0, 2.0]), ("kept", &[5.0]), ("lost", &[3.0, 4.0])]);
+        write(&at("adapter"), &[("lora", &[0.0])]);
+        write(
+            &at("after"),
+            &[("moved", &[1.0, 5.0]), ("kept", &[5.0]), ("new", &[f32::NAN]), ("lora", &[1.0])],
+        );
+        let changes = compare(&[&at("model"), &at("adapter")], &at("after")).unwrap();
+        let of = |name: &str| changes.iter().find(|t| t.name == name).unwrap();
+        assert_eq!((of("moved").delta_norm, of("moved").changed), (3.0, 1));
+        assert_eq!((of("kept").delta_norm, of("kept").changed), (0.0, 0));
+        assert_eq!((of("lost").present, of("lost").norm), (Presence::Before, 5.0));
+        assert_eq!((of("new").present, of("new").finite), (Presence::After, false));
+        assert_eq!((of("lora").present, of("lora").changed), (Presence::Both, 1));
+    }
+
+    #[test]
+    fn a_cut_file_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cut");
+        write(&path, &[("t", &[1.0, 2.0])]);
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 4]).unwrap();
+        assert!(compare(&[&path], &path).unwrap_err().what.contains("ends early"));
+    }
+}

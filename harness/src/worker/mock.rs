@@ -1,0 +1,200 @@
+//! An arm that trains nothing: it plays a script, so that the harness can be tested against arms whose throughput and
+//! whose faults are known.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use chronibench_protocol::{
+    BatchPlan, Event, Spec, TokenStore,
+    event::{Done, Failure, Hello, Phase, Precision, Ready, Step, TensorInfo, Window},
+    spec::{Method, PROTOCOL},
+};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+
+use super::EventFile;
+use crate::{
+    error::Error,
+    expect::HfConfig,
+    scenario::raw::{Behaviour, MockScript},
+};
+
+/// Plays `script` as a trial of `spec`.
+pub fn run(spec: &Spec, script: &MockScript, events: &mut EventFile) -> Result<(), Failure> {
+    play(spec, script, events).map_err(|e| Failure { what: e.what, at: e.at, hint: e.hint })
+}
+
+fn play(spec: &Spec, script: &MockScript, events: &mut EventFile) -> Result<(), Error> {
+    let told = |r: std::io::Result<()>| r.map_err(|e| failed(&e, "event file"));
+    let config = HfConfig::load(&spec.model.config)?;
+    let trainable = config.trainable(&spec.method);
+    let tokens = TokenStore::load(&spec.data.tokens).map_err(|e| failed(&e, "tokens"))?;
+    let plan = std::fs::read(&spec.data.plan).map_err(|e| failed(&e, "plan"))?;
+    let plan: BatchPlan = serde_json::from_slice(&plan).map_err(|e| failed(&e, "plan"))?;
+    told(events.event(&Event::Hello(hello(spec))))?;
+    told(events.event(&Event::Ready(ready(&config, spec, &trainable, &tokens))))?;
+
+    let clock = Clock { began: Instant::now(), step: Duration::from_secs_f64(script.step_ms / 1e3) };
+    for step in 0..spec.measure.total_steps() {
+        let now = |b: Behaviour| script.behaviour == b && step >= script.at_step;
+        if now(Behaviour::Crash) {
+            eprintln!("the mock crashes, as its script says");
+            std::process::abort();
+        }
+        if now(Behaviour::Error) {
+            return Err(Error::usage("the mock fails, as its script says", format!("step {step}"))
+                .hint("change the script"));
+        }
+        while now(Behaviour::Hang) {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        if now(Behaviour::Garbage) {
+            told(events.line("the mock talks nonsense, as its script says"))?;
+        }
+        clock.sleep_until(step + 1);
+        let mut event = step_event(spec, &plan, &tokens, step, &clock);
+        if now(Behaviour::Nan) {
+            event.loss = f64::NAN;
+        }
+        if now(Behaviour::WrongDigest) {
+            event.digest = "0".repeat(64);
+        }
+        told(events.event(&Event::Step(event)))?;
+        if let Some(window) = window(spec, step, &clock) {
+            told(events.event(&Event::Window(window)))?;
+        }
+    }
+    if script.behaviour == Behaviour::NoDone {
+        return Ok(());
+    }
+    if let Some(path) = &spec.save_weights {
+        let frozen = script.behaviour == Behaviour::Frozen;
+        save(spec, if frozen { &[] } else { &trainable }, path)?;
+    }
+    let steps = spec.measure.total_steps();
+    let weights = spec.save_weights.clone();
+    told(events.event(&Event::Done(Done {
+        steps,
+        weights,
+        kernels: BTreeMap::new(),
+        peak_rss_bytes: None,
+        gemm: None,
+    })))
+}
+
+/// Time as the script tells it: step `n` ends `n + 1` step lengths after the start, and the mock sleeps until then.
+struct Clock {
+    began: Instant,
+    step: Duration,
+}
+
+impl Clock {
+    fn sleep_until(&self, edge: u32) {
+        std::thread::sleep((self.step * edge).saturating_sub(self.began.elapsed()));
+    }
+
+    fn ns(&self, edge: u32) -> u64 {
+        (self.step * edge).as_nanos() as u64
+    }
+}
+
+fn failed(e: &dyn std::fmt::Display, at: &str) -> Error {
+    Error::environment(e.to_string(), at).hint("prepare the run again")
+}
+
+fn hello(spec: &Spec) -> Hello {
+    let settings = match serde_json::to_value(&spec.train) {
+        Ok(serde_json::Value::Object(o)) => o.into_iter().collect(),
+        _ => BTreeMap::new(),
+    };
+    Hello {
+        protocol: PROTOCOL.into(),
+        name: "mock".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        device: "cpu".into(),
+        threads: spec.threads.unwrap_or(1),
+        pid: std::process::id(),
+        precision: Precision::f32(),
+        settings,
+        kernel_plan: BTreeMap::new(),
+    }
+}
+
+fn ready(config: &HfConfig, spec: &Spec, trainable: &[TensorInfo], tokens: &TokenStore) -> Ready {
+    let adapters: u64 = match spec.method {
+        Method::Full {} => 0,
+        Method::Lora(_) => trainable.iter().map(TensorInfo::numel).sum(),
+    };
+    Ready {
+        trainable: trainable.to_vec(),
+        total_params: config.shape().total_params + adapters,
+        tokens_sha256: tokens.sha256(),
+        planned_bytes: BTreeMap::new(),
+    }
+}
+
+fn step_event(spec: &Spec, plan: &BatchPlan, tokens: &TokenStore, step: u32, clock: &Clock) -> Step {
+    let total = spec.measure.total_steps();
+    let (digest, counts) = plan.steps[step as usize].ledger(tokens, plan.pad_token_id);
+    let timed = step >= spec.measure.untimed_steps;
+    let lr = spec.train.learning_rate * spec.train.lr_factor(step, total);
+    let ratio = match &spec.method {
+        Method::Full {} => None,
+        Method::Lora(l) => Some(l.loraplus_lr_ratio),
+    };
+    Step {
+        step,
+        phase: if timed { Phase::Timed } else { Phase::Untimed },
+        start_ns: clock.ns(step),
+        end_ns: clock.ns(step + 1),
+        digest,
+        tokens: counts,
+        loss: 6.0 - 3.0 * f64::from(step + 1) / f64::from(total),
+        grad_norm: 1.0,
+        lr: match ratio {
+            None => BTreeMap::from([("model".into(), lr)]),
+            Some(ratio) => BTreeMap::from([("lora_A".into(), lr), ("lora_B".into(), lr * ratio)]),
+        },
+    }
+}
+
+fn window(spec: &Spec, step: u32, clock: &Clock) -> Option<Window> {
+    let m = &spec.measure;
+    let timed = step.checked_sub(m.untimed_steps)? + 1;
+    (timed % m.window_steps == 0).then(|| {
+        let first_step = step + 1 - m.window_steps;
+        Window {
+            index: timed / m.window_steps - 1,
+            first_step,
+            last_step: step,
+            start_ns: clock.ns(first_step),
+            end_ns: clock.ns(step + 1),
+        }
+    })
+}
+
+/// Saves the starting weights with every tensor of `moved` shifted a little.
+fn save(spec: &Spec, moved: &[TensorInfo], path: &Path) -> Result<(), Error> {
+    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    let adapter: Option<&PathBuf> = match &spec.method {
+        Method::Full {} => None,
+        Method::Lora(l) => l.adapter_weights.as_ref(),
+    };
+    for file in [&spec.model.weights].into_iter().chain(adapter) {
+        let bytes = std::fs::read(file).map_err(|e| failed(&e, "weights"))?;
+        let read = SafeTensors::deserialize(&bytes).map_err(|e| failed(&e, "weights"))?;
+        for (name, t) in read.tensors() {
+            let shift = if moved.iter().any(|m| m.name == name) { 1e-3 } else { 0.0 };
+            let shifted = |b: &[u8]| f32::from_le_bytes(b.try_into().expect("four bytes")) + shift;
+            let data = t.data().chunks_exact(4).flat_map(|b| shifted(b).to_le_bytes()).collect();
+            tensors.push((name, t.shape().to_vec(), data));
+        }
+    }
+    let view =
+        |shape: &[usize], data| TensorView::new(Dtype::F32, shape.to_vec(), data).expect("sizes agree");
+    let views = tensors.iter().map(|(name, shape, data)| (name.clone(), view(shape, data)));
+    safetensors::serialize_to_file(views, None::<HashMap<String, String>>, path)
+        .map_err(|e| failed(&e, "weights"))
+}

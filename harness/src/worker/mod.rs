@@ -1,0 +1,143 @@
+//! The side of the harness that runs in child processes, and the only one that knows the programs under test.
+//!
+//! `chronibench worker train` is an arm of the protocol; `prepare` makes the inputs of a run; `calibrate` measures how
+//! fast this machine multiplies matrices, for estimates.
+
+mod mock;
+mod native;
+mod prepare;
+
+use std::{
+    fs::File,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use chronibench_protocol::{Event, Spec, event::Failure};
+use clap::Subcommand;
+
+pub use native::offer;
+
+use crate::{
+    error::Exit,
+    scenario::raw::{MockScript, Runner},
+};
+
+/// What a worker can do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Run one trial.
+    Train {
+        /// `native`, `candle` or `mock`.
+        #[arg(long, value_parser = runner)]
+        arm: Runner,
+        /// Specification to read.
+        #[arg(long)]
+        spec: PathBuf,
+        /// Event file to write.
+        #[arg(long)]
+        events: PathBuf,
+        /// Script of a mock arm, JSON.
+        #[arg(long, value_parser = script)]
+        script: Option<MockScript>,
+    },
+    /// Make the inputs of a run.
+    Prepare {
+        /// What to make.
+        #[arg(long)]
+        spec: PathBuf,
+    },
+    /// Measure the rate of a matrix product, GFLOP/s.
+    Calibrate,
+}
+
+fn runner(word: &str) -> Result<Runner, String> {
+    serde_json::from_value(word.into()).map_err(|e| e.to_string())
+}
+
+fn script(json: &str) -> Result<MockScript, String> {
+    serde_json::from_str(json).map_err(|e| e.to_string())
+}
+
+/// Runs a worker to its end.
+pub fn run(command: &Command) -> ExitCode {
+    end_with_parent();
+    match command {
+        Command::Train { arm, spec, events, script } => {
+            train(*arm, spec, events, &script.clone().unwrap_or_default())
+        }
+        Command::Prepare { spec } => say(prepare::run(spec)),
+        Command::Calibrate => say(Ok(native::gemm_gflops().into())),
+    }
+}
+
+/// A harness that is killed outright must not leave a trial behind that burns the machine.
+fn end_with_parent() {
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+}
+
+/// Prints a worker's one answer, or its failure, for the harness to read.
+fn say(answer: Result<serde_json::Value, (Exit, Failure)>) -> ExitCode {
+    match answer {
+        Ok(value) => {
+            println!("{value}");
+            ExitCode::SUCCESS
+        }
+        Err((exit, failure)) => {
+            println!("{}", serde_json::to_string(&failure).expect("plain data"));
+            ExitCode::from(exit as u8)
+        }
+    }
+}
+
+/// The event file of an arm; every line is written as it happens.
+struct EventFile(File);
+
+impl EventFile {
+    fn event(&mut self, event: &Event) -> std::io::Result<()> {
+        self.line(&serde_json::to_string(event)?)
+    }
+
+    fn line(&mut self, text: &str) -> std::io::Result<()> {
+        self.0.write_all(format!("{text}\n").as_bytes())
+    }
+}
+
+/// One trial; a failure is its last event.
+fn train(arm: Runner, spec: &Path, events: &Path, script: &MockScript) -> ExitCode {
+    let mut file = match File::create(events) {
+        Ok(file) => EventFile(file),
+        Err(e) => {
+            eprintln!("{}: {e}", events.display());
+            return ExitCode::from(Exit::Environment as u8);
+        }
+    };
+    let ran = read_spec(spec).and_then(|spec| match arm {
+        Runner::Native => native::train(&spec, &mut |e| file.event(&e)),
+        Runner::Candle => {
+            chronibench_candle::run(&spec, &mut |e| file.event(&e)).map_err(|e| Failure::from(&e))
+        }
+        Runner::Mock => mock::run(&spec, script, &mut file),
+    });
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{}\n  where: {}\n  mend:  {}", failure.what, failure.at, failure.hint);
+            // The message is on standard error too, in case the event file is what failed.
+            let _ = file.event(&Event::Error(failure));
+            ExitCode::from(Exit::Trial as u8)
+        }
+    }
+}
+
+fn read_spec(path: &Path) -> Result<Spec, Failure> {
+    let failure = |what: String| Failure {
+        what,
+        at: path.display().to_string(),
+        hint: "give the specification that the harness wrote".into(),
+    };
+    let text = std::fs::read(path).map_err(|e| failure(e.to_string()))?;
+    serde_json::from_slice(&text).map_err(|e| failure(format!("not a specification: {e}")))
+}

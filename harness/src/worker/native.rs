@@ -1,0 +1,92 @@
+//! Every call into the trainer.
+
+use std::{io, path::Path, time::Instant};
+
+use chronibench_protocol::{
+    BatchPlan, Event, Spec, TokenStore, event::Failure, record::BatchArgs, spec::LoraArgs,
+};
+use chronicals::data::{
+    plan,
+    template::Template,
+    tokenize::{TokenizeArgs, tokenize_file},
+    tokenizer::{SpecialTokenNames, TextTokenizer},
+};
+use chronicals::{Seam, Variant};
+use chronicals_kernels::gemm::linear_forward;
+use serde_json::Value;
+
+use crate::{
+    inputs::PrepareData,
+    scenario::{Offer, Seams},
+};
+
+/// What scenarios may name.
+pub fn offer() -> Offer {
+    Offer {
+        seams: Seams {
+            names: Seam::ALL.map(Seam::name).to_vec(),
+            variants: Variant::ALL.map(Variant::name).to_vec(),
+            default: Variant::default().name(),
+            unfused: Variant::Eager.name(),
+            lora_only: vec![Seam::Lora.name()],
+        },
+        templates: Template::ALL.map(Template::name).to_vec(),
+    }
+}
+
+/// Token store, id of the padding token, and what was counted.
+pub fn tokenize(data: &PrepareData) -> Result<(TokenStore, u32, Value), Box<dyn std::error::Error>> {
+    let names = SpecialTokenNames { eos_token: data.eos_token.clone(), pad_token: data.pad_token.clone() };
+    let tokenizer = TextTokenizer::load(&data.tokenizer, &names)?;
+    let args = TokenizeArgs {
+        template: data.template.parse()?,
+        max_length: data.max_length,
+        overlong: data.overlong.parse()?,
+        completion_only_loss: data.completion_only_loss,
+    };
+    let (tokens, report) = tokenize_file(&data.path, &tokenizer, &args)?;
+    Ok((tokens, tokenizer.pad().id, serde_json::to_value(report)?))
+}
+
+/// The batches of `steps` optimizer steps.
+pub fn build_plan(
+    lengths: &[usize],
+    batch: &BatchArgs,
+    max_length: u32,
+    pad: u32,
+    seed: u64,
+    steps: u32,
+) -> Result<BatchPlan, plan::PlanError> {
+    plan::build_plan(lengths, batch, max_length, pad, seed, steps)
+}
+
+/// Fresh model weights.
+pub fn write_weights(config: &Path, seed: u64, out: &Path) -> Result<(), Failure> {
+    chronicals::init::write_initial_weights(config, seed, out).map_err(Failure::from)
+}
+
+/// Fresh adapters.
+pub fn write_adapter(config: &Path, lora: &LoraArgs, seed: u64, out: &Path) -> Result<(), Failure> {
+    chronicals::init::write_initial_adapter(config, lora, seed, out).map_err(Failure::from)
+}
+
+/// One trial.
+pub fn train(spec: &Spec, emit: &mut dyn FnMut(Event) -> io::Result<()>) -> Result<(), Failure> {
+    chronicals::worker::run(spec, emit)
+}
+
+/// Rate of the trainer's matrix product on a square that leaves the caches, GFLOP/s: the best of a few, because
+/// whatever else runs can only slow it down.
+pub fn gemm_gflops() -> f64 {
+    const SIDE: usize = 768;
+    const ROUNDS: usize = 6;
+    let (x, w) = (vec![1.0f32; SIDE * SIDE], vec![0.5f32; SIDE * SIDE]);
+    let mut y = vec![0.0f32; SIDE * SIDE];
+    let flops = (2 * SIDE * SIDE * SIDE) as f64;
+    let rate = |_| {
+        let start = Instant::now();
+        linear_forward(&mut y, &x, &w, SIDE, SIDE, SIDE, 0.0);
+        flops / start.elapsed().as_secs_f64() / 1e9
+    };
+    (0..ROUNDS).map(rate).fold(0.0, f64::max)
+}

@@ -1,0 +1,104 @@
+//! Making the inputs of a run with the trainer's own library: it tokenises, plans batches and draws weights. The
+//! harness checks what comes out (see [`crate::inputs`]).
+
+use std::{collections::BTreeMap, path::Path};
+
+use chronibench_protocol::{
+    Spec, TokenStore,
+    event::Failure,
+    spec::{DataSpec, Measure, Method, ModelSpec, PROTOCOL, Scheduler, TrainArgs},
+};
+use serde_json::Value;
+
+use super::native;
+use crate::{
+    error::Exit,
+    inputs::{PreparePlan, PrepareSpec, PrepareWeights, Pretrain},
+};
+
+type Prepared<T> = Result<T, (Exit, Failure)>;
+
+/// Makes everything that `spec.json` names; the answer is the tokeniser's report.
+pub fn run(path: &Path) -> Prepared<Value> {
+    let text = std::fs::read(path).map_err(|e| environment(&e, path))?;
+    let spec: PrepareSpec = serde_json::from_slice(&text).map_err(|e| environment(&e, path))?;
+    let (tokens, pad_token_id, report) =
+        native::tokenize(&spec.data).map_err(|e| usage(&e, &spec.data.path))?;
+    tokens.save(&spec.tokens).map_err(|e| environment(&e, &spec.tokens))?;
+    for plan in &spec.plans {
+        write_plan(&spec, plan, &tokens, pad_token_id, spec.data.seed)?;
+    }
+    if let Some(weights) = &spec.weights {
+        write_weights(&spec, weights, &tokens, pad_token_id)?;
+    }
+    Ok(report)
+}
+
+fn write_plan(
+    spec: &PrepareSpec,
+    plan: &PreparePlan,
+    tokens: &TokenStore,
+    pad: u32,
+    seed: u64,
+) -> Prepared<()> {
+    let made =
+        native::build_plan(&tokens.lengths(), &plan.batch, spec.data.max_length, pad, seed, plan.steps)
+            .map_err(|e| usage(&e, &spec.data.path))?;
+    let bytes = serde_json::to_vec(&made).expect("plain data");
+    std::fs::write(&plan.path, bytes).map_err(|e| environment(&e, &plan.path))
+}
+
+fn write_weights(spec: &PrepareSpec, w: &PrepareWeights, tokens: &TokenStore, pad: u32) -> Prepared<()> {
+    let failed = |f: Failure| (Exit::Usage, f);
+    match &w.pretrain {
+        None => native::write_weights(&spec.config, w.seed, &w.path).map_err(failed)?,
+        Some(pretrain) => {
+            let random = w.path.with_extension("random");
+            native::write_weights(&spec.config, w.seed, &random).map_err(failed)?;
+            // Another order of samples than the trials', which would else begin with batches seen before.
+            write_plan(spec, &pretrain.plan, tokens, pad, spec.data.seed.wrapping_add(1))?;
+            let trial = pretraining(spec, w, pretrain, &random);
+            native::train(&trial, &mut |_| Ok(())).map_err(failed)?;
+            std::fs::remove_file(&random).map_err(|e| environment(&e, &random))?;
+        }
+    }
+    for adapter in &w.adapters {
+        native::write_adapter(&spec.config, &adapter.lora, w.seed, &adapter.path).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The pretraining as a trial of the native arm that saves its weights.
+fn pretraining(spec: &PrepareSpec, w: &PrepareWeights, p: &Pretrain, random: &Path) -> Spec {
+    Spec {
+        protocol: PROTOCOL.into(),
+        trial_id: "pretrain".into(),
+        arm: "pretrain".into(),
+        model: ModelSpec { config: spec.config.clone(), weights: random.to_path_buf() },
+        data: DataSpec { tokens: spec.tokens.clone(), plan: p.plan.path.clone() },
+        method: Method::Full {},
+        train: TrainArgs {
+            learning_rate: p.learning_rate,
+            lr_scheduler_type: Scheduler::Cosine,
+            warmup_steps: p.plan.steps / 10,
+            ..TrainArgs::default()
+        },
+        measure: Measure { untimed_steps: p.plan.steps, timed_steps: 0, window_steps: 1 },
+        kernels: BTreeMap::new(),
+        threads: spec.threads,
+        device: "cpu".into(),
+        save_weights: Some(w.path.clone()),
+    }
+}
+
+/// The data library's messages end in "; how to mend it".
+fn usage(e: &dyn std::fmt::Display, path: &Path) -> (Exit, Failure) {
+    let message = e.to_string();
+    let (what, hint) = message.rsplit_once("; ").unwrap_or((&message, ""));
+    (Exit::Usage, Failure { what: what.into(), at: path.display().to_string(), hint: hint.into() })
+}
+
+fn environment(e: &dyn std::fmt::Display, path: &Path) -> (Exit, Failure) {
+    let hint = "check the path, the permissions and the disk".into();
+    (Exit::Environment, Failure { what: e.to_string(), at: path.display().to_string(), hint })
+}

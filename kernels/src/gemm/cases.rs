@@ -1,0 +1,85 @@
+//! Named shapes for tests and benches.
+
+use super::Dims;
+
+/// The linear layer of a product: `w_NK`.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer {
+    /// Name in bench ids.
+    pub name: &'static str,
+    /// N: output features.
+    pub outputs: usize,
+    /// K: input features.
+    pub inputs: usize,
+}
+
+/// One of the three products of a linear layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    /// [`super::linear_forward`]
+    Forward,
+    /// [`super::linear_dgrad`]
+    Dgrad,
+    /// [`super::linear_wgrad`]
+    Wgrad,
+}
+
+impl Pass {
+    /// Every pass.
+    pub const ALL: [Pass; 3] = [Pass::Forward, Pass::Dgrad, Pass::Wgrad];
+
+    /// Name in bench ids.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pass::Forward => "forward",
+            Pass::Dgrad => "dgrad",
+            Pass::Wgrad => "wgrad",
+        }
+    }
+
+    /// Extents for `tokens` rows.
+    pub fn dims(self, layer: Layer, tokens: usize) -> Dims {
+        let Layer { outputs, inputs, .. } = layer;
+        match self {
+            Pass::Forward => Dims { m: tokens, n: outputs, k: inputs },
+            Pass::Dgrad => Dims { m: tokens, n: inputs, k: outputs },
+            Pass::Wgrad => Dims { m: outputs, n: inputs, k: tokens },
+        }
+    }
+}
+
+/// For tests: single elements, vectors, off every register tile, longer than a block of k or of rows, and large
+/// enough for several tasks.
+pub const TESTS: [Dims; 11] = [
+    dims(1, 1, 1),
+    dims(3, 5, 7),
+    dims(1, 37, 29),
+    dims(41, 1, 30),
+    dims(17, 15, 600),
+    dims(129, 97, 33),
+    dims(2, 700, 513),
+    dims(700, 3, 1030),
+    dims(401, 203, 64),
+    dims(301, 302, 515),
+    dims(2051, 13, 30),
+];
+
+const fn dims(m: usize, n: usize, k: usize) -> Dims {
+    Dims { m, n, k }
+}
+
+/// For benches: the linear layers of the repository's tiny model.
+pub const BENCH_LAYERS: [Layer; 5] = [
+    layer("qkv", 320, 192),
+    layer("o", 192, 192),
+    layer("gate_up", 1024, 192),
+    layer("down", 192, 512),
+    layer("lm_head", 4096, 192),
+];
+
+/// For benches: tokens of a micro-batch.
+pub const BENCH_TOKENS: [usize; 4] = [512, 1024, 2048, 4096];
+
+const fn layer(name: &'static str, outputs: usize, inputs: usize) -> Layer {
+    Layer { name, outputs, inputs }
+}

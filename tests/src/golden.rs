@@ -1,0 +1,197 @@
+//! Goldens of `tests/goldens`, and trainers set up on them.
+
+use std::path::{Path, PathBuf};
+
+use chronibench_protocol::{
+    BatchPlan, TokenStore,
+    plan::{MicroBatch, StepPlan},
+    spec::{LoraArgs, Method, Scheduler, TrainArgs},
+};
+use chronicals::{
+    KernelPlan, Trainer, backend::cpu::CpuBackend, config::ModelConfig, fit::Batches, model::Setup,
+};
+use chronicals_kernels::linear_ce;
+use safetensors::{Dtype, SafeTensors};
+
+/// The three families with goldens.
+pub const FAMILIES: [&str; 3] = ["qwen2", "llama", "qwen3"];
+
+/// Documents in every golden.
+pub const DOCUMENTS: usize = 3;
+
+/// What Hugging Face computed for one family.
+pub struct Golden {
+    dir: PathBuf,
+    bytes: Vec<u8>,
+    /// The architecture.
+    pub config: ModelConfig,
+}
+
+/// How the documents are laid out in a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Geometry {
+    /// All in one row.
+    Packed,
+    /// One row each, padded to the longest.
+    Padded,
+    /// One micro-batch each, gradients accumulated.
+    Accumulated,
+}
+
+impl Golden {
+    /// Reads a family's goldens.
+    pub fn load(family: &str) -> Self {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens").join(family);
+        let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
+        let config = ModelConfig::load(&dir.join("config.json")).unwrap();
+        Self { dir, bytes, config }
+    }
+
+    /// A tensor as f64.
+    pub fn get(&self, name: &str) -> Vec<f64> {
+        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        let t = file.tensor(name).unwrap_or_else(|_| panic!("{name} is in the golden"));
+        let data = t.data();
+        match t.dtype() {
+            Dtype::F64 => data.chunks(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
+            Dtype::F32 => data.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()).into()).collect(),
+            Dtype::I64 => data.chunks(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f64).collect(),
+            other => panic!("{name} is {other:?}"),
+        }
+    }
+
+    /// A tensor of one element.
+    pub fn scalar(&self, name: &str) -> f64 {
+        self.get(name)[0]
+    }
+
+    /// The documents as tokens.
+    pub fn tokens(&self) -> TokenStore {
+        let mut store = TokenStore::new();
+        for d in 0..DOCUMENTS {
+            let ids: Vec<u32> = self.get(&format!("doc{d}.input_ids")).iter().map(|&v| v as u32).collect();
+            let mask: Vec<u8> =
+                self.get(&format!("doc{d}.labels")).iter().map(|&v| u8::from(v >= 0.0)).collect();
+            store.push(&ids, &mask);
+        }
+        store
+    }
+
+    /// `steps` times the same batch of all documents.
+    pub fn batches(&self, geometry: Geometry, steps: usize) -> Batches {
+        let tokens = self.tokens();
+        let lengths: Vec<u32> = tokens.lengths().iter().map(|&n| n as u32).collect();
+        let micro = |row_slots, rows| MicroBatch { row_slots, rows };
+        let alone = |d: u32| vec![d];
+        let documents = 0..DOCUMENTS as u32;
+        let micro_batches = match geometry {
+            // One slot more than needed, so that packing meets padding as well.
+            Geometry::Packed => vec![micro(lengths.iter().sum::<u32>() + 1, vec![documents.collect()])],
+            Geometry::Padded => vec![micro(*lengths.iter().max().unwrap(), documents.map(alone).collect())],
+            Geometry::Accumulated => documents.map(|d| micro(lengths[d as usize], vec![alone(d)])).collect(),
+        };
+        let plan = BatchPlan {
+            packing: "none".into(),
+            max_length: 64,
+            pad_token_id: 0,
+            steps: vec![StepPlan { micro_batches }; steps],
+        };
+        Batches::new(tokens, plan, &self.config, "golden").unwrap()
+    }
+
+    /// A trainer on the golden's weights and, under LoRA, its adapters.
+    pub fn trainer(&self, case: &Case, batches: &Batches) -> Trainer<CpuBackend> {
+        let mut trainer = self.base(case, batches);
+        if matches!(case.method, Method::Lora(_)) {
+            trainer.load_adapters(&self.dir.join("adapter.safetensors")).unwrap();
+        }
+        trainer
+    }
+
+    /// A trainer on the golden's weights with freshly drawn adapters, of any rank.
+    pub fn fresh_adapters(&self, case: &Case, batches: &Batches, seed: u64) -> Trainer<CpuBackend> {
+        let mut trainer = self.base(case, batches);
+        trainer.init_adapters(&self.config, seed);
+        trainer
+    }
+
+    fn base(&self, case: &Case, batches: &Batches) -> Trainer<CpuBackend> {
+        let setup = Setup {
+            config: &self.config,
+            method: &case.method,
+            capacity: batches.capacity(),
+            plan: case.kernels,
+        };
+        let backend = CpuBackend::new(&self.config, setup.capacity, case.kernels, case.loss);
+        let mut trainer = Trainer::new(backend, &setup, &case.args, batches.steps()).unwrap();
+        trainer.load_weights(&self.dir.join("model.safetensors")).unwrap();
+        trainer
+    }
+}
+
+/// Settings of one comparison with a golden.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// What trains.
+    pub method: Method,
+    /// Optimizer.
+    pub args: TrainArgs,
+    /// Variants.
+    pub kernels: KernelPlan,
+    /// Smoothing and z-loss.
+    pub loss: linear_ce::Options,
+}
+
+impl Case {
+    /// Full fine-tuning as the goldens were made.
+    pub fn full() -> Self {
+        let args = TrainArgs {
+            learning_rate: 1e-2,
+            lr_scheduler_type: Scheduler::Linear,
+            weight_decay: 0.1,
+            ..TrainArgs::default()
+        };
+        Self { method: Method::Full {}, args, kernels: KernelPlan::default(), loss: Default::default() }
+    }
+
+    /// LoRA+ as the goldens were made.
+    pub fn lora() -> Self {
+        let lora: LoraArgs =
+            serde_json::from_str(r#"{"r": 4, "lora_alpha": 8, "loraplus_lr_ratio": 16}"#).unwrap();
+        let full = Self::full();
+        Self { method: Method::Lora(lora), args: TrainArgs { weight_decay: 0.0, ..full.args }, ..full }
+    }
+
+    /// The same with other kernels.
+    pub fn with(self, kernels: KernelPlan) -> Self {
+        Self { kernels, ..self }
+    }
+
+    /// Prefix of this case's names in a golden.
+    pub fn prefix(&self) -> &'static str {
+        match self.method {
+            Method::Full {} => "",
+            Method::Lora(_) => "lora.",
+        }
+    }
+}
+
+/// Asserts |a − b| ≤ tolerance · max|b| for all elements and says where it failed worst.
+#[track_caller]
+pub fn assert_close(what: &str, got: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), expected.len(), "{what}: length");
+    let scale = expected.iter().fold(1e-12_f64, |m, v| m.max(v.abs()));
+    let off = |i: usize| {
+        let e = (got[i] - expected[i]).abs();
+        if e.is_nan() { f64::INFINITY } else { e }
+    };
+    if let Some(worst) = (0..got.len()).max_by(|&a, &b| off(a).total_cmp(&off(b))) {
+        assert!(
+            off(worst) <= tolerance * scale,
+            "{what}[{worst}]: {} is not {} (off by {:.2e} of the largest, {tolerance:.0e} allowed)",
+            got[worst],
+            expected[worst],
+            off(worst) / scale
+        );
+    }
+}

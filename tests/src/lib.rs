@@ -1,0 +1,3 @@
+//! What the workspace-level tests share: goldens, and models built from them.
+
+pub mod golden;

@@ -1,0 +1,148 @@
+//! Which samples each step trains on.
+//!
+//! An epoch is one seeded shuffle of all samples, packed into rows as asked. Rows follow each other, epoch after epoch,
+//! as one endless stream; a step takes the next `gradient_accumulation_steps × per_device_train_batch_size` of them.
+//! The stream does not stop at the end of an epoch: a batch that an epoch cannot fill continues with the next epoch's
+//! rows, so every micro-batch has the same number of rows and no sample is left out.
+//!
+//! Epoch `e` draws from ChaCha8 seeded with the run's seed, on stream `e`: first the permutation of the samples
+//! (Fisher–Yates), then that of its bins. Nothing else is drawn, so step `n` depends on data, arguments, seed and `n`
+//! only: a plan with more steps begins with the plan of fewer, and a resumed run takes up the plan where it stopped.
+
+use chronibench_protocol::{
+    BatchPlan,
+    plan::{MicroBatch, StepPlan},
+    record::{BatchArgs, Packing},
+};
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
+
+use crate::packing::{self, PackError};
+
+/// Why a plan cannot be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// There is nothing to train on.
+    #[error("the data set has no samples; check its path and the tokenisation report")]
+    NoSamples,
+    /// A count that must be positive is 0.
+    #[error("{field} is 0; set it to 1 or more")]
+    Zero {
+        /// Name of the setting.
+        field: &'static str,
+    },
+    /// A sample without a token.
+    #[error("sample {index} has no tokens; leave it out of the token store")]
+    EmptySample {
+        /// Index into the token store.
+        index: usize,
+    },
+    /// More samples than 32-bit indices can name.
+    #[error("{samples} samples are more than a batch plan can name ({}); split the data set", u32::MAX)]
+    TooManySamples {
+        /// Samples in the data set.
+        samples: usize,
+    },
+    /// A sample that no row can hold.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+}
+
+/// Plans `total_steps` optimizer steps over samples of `lengths` tokens.
+///
+/// `max_length` is the capacity of a packed row, tokens. Every micro-batch has `per_device_train_batch_size` rows,
+/// each as long as its longest row. In every epoch each sample comes exactly once.
+///
+/// - `none`: one sample a row, in shuffled order.
+/// - `bfd`, `ff`: the whole epoch is packed in shuffled order and the bins are shuffled again, because both strategies
+///   leave them sorted by how they came about (best-fit decreasing: longest samples first).
+///
+/// # Errors
+/// See [`PlanError`].
+pub fn build_plan(
+    lengths: &[usize],
+    args: &BatchArgs,
+    max_length: u32,
+    pad_token_id: u32,
+    seed: u64,
+    total_steps: u32,
+) -> Result<BatchPlan, PlanError> {
+    check(lengths, args, max_length, total_steps)?;
+    let mut rows =
+        Rows { lengths, packing: args.packing, max_length, seed, epoch: 0, queue: Vec::new().into_iter() };
+    let mut steps = Vec::with_capacity(total_steps as usize);
+    for _ in 0..total_steps {
+        let micro_batches = (0..args.gradient_accumulation_steps)
+            .map(|_| rows.micro_batch(args.per_device_train_batch_size))
+            .collect::<Result<_, _>>()?;
+        steps.push(StepPlan { micro_batches });
+    }
+    Ok(BatchPlan { packing: args.packing.name().into(), max_length, pad_token_id, steps })
+}
+
+fn check(lengths: &[usize], args: &BatchArgs, max_length: u32, total_steps: u32) -> Result<(), PlanError> {
+    let counts = [
+        ("per_device_train_batch_size", args.per_device_train_batch_size),
+        ("gradient_accumulation_steps", args.gradient_accumulation_steps),
+        ("max_length", max_length),
+        ("the number of steps", total_steps),
+    ];
+    if let Some(&(field, _)) = counts.iter().find(|(_, n)| *n == 0) {
+        return Err(PlanError::Zero { field });
+    }
+    if lengths.is_empty() {
+        return Err(PlanError::NoSamples);
+    }
+    if let Some(index) = lengths.iter().position(|&n| n == 0) {
+        return Err(PlanError::EmptySample { index });
+    }
+    if lengths.len() > u32::MAX as usize {
+        return Err(PlanError::TooManySamples { samples: lengths.len() });
+    }
+    // Here and not in the epochs, so that the error names the sample by its place in the token store.
+    packing::pack(lengths, max_length as usize, Packing::None)?;
+    Ok(())
+}
+
+/// The endless stream of rows.
+struct Rows<'a> {
+    lengths: &'a [usize],
+    packing: Packing,
+    max_length: u32,
+    seed: u64,
+    /// Epoch to draw when the queue is empty.
+    epoch: u64,
+    queue: std::vec::IntoIter<Vec<u32>>,
+}
+
+impl Rows<'_> {
+    fn micro_batch(&mut self, rows: u32) -> Result<MicroBatch, PackError> {
+        let rows = (0..rows).map(|_| self.next_row()).collect::<Result<Vec<_>, _>>()?;
+        let tokens = |row: &Vec<u32>| row.iter().map(|&s| self.lengths[s as usize]).sum::<usize>();
+        let row_slots = rows.iter().map(tokens).max().unwrap_or(0) as u32;
+        Ok(MicroBatch { row_slots, rows })
+    }
+
+    fn next_row(&mut self) -> Result<Vec<u32>, PackError> {
+        loop {
+            if let Some(row) = self.queue.next() {
+                return Ok(row);
+            }
+            self.queue = self.draw_epoch()?.into_iter();
+            self.epoch += 1;
+        }
+    }
+
+    fn draw_epoch(&self) -> Result<Vec<Vec<u32>>, PackError> {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        rng.set_stream(self.epoch);
+        let mut order: Vec<u32> = (0..self.lengths.len() as u32).collect();
+        order.shuffle(&mut rng);
+        let shuffled: Vec<usize> = order.iter().map(|&s| self.lengths[s as usize]).collect();
+        let mut bins = packing::pack(&shuffled, self.max_length as usize, self.packing)?;
+        if self.packing != Packing::None {
+            bins.shuffle(&mut rng);
+        }
+        Ok(bins.into_iter().map(|bin| bin.into_iter().map(|i| order[i]).collect()).collect())
+    }
+}

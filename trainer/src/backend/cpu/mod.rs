@@ -1,0 +1,167 @@
+//! The CPU backend: f32, on the kernels of `chronicals-kernels`, with rayon's current pool.
+
+mod seams;
+
+use std::{
+    cell::{Ref, RefCell, RefMut},
+    collections::BTreeMap,
+    ops::Range,
+};
+
+use chronicals_data::batch::Batch;
+use chronicals_kernels::{KernelPlan, Seam, Variant, attention, linear_ce, qk_rope, rmsnorm};
+
+use super::{Allocator, Component, StepStats, View};
+use crate::{config::ModelConfig, model::Capacity};
+
+/// Buffers are borrowed at run time: two views of one buffer may be read together, and a kernel that would read what it
+/// writes is a panic, not a race.
+pub struct CpuBackend {
+    buffers: Vec<RefCell<Vec<f32>>>,
+    planned: BTreeMap<Component, u64>,
+    launches: BTreeMap<String, u64>,
+    plan: KernelPlan,
+    dims: Dims,
+    tables: qk_rope::Tables,
+    loss_options: linear_ce::Options,
+    capacity: Capacity,
+    batch: Batch,
+    stats: StepStats,
+}
+
+/// The widths that views do not tell.
+#[derive(Clone, Copy)]
+struct Dims {
+    hidden: usize,
+    ffn: usize,
+    vocab: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    eps: f32,
+}
+
+impl CpuBackend {
+    /// A backend without buffers for models of this architecture and micro-batches up to `capacity`.
+    pub fn new(
+        c: &ModelConfig,
+        capacity: Capacity,
+        plan: KernelPlan,
+        loss_options: linear_ce::Options,
+    ) -> Self {
+        Self {
+            buffers: Vec::new(),
+            planned: BTreeMap::new(),
+            launches: BTreeMap::new(),
+            plan,
+            dims: Dims {
+                hidden: c.hidden_size,
+                ffn: c.intermediate_size,
+                vocab: c.vocab_size,
+                heads: c.heads,
+                kv_heads: c.kv_heads,
+                head_dim: c.head_dim,
+                eps: c.rms_norm_eps,
+            },
+            tables: qk_rope::Tables::new(&c.inv_freq, capacity.row_slots),
+            loss_options,
+            capacity,
+            batch: Batch::default(),
+            stats: StepStats::default(),
+        }
+    }
+
+    /// Bytes by component: what was allocated, and the most that the loss takes for its temporaries.
+    pub fn planned_bytes(&self) -> BTreeMap<String, u64> {
+        let shape = linear_ce::Shape { tokens: self.capacity.tokens, ..self.loss_shape() };
+        let logits = linear_ce::workspace_bytes(self.plan.get(Seam::Loss), shape);
+        let allocated = self.planned.iter().map(|(c, b)| (c.name().to_string(), *b));
+        allocated.chain([(Component::Logits.name().to_string(), logits)]).collect()
+    }
+
+    /// Kernel → launches so far; a name is `seam.variant.operation`.
+    pub fn launches(&self) -> &BTreeMap<String, u64> {
+        &self.launches
+    }
+
+    fn get(&self, v: View) -> Ref<'_, [f32]> {
+        Ref::map(self.buffers[v.buffer].borrow(), |b| &b[v.offset..v.offset + v.len])
+    }
+
+    fn get_mut(&self, v: View) -> RefMut<'_, [f32]> {
+        RefMut::map(self.buffers[v.buffer].borrow_mut(), |b| &mut b[v.offset..v.offset + v.len])
+    }
+
+    /// Length in use of an activation laid out for the full capacity.
+    fn in_use(&self, v: View) -> View {
+        let width = v.len / self.capacity.tokens;
+        v.slice(0, width * self.tokens())
+    }
+
+    fn act(&self, v: View) -> Ref<'_, [f32]> {
+        self.get(self.in_use(v))
+    }
+
+    fn act_mut(&self, v: View) -> RefMut<'_, [f32]> {
+        self.get_mut(self.in_use(v))
+    }
+
+    fn tokens(&self) -> usize {
+        self.batch.ids.len()
+    }
+
+    /// Gradient buffer, locked whole because its views lie in one buffer; the ranges address the views inside.
+    fn grads<const N: usize>(&self, views: [View; N]) -> (RefMut<'_, Vec<f32>>, [Range<usize>; N]) {
+        assert!(views.iter().all(|v| v.buffer == views[0].buffer), "gradients share a buffer");
+        (self.buffers[views[0].buffer].borrow_mut(), views.map(|v| v.offset..v.offset + v.len))
+    }
+
+    /// Logs a launch and returns the seam's variant.
+    fn launch(&mut self, seam: Seam, operation: &str) -> Variant {
+        let variant = self.plan.get(seam);
+        *self.launches.entry(format!("{}.{variant}.{operation}", seam.name())).or_default() += 1;
+        variant
+    }
+
+    fn norm_shape(&self) -> rmsnorm::Shape {
+        rmsnorm::Shape { tokens: self.tokens(), hidden: self.dims.hidden }
+    }
+
+    fn rope_shape(&self) -> qk_rope::Shape {
+        let Dims { heads, kv_heads, head_dim, .. } = self.dims;
+        qk_rope::Shape { tokens: self.tokens(), heads, kv_heads, head_dim }
+    }
+
+    fn rotation(&self) -> qk_rope::Rotation<'_> {
+        qk_rope::Rotation { tables: &self.tables, positions: &self.batch.positions }
+    }
+
+    fn attention_shape(&self) -> (attention::Layout<'_>, attention::Shape) {
+        let Dims { heads, kv_heads, head_dim, .. } = self.dims;
+        let b = &self.batch;
+        let layout = attention::Layout { cu_seqlens: &b.cu_seqlens, rows: b.rows, row_slots: b.row_slots };
+        (layout, attention::Shape { heads, kv_heads, head_dim })
+    }
+
+    /// Saved probabilities of the current batch: rows × heads × slots × slots.
+    fn probs_in_use(&self, v: View) -> View {
+        v.slice(0, self.batch.rows * self.dims.heads * self.batch.row_slots * self.batch.row_slots)
+    }
+
+    fn loss_shape(&self) -> linear_ce::Shape {
+        linear_ce::Shape { tokens: self.tokens(), hidden: self.dims.hidden, vocab: self.dims.vocab }
+    }
+
+    fn add_loss(&mut self, sums: linear_ce::Sums) {
+        self.stats.loss_sum += sums.loss;
+        self.stats.loss_tokens += sums.tokens;
+    }
+}
+
+impl Allocator for CpuBackend {
+    fn alloc(&mut self, component: Component, len: usize) -> View {
+        *self.planned.entry(component).or_default() += 4 * len as u64;
+        self.buffers.push(RefCell::new(vec![0.0; len]));
+        View { buffer: self.buffers.len() - 1, offset: 0, len }
+    }
+}

@@ -1,0 +1,296 @@
+//! The seams on the CPU: each method looks its views up and calls one kernel.
+
+use std::ops::Range;
+
+use chronicals_data::batch::Batch;
+use chronicals_kernels::{
+    Seam, adamw, attention, embedding, gemm, linear_ce, lora, qk_rope, rmsnorm, swiglu,
+};
+
+use super::CpuBackend;
+use crate::backend::{
+    Adapter, Attention, Backend, Group, Linear, Norm, Param, QkRope, StepStats, Update, View,
+};
+
+/// The parts of a locked gradient buffer.
+fn split<'a, const N: usize>(buffer: &'a mut [f32], ranges: &[Range<usize>; N]) -> [&'a mut [f32]; N] {
+    buffer.get_disjoint_mut(ranges.clone()).expect("parameters do not overlap")
+}
+
+impl CpuBackend {
+    fn adapter_forward(&mut self, l: &Linear, ad: &Adapter, x: View, y: View) {
+        let variant = self.launch(Seam::Lora, "forward");
+        let shape = lora::Shape { tokens: self.tokens(), inputs: l.inputs, outputs: l.outputs };
+        lora::forward(
+            variant,
+            &self.act(x),
+            &self.get(ad.a.value),
+            &self.get(ad.b.value),
+            ad.scale,
+            &ad.segments,
+            &mut self.act_mut(ad.xa),
+            &mut self.act_mut(y),
+            shape,
+        );
+    }
+
+    fn adapter_backward(&mut self, l: &Linear, ad: &Adapter, dy: View, x: View, dx: Option<View>) {
+        let variant = self.launch(Seam::Lora, "backward");
+        let shape = lora::Shape { tokens: self.tokens(), inputs: l.inputs, outputs: l.outputs };
+        let grad = |p: &Param| p.grad.expect("adapters train");
+        let (mut grads, ranges) = self.grads([grad(&ad.a), grad(&ad.b)]);
+        let [da, db] = split(&mut grads, &ranges);
+        let mut dx = dx.map(|v| self.act_mut(v));
+        lora::backward(
+            variant,
+            &self.act(dy),
+            &self.act(x),
+            &self.act(ad.xa),
+            &self.get(ad.a.value),
+            &self.get(ad.b.value),
+            ad.scale,
+            &ad.segments,
+            da,
+            db,
+            dx.as_deref_mut(),
+            &mut self.act_mut(ad.dxa),
+            shape,
+        );
+    }
+}
+
+impl Backend for CpuBackend {
+    fn read(&self, view: View) -> Vec<f32> {
+        self.get(view).to_vec()
+    }
+
+    fn write(&mut self, view: View, values: &[f32]) {
+        self.get_mut(view).copy_from_slice(values);
+    }
+
+    fn upload(&mut self, batch: &Batch) {
+        let fits = batch.ids.len() <= self.capacity.tokens && batch.row_slots <= self.capacity.row_slots;
+        assert!(fits, "the batch is within the capacity that the model was laid out for");
+        self.batch.clone_from(batch);
+    }
+
+    fn embed(&mut self, table: View, x: View) {
+        embedding::forward(&self.batch.ids, &self.get(table), &mut self.act_mut(x), self.dims.hidden);
+    }
+
+    fn embed_backward(&mut self, dx: View, dtable: View) {
+        embedding::backward(&self.batch.ids, &self.act(dx), &mut self.get_mut(dtable), self.dims.hidden);
+    }
+
+    fn norm(&mut self, n: &Norm, x: View, y: View) {
+        let variant = self.launch(Seam::Norm, "forward");
+        rmsnorm::forward(
+            variant,
+            &self.act(x),
+            &self.get(n.weight.value),
+            self.dims.eps,
+            &mut self.act_mut(y),
+            &mut self.act_mut(n.rstd),
+            self.norm_shape(),
+        );
+    }
+
+    fn add_norm(&mut self, n: &Norm, residual: View, delta: View, sum: View, y: View) {
+        let variant = self.launch(Seam::Norm, "add_forward");
+        rmsnorm::add_forward(
+            variant,
+            &self.act(residual),
+            &self.act(delta),
+            &mut self.act_mut(sum),
+            &self.get(n.weight.value),
+            self.dims.eps,
+            &mut self.act_mut(y),
+            &mut self.act_mut(n.rstd),
+            self.norm_shape(),
+        );
+    }
+
+    fn norm_backward(&mut self, n: &Norm, dy: View, x: View, dx: View, accumulate: bool) {
+        let variant = self.launch(Seam::Norm, "backward");
+        let mut dweight = n.weight.grad.map(|g| self.get_mut(g));
+        rmsnorm::backward(
+            variant,
+            &self.act(dy),
+            &self.act(x),
+            &self.act(n.rstd),
+            &self.get(n.weight.value),
+            &mut self.act_mut(dx),
+            accumulate,
+            dweight.as_deref_mut(),
+            self.norm_shape(),
+        );
+    }
+
+    fn linear(&mut self, l: &Linear, x: View, y: View) {
+        gemm::linear_forward(
+            &mut self.act_mut(y),
+            &self.act(x),
+            &self.get(l.weight.value),
+            self.tokens(),
+            l.outputs,
+            l.inputs,
+            0.0,
+        );
+        if let Some(adapter) = &l.adapter {
+            self.adapter_forward(l, adapter, x, y);
+        }
+    }
+
+    fn linear_backward(&mut self, l: &Linear, dy: View, x: View, dx: Option<View>) {
+        let (t, n, k) = (self.tokens(), l.outputs, l.inputs);
+        if let Some(dx) = dx {
+            gemm::linear_dgrad(&mut self.act_mut(dx), &self.act(dy), &self.get(l.weight.value), t, n, k, 0.0);
+        }
+        if let Some(dw) = l.weight.grad {
+            gemm::linear_wgrad(&mut self.get_mut(dw), &self.act(dy), &self.act(x), t, n, k, 1.0);
+        }
+        if let Some(adapter) = &l.adapter {
+            self.adapter_backward(l, adapter, dy, x, dx);
+        }
+    }
+
+    fn qk_rope(&mut self, r: &QkRope, qkv: View) {
+        let variant = self.launch(Seam::QkRope, "forward");
+        let bias = r.bias.map(|b| self.get(b.value));
+        let mut norm = r.norm.map(|n| {
+            let weights = (self.get(n.q_weight.value), self.get(n.k_weight.value));
+            (weights, self.act_mut(n.pre), self.act_mut(n.rstd))
+        });
+        let norm = norm.as_mut().map(|((q, k), pre_norm, rstd)| qk_rope::NormForward {
+            q_weight_K: q,
+            k_weight_K: k,
+            eps: self.dims.eps,
+            pre_norm,
+            rstd,
+        });
+        let mut qkv = self.act_mut(qkv);
+        qk_rope::forward(variant, &mut qkv, bias.as_deref(), norm, self.rotation(), self.rope_shape());
+    }
+
+    fn qk_rope_backward(&mut self, r: &QkRope, dqkv: View) {
+        let variant = self.launch(Seam::QkRope, "backward");
+        let mut dbias = r.bias.and_then(|b| b.grad).map(|g| self.get_mut(g));
+        let norm = r.norm.map(|n| {
+            let weights = (self.get(n.q_weight.value), self.get(n.k_weight.value));
+            (weights, self.act(n.pre), self.act(n.rstd))
+        });
+        let mut grads = r.norm.and_then(|n| Some(self.grads([n.q_weight.grad?, n.k_weight.grad?])));
+        let (dq, dk) =
+            grads.as_mut().map(|(buffer, ranges)| split(buffer, ranges)).map(|[q, k]| (q, k)).unzip();
+        let norm = norm.as_ref().map(|((q, k), pre_norm, rstd)| qk_rope::NormBackward {
+            q_weight_K: q,
+            k_weight_K: k,
+            pre_norm,
+            rstd,
+            dq_weight_K: dq,
+            dk_weight_K: dk,
+        });
+        let mut dqkv = self.act_mut(dqkv);
+        qk_rope::backward(variant, &mut dqkv, dbias.as_deref_mut(), norm, self.rotation(), self.rope_shape());
+    }
+
+    fn attention(&mut self, a: &Attention) {
+        let variant = self.launch(Seam::Attention, "forward");
+        let (layout, shape) = self.attention_shape();
+        let mut probs = a.probs.map(|p| self.get_mut(self.probs_in_use(p)));
+        attention::forward(
+            variant,
+            &self.act(a.qkv),
+            layout,
+            shape,
+            &mut self.act_mut(a.out),
+            &mut self.act_mut(a.lse),
+            probs.as_deref_mut(),
+        );
+    }
+
+    fn attention_backward(&mut self, a: &Attention, dout: View, dqkv: View) {
+        let variant = self.launch(Seam::Attention, "backward");
+        let (layout, shape) = self.attention_shape();
+        let probs = a.probs.map(|p| self.get(self.probs_in_use(p)));
+        let (qkv, out, lse) = (self.act(a.qkv), self.act(a.out), self.act(a.lse));
+        let saved = attention::Saved { qkv_TQ: &qkv, out_T: &out, lse_HT: &lse, probs: probs.as_deref() };
+        attention::backward(variant, &self.act(dout), saved, layout, shape, &mut self.act_mut(dqkv));
+    }
+
+    fn swiglu(&mut self, gate_up: View, act: View) {
+        let variant = self.launch(Seam::Mlp, "forward");
+        swiglu::forward(variant, &self.act(gate_up), &mut self.act_mut(act), self.tokens(), self.dims.ffn);
+    }
+
+    fn swiglu_backward(&mut self, gate_up: View, dact: View) {
+        let variant = self.launch(Seam::Mlp, "backward");
+        swiglu::backward(variant, &mut self.act_mut(gate_up), &self.act(dact), self.tokens(), self.dims.ffn);
+    }
+
+    fn loss(&mut self, head: &Param, x: View, scale: f32, dx: View) {
+        let variant = self.launch(Seam::Loss, "forward_backward");
+        let mut dw = head.grad.map(|g| self.get_mut(g));
+        let sums = linear_ce::forward_backward(
+            variant,
+            &self.act(x),
+            &self.get(head.value),
+            &self.batch.labels,
+            scale,
+            &mut self.act_mut(dx),
+            dw.as_deref_mut(),
+            self.loss_shape(),
+            self.loss_options,
+        );
+        drop(dw);
+        self.add_loss(sums);
+    }
+
+    fn loss_forward(&mut self, head: &Param, x: View) {
+        let variant = self.launch(Seam::Loss, "forward");
+        let sums = linear_ce::forward(
+            variant,
+            &self.act(x),
+            &self.get(head.value),
+            &self.batch.labels,
+            self.loss_shape(),
+            self.loss_options,
+        );
+        self.add_loss(sums);
+    }
+
+    fn zero(&mut self, view: View) {
+        self.get_mut(view).fill(0.0);
+    }
+
+    fn update(&mut self, groups: &[Group], grads: View, u: &Update) {
+        let variant = self.launch(Seam::Optimizer, "update");
+        let norm = adamw::norm_squared(variant, &self.get(grads)).sqrt();
+        self.stats.grad_norm = norm;
+        // PyTorch's clip_grad_norm_: the same epsilon, never scaling up.
+        let clip = if u.max_grad_norm > 0.0 { (u.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        for g in groups {
+            let hyper = adamw::Hyper {
+                lr: (u.lr * g.lr_ratio) as f32,
+                beta1: u.beta1 as f32,
+                beta2: u.beta2 as f32,
+                eps: u.eps as f32,
+                weight_decay: if g.decay { u.weight_decay as f32 } else { 0.0 },
+                step: u.step,
+            };
+            adamw::update(
+                variant,
+                &mut self.get_mut(g.value),
+                &mut self.get_mut(g.grad),
+                &mut self.get_mut(g.m),
+                &mut self.get_mut(g.v),
+                hyper,
+                clip as f32,
+            );
+        }
+    }
+
+    fn finish(&mut self) -> StepStats {
+        std::mem::take(&mut self.stats)
+    }
+}

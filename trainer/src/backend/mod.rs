@@ -1,0 +1,257 @@
+//! The seams of a training step, as a device offers them.
+//!
+//! A backend owns every buffer of a step; the step holds [`View`]s. Its methods take views, return nothing and never
+//! read the device back; [`Backend::finish`] is the one exception, called once a step.
+//!
+//! Unless a method says `+=`, it overwrites its outputs. Widths come from the views' layout at set-up, the number of
+//! tokens `T` from the uploaded batch; the first `T` rows of an activation buffer are in use.
+
+pub mod cpu;
+
+use chronicals_data::batch::Batch;
+use chronicals_kernels::lora::Segment;
+
+/// A span of one of the backend's buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Which buffer.
+    pub buffer: usize,
+    /// First element.
+    pub offset: usize,
+    /// Elements.
+    pub len: usize,
+}
+
+impl View {
+    /// A part of this view.
+    pub fn slice(self, offset: usize, len: usize) -> Self {
+        assert!(offset + len <= self.len, "a part lies inside its view");
+        Self { buffer: self.buffer, offset: self.offset + offset, len }
+    }
+}
+
+/// What a buffer is for, in memory plans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Component {
+    /// Model parameters.
+    Weights,
+    /// LoRA parameters.
+    Adapters,
+    /// Gradients of whatever trains.
+    Gradients,
+    /// AdamW's two moments.
+    OptimizerStates,
+    /// Kept from forward to backward, and gradients of activations.
+    Activations,
+    /// Temporaries of the loss.
+    Logits,
+}
+
+impl Component {
+    /// Name in plans and records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Component::Weights => "weights",
+            Component::Adapters => "adapters",
+            Component::Gradients => "gradients",
+            Component::OptimizerStates => "optimizer states",
+            Component::Activations => "activations",
+            Component::Logits => "logits",
+        }
+    }
+}
+
+/// Hands out buffers of `f32`. A backend allocates them; a memory plan only adds them up.
+pub trait Allocator {
+    /// A buffer of `len` zeros.
+    fn alloc(&mut self, component: Component, len: usize) -> View;
+}
+
+/// A parameter and, when it trains, its gradient.
+#[derive(Clone, Copy, Debug)]
+pub struct Param {
+    /// Values.
+    pub value: View,
+    /// Gradient, `None` when frozen.
+    pub grad: Option<View>,
+}
+
+/// A projection `y_TN = x_TK · w_NKᵀ`, several of Hugging Face's side by side where they share an input.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// `[N, K]`.
+    pub weight: Param,
+    /// `N`.
+    pub outputs: usize,
+    /// `K`.
+    pub inputs: usize,
+    /// Adapters on this projection.
+    pub adapter: Option<Adapter>,
+}
+
+/// The LoRA adapters of one [`Linear`].
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// All `A`, stacked: `[S, K]`, `S` the sum of the ranks.
+    pub a: Param,
+    /// All `B`, one after the other: `[N_i, r_i]` each.
+    pub b: Param,
+    /// Where each adapter writes.
+    pub segments: Vec<Segment>,
+    /// Factor on `B·A`.
+    pub scale: f32,
+    /// Saved product `x·Aᵀ`, `[T, S]`.
+    pub xa: View,
+    /// Its gradient.
+    pub dxa: View,
+}
+
+/// RMSNorm of the residual stream.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm {
+    /// `[D]`.
+    pub weight: Param,
+    /// Saved reciprocal root mean square, `[T]`.
+    pub rstd: View,
+}
+
+/// Bias, QK-norm and rotary embedding of one block.
+#[derive(Clone, Copy, Debug)]
+pub struct QkRope {
+    /// `[Q]`, Qwen2 only.
+    pub bias: Option<Param>,
+    /// Qwen3 only.
+    pub norm: Option<QkNorm>,
+}
+
+/// RMSNorm on every query and key head.
+#[derive(Clone, Copy, Debug)]
+pub struct QkNorm {
+    /// `[K]`.
+    pub q_weight: Param,
+    /// `[K]`.
+    pub k_weight: Param,
+    /// Saved queries and keys before the norm, `[T, (H+G)·K]`.
+    pub pre: View,
+    /// Saved reciprocal root mean squares, `[T, H+G]`.
+    pub rstd: View,
+}
+
+/// Attention's buffers of one block.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
+    /// Rotated queries and keys, and values: `[T, Q]`.
+    pub qkv: View,
+    /// `[T, H·K]`.
+    pub out: View,
+    /// Saved log-sum-exp, `[H, T]`.
+    pub lse: View,
+    /// Saved probabilities, kept by the unfused variant only.
+    pub probs: Option<View>,
+}
+
+/// A run of parameters that share hyper-parameters.
+#[derive(Clone, Copy, Debug)]
+pub struct Group {
+    /// Name in records: `all`, `lora_A`, `lora_B`.
+    pub name: &'static str,
+    /// Values.
+    pub value: View,
+    /// Gradients.
+    pub grad: View,
+    /// First moments.
+    pub m: View,
+    /// Second moments.
+    pub v: View,
+    /// Learning rate over the step's base rate.
+    pub lr_ratio: f64,
+    /// Decoupled decay applies.
+    pub decay: bool,
+}
+
+/// Hyper-parameters of one update.
+#[derive(Clone, Copy, Debug)]
+pub struct Update {
+    /// Base learning rate of this step.
+    pub lr: f64,
+    /// First-moment decay.
+    pub beta1: f64,
+    /// Second-moment decay.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Step count from 1, for bias correction.
+    pub step: u32,
+    /// Global norm above which gradients are scaled down; 0 for never.
+    pub max_grad_norm: f64,
+}
+
+/// The one thing that is read back from a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepStats {
+    /// Sum of the loss over the loss tokens.
+    pub loss_sum: f64,
+    /// Loss tokens.
+    pub loss_tokens: u64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+}
+
+/// A device that can train.
+pub trait Backend: Allocator + Send {
+    /// Copies a view to the host; not for use inside a step.
+    fn read(&self, view: View) -> Vec<f32>;
+    /// Fills a view from the host; not for use inside a step.
+    fn write(&mut self, view: View, values: &[f32]);
+
+    /// Makes `batch` the current one.
+    fn upload(&mut self, batch: &Batch);
+
+    /// `x_TD = table_VD[ids]`.
+    fn embed(&mut self, table: View, x: View);
+    /// `dtable_VD += scatter(dx_TD)`.
+    fn embed_backward(&mut self, dx: View, dtable: View);
+
+    /// `y = norm(x)`.
+    fn norm(&mut self, norm: &Norm, x: View, y: View);
+    /// `sum = residual + delta; y = norm(sum)`.
+    fn add_norm(&mut self, norm: &Norm, residual: View, delta: View, sum: View, y: View);
+    /// `dx (+)= ∂norm(x)ᵀ·dy`, `+=` when `accumulate`; weight gradient `+=`.
+    fn norm_backward(&mut self, norm: &Norm, dy: View, x: View, dx: View, accumulate: bool);
+
+    /// `y = x·Wᵀ`, plus adapters.
+    fn linear(&mut self, linear: &Linear, x: View, y: View);
+    /// `dx = dy·W` plus adapters, unless nothing below trains; weight and adapter gradients `+=`.
+    fn linear_backward(&mut self, linear: &Linear, dy: View, x: View, dx: Option<View>);
+
+    /// Bias, QK-norm and rotation of the packed `[q k v]`, in place.
+    fn qk_rope(&mut self, rope: &QkRope, qkv: View);
+    /// The same backward, in place; parameter gradients `+=`.
+    fn qk_rope_backward(&mut self, rope: &QkRope, dqkv: View);
+
+    /// Causal attention within documents.
+    fn attention(&mut self, attention: &Attention);
+    /// `dqkv = ∂attentionᵀ·dout`.
+    fn attention_backward(&mut self, attention: &Attention, dout: View, dqkv: View);
+
+    /// `act_TF = silu(gate)·up`.
+    fn swiglu(&mut self, gate_up: View, act: View);
+    /// Replaces `gate_up` by its gradient.
+    fn swiglu_backward(&mut self, gate_up: View, dact: View);
+
+    /// Loss of the current batch and its gradients: `dx = …`, head gradient `+=`; `scale` is one over the loss tokens
+    /// of the whole step.
+    fn loss(&mut self, head: &Param, x: View, scale: f32, dx: View);
+    /// Loss of the current batch only.
+    fn loss_forward(&mut self, head: &Param, x: View);
+
+    /// Sets a buffer to zero.
+    fn zero(&mut self, view: View);
+    /// Global norm of `grads`, clipping, AdamW on every group.
+    fn update(&mut self, groups: &[Group], grads: View, update: &Update);
+
+    /// Reads back and resets what the step added up.
+    fn finish(&mut self) -> StepStats;
+}

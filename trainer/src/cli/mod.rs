@@ -1,0 +1,74 @@
+//! Arguments, sub-commands and exit codes of `chronicals`.
+
+mod describe;
+mod memory;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Fine-tune language models, on a CPU.
+#[derive(Parser)]
+#[command(
+    name = "chronicals",
+    version,
+    after_help = "Examples:
+  chronicals train --config train.yaml
+  chronicals memory --model config.json --method lora --r 32 --rows 8 --row-slots 512
+  chronicals memory --params 7e9 --accounting paper
+  chronicals describe --json
+
+Exit codes: 0 done, 2 wrong arguments or settings, 6 training failed."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a model on a JSONL data set
+    Train(train::Args),
+    /// Print the memory that a training needs, by component
+    Memory(memory::Args),
+    /// List the seams of a step, their variants and the models supported
+    Describe(describe::Args),
+}
+
+/// A failure with the exit code that tells its kind.
+pub struct Exit {
+    code: u8,
+    error: chronicals::Error,
+}
+
+impl Exit {
+    /// Arguments, settings or files that the user can mend before anything ran.
+    pub fn usage(error: chronicals::Error) -> Self {
+        Self { code: 2, error }
+    }
+
+    /// Training started and failed.
+    pub fn failed(error: chronicals::Error) -> Self {
+        Self { code: 6, error }
+    }
+}
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Train(a) => train::run(&a),
+        Command::Memory(a) => memory::run(&a).map_err(Exit::usage),
+        Command::Describe(a) => {
+            describe::run(&a);
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Exit { code, error }) => {
+            eprintln!("error: {error}");
+            ExitCode::from(code)
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! The one error of this library: what went wrong, where, and how to mend it.
+
+use std::{fmt, path::Path};
+
+use chronibench_protocol::event::Failure;
+
+/// Something that the user can mend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    what: String,
+    at: String,
+    hint: String,
+}
+
+/// Result of this library.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error about `at`: a file, a setting, a step.
+    pub fn new(what: impl Into<String>, at: impl Into<String>) -> Self {
+        Self { what: what.into(), at: at.into(), hint: String::new() }
+    }
+
+    /// Adds how to mend it.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = hint.into();
+        self
+    }
+
+    /// A file that could not be read or written.
+    pub fn io(path: &Path, e: &std::io::Error) -> Self {
+        let hint = match e.kind() {
+            std::io::ErrorKind::NotFound => "check the path",
+            std::io::ErrorKind::PermissionDenied => "check the permissions",
+            _ => "check the file and the disk",
+        };
+        Self::new(e.to_string(), path.display().to_string()).hint(hint)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n  where: {}", self.what, self.at)?;
+        if !self.hint.is_empty() {
+            write!(f, "\n  mend:  {}", self.hint)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Self {
+        Failure { what: e.what, at: e.at, hint: e.hint }
+    }
+}

@@ -1,0 +1,190 @@
+//! A training described by a YAML file, for use without the harness.
+
+use std::path::{Path, PathBuf};
+
+use chronibench_protocol::{
+    TokenStore,
+    record::BatchArgs,
+    spec::{Method, TrainArgs},
+};
+use chronicals_data::{
+    plan::build_plan,
+    template::TemplateError,
+    tokenize::{Overlong, TokenizeArgs, TokenizeReport, tokenize_file},
+    tokenizer::{SpecialTokenNames, TextTokenizer},
+};
+use chronicals_kernels::{KernelPlan, linear_ce};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    backend::cpu::CpuBackend, config::ModelConfig, error::Error, fit::Batches, model::Setup, trainer::Trainer,
+};
+
+/// The file's contents. Paths are relative to it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Job {
+    /// Architecture and starting weights.
+    pub model: JobModel,
+    /// What to learn from.
+    pub data: JobData,
+    /// Full fine-tuning, or LoRA.
+    #[serde(default = "full")]
+    pub method: Method,
+    /// Batch geometry.
+    pub batch: BatchArgs,
+    /// Optimizer and schedule.
+    #[serde(default)]
+    pub train: TrainArgs,
+    /// Optimizer steps.
+    pub max_steps: u32,
+    /// Seed of the order of samples and of whatever is drawn.
+    #[serde(default)]
+    pub seed: u64,
+    /// Seam → variant.
+    #[serde(default)]
+    pub kernels: std::collections::BTreeMap<String, String>,
+    /// Worker threads; all cores when left out.
+    #[serde(default)]
+    pub threads: Option<usize>,
+    /// Folder for weights, metrics and a copy of the config.
+    pub output_dir: PathBuf,
+}
+
+/// Architecture and starting weights.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobModel {
+    /// Hugging Face `config.json`.
+    pub config: PathBuf,
+    /// safetensors to start from; drawn from the seed when left out.
+    #[serde(default)]
+    pub weights: Option<PathBuf>,
+}
+
+/// What to learn from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobData {
+    /// JSONL file.
+    pub path: PathBuf,
+    /// `tokenizer.json`.
+    pub tokenizer: PathBuf,
+    /// Prompt template.
+    #[serde(default = "alpaca")]
+    pub template: String,
+    /// Longest sample, tokens.
+    pub max_length: u32,
+    /// What happens to longer ones.
+    #[serde(default = "truncate")]
+    pub overlong: Overlong,
+    /// Learn the response only.
+    #[serde(default)]
+    pub completion_only_loss: bool,
+}
+
+fn full() -> Method {
+    Method::Full {}
+}
+
+fn truncate() -> Overlong {
+    Overlong::Truncate
+}
+
+fn alpaca() -> String {
+    "alpaca".into()
+}
+
+/// A job made ready: data tokenised, memory taken, weights loaded.
+pub struct Prepared {
+    /// Batches of every step.
+    pub batches: Batches,
+    /// The trainer.
+    pub trainer: Trainer<CpuBackend>,
+    /// What became of the samples.
+    pub report: TokenizeReport,
+}
+
+impl Job {
+    /// Reads a job.
+    ///
+    /// # Errors
+    /// The file cannot be read, or a field is unknown, missing or of the wrong kind (with its line and column).
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, &e))?;
+        let mut job: Self = serde_saphyr::from_str(&text).map_err(|e| {
+            Error::new(e.to_string(), path.display().to_string())
+                .hint("see `chronicals train --help` for an example")
+        })?;
+        let dir = path.parent().unwrap_or(Path::new(""));
+        let paths = [&mut job.model.config, &mut job.data.path, &mut job.data.tokenizer, &mut job.output_dir];
+        paths.into_iter().chain(&mut job.model.weights).for_each(|p| *p = dir.join(&*p));
+        if let Method::Lora(l) = &mut job.method {
+            l.adapter_weights.iter_mut().for_each(|p| *p = dir.join(&*p));
+        }
+        Ok(job)
+    }
+
+    /// Tokenises the data, takes all memory, and loads or draws the parameters.
+    ///
+    /// # Errors
+    /// Whatever is wrong with config, data, tokenizer, weights or settings.
+    pub fn prepare(&self) -> Result<Prepared, Error> {
+        let config = ModelConfig::load(&self.model.config)?;
+        let (batches, report) = self.batches(&config)?;
+        let plan = KernelPlan::resolve(&self.kernels)
+            .map_err(|e| Error::new(e.to_string(), "kernels").hint("see `chronicals describe`"))?;
+        let setup = Setup { config: &config, method: &self.method, capacity: batches.capacity(), plan };
+        let options = linear_ce::Options {
+            label_smoothing: self.train.label_smoothing_factor as f32,
+            z_loss: self.train.z_loss as f32,
+        };
+        let backend = CpuBackend::new(&config, setup.capacity, plan, options);
+        let mut trainer = Trainer::new(backend, &setup, &self.train, self.max_steps)?;
+        match &self.model.weights {
+            Some(path) => {
+                trainer.load_weights(path)?;
+                trainer.init_adapters(&config, self.seed);
+            }
+            None => trainer.init(&config, self.seed),
+        }
+        if let Method::Lora(l) = &self.method
+            && let Some(path) = &l.adapter_weights
+        {
+            trainer.load_adapters(path)?;
+        }
+        Ok(Prepared { batches, trainer, report })
+    }
+
+    fn batches(&self, config: &ModelConfig) -> Result<(Batches, TokenizeReport), Error> {
+        let (tokens, report, pad) = self.data.tokenize()?;
+        let plan =
+            build_plan(&tokens.lengths(), &self.batch, self.data.max_length, pad, self.seed, self.max_steps)
+                .map_err(|e| Error::new(e.to_string(), "batch"))?;
+        let at = self.data.tokenizer.display().to_string();
+        Ok((Batches::new(tokens, plan, config, &at)?, report))
+    }
+}
+
+impl JobData {
+    /// Token ids, what became of the samples, and the padding id.
+    ///
+    /// # Errors
+    /// A bad record, tokenizer or template.
+    pub fn tokenize(&self) -> Result<(TokenStore, TokenizeReport, u32), Error> {
+        let tokenizer = TextTokenizer::load(&self.tokenizer, &SpecialTokenNames::default())
+            .map_err(|e| Error::new(e.to_string(), self.tokenizer.display().to_string()))?;
+        let args = TokenizeArgs {
+            template: self
+                .template
+                .parse()
+                .map_err(|e: TemplateError| Error::new(e.to_string(), "data.template"))?,
+            max_length: self.max_length,
+            overlong: self.overlong,
+            completion_only_loss: self.completion_only_loss,
+        };
+        let (tokens, report) = tokenize_file(&self.path, &tokenizer, &args)
+            .map_err(|e| Error::new(e.to_string(), self.path.display().to_string()))?;
+        Ok((tokens, report, tokenizer.pad().id))
+    }
+}

@@ -1,0 +1,23 @@
+//! Fine-tuning in Rust: the model step, LoRA, optimizers.
+//!
+//! Shape suffixes as in `chronicals-kernels`: `T` tokens, `D` hidden, `F` feed-forward, `V` vocabulary, `Q` packed
+//! QKV, `K` head dimension.
+
+pub mod backend;
+pub mod config;
+pub mod describe;
+pub mod error;
+pub mod fit;
+pub mod init;
+pub mod job;
+pub mod memory;
+pub mod model;
+pub mod params;
+pub mod trainer;
+pub mod weights;
+pub mod worker;
+
+pub use chronicals_data as data;
+pub use chronicals_kernels::{KernelPlan, Seam, Variant};
+pub use error::{Error, Result};
+pub use trainer::Trainer;

@@ -1,0 +1,127 @@
+//! How many bytes a training needs, counted by laying the model out without allocating it.
+
+use std::collections::BTreeMap;
+
+use chronibench_protocol::spec::Method;
+use chronicals_kernels::{Seam, linear_ce};
+
+use crate::{
+    backend::{Allocator, Component, View},
+    config::ModelConfig,
+    error::Error,
+    model::{Capacity, Model, Setup},
+};
+
+/// Counts elements instead of allocating them.
+#[derive(Default)]
+struct DryRun(BTreeMap<Component, u64>);
+
+impl Allocator for DryRun {
+    fn alloc(&mut self, component: Component, len: usize) -> View {
+        *self.0.entry(component).or_default() += len as u64;
+        View { buffer: 0, offset: 0, len }
+    }
+}
+
+/// Elements (not bytes) of every component.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elements(pub BTreeMap<Component, u64>);
+
+/// Counts what [`Model::build`] would allocate, and the loss's temporary memory.
+///
+/// # Errors
+/// The method's settings make no sense.
+pub fn elements(setup: &Setup<'_>) -> Result<Elements, Error> {
+    let mut dry = DryRun::default();
+    Model::build(&mut dry, setup)?;
+    let (c, tokens) = (setup.config, setup.capacity.tokens);
+    let shape = linear_ce::Shape { tokens, hidden: c.hidden_size, vocab: c.vocab_size };
+    dry.0.insert(Component::Logits, linear_ce::workspace_bytes(setup.plan.get(Seam::Loss), shape) / 4);
+    Ok(Elements(dry.0))
+}
+
+/// Bytes of one element of each component.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Accounting {
+    /// Weights and adapters.
+    pub weights: f64,
+    /// Master copies of whatever trains; 0 without.
+    pub master: f64,
+    /// Gradients.
+    pub gradients: f64,
+    /// One AdamW moment (there are two).
+    pub moment: f64,
+    /// Activations.
+    pub activations: f64,
+    /// Logits.
+    pub logits: f64,
+}
+
+impl Accounting {
+    /// What this trainer's CPU backend holds: f32 throughout.
+    pub const CPU: Self =
+        Self { weights: 4.0, master: 0.0, gradients: 4.0, moment: 4.0, activations: 4.0, logits: 4.0 };
+
+    /// What arXiv 2601.02609 counts: bf16 weights and gradients, f32 moments, nothing else.
+    pub const PAPER: Self =
+        Self { weights: 2.0, master: 0.0, gradients: 2.0, moment: 4.0, activations: 0.0, logits: 0.0 };
+
+    /// Bytes by component.
+    pub fn bytes(&self, e: &Elements) -> BTreeMap<String, u64> {
+        let n = |c: Component| e.0.get(&c).copied().unwrap_or(0) as f64;
+        let trained = n(Component::Gradients);
+        let rows = [
+            (Component::Weights.name(), n(Component::Weights) * self.weights),
+            (Component::Adapters.name(), n(Component::Adapters) * self.weights),
+            ("master weights", trained * self.master),
+            (Component::Gradients.name(), trained * self.gradients),
+            (Component::OptimizerStates.name(), n(Component::OptimizerStates) * self.moment),
+            (Component::Activations.name(), n(Component::Activations) * self.activations),
+            (Component::Logits.name(), n(Component::Logits) * self.logits),
+        ];
+        rows.into_iter().filter(|(_, b)| *b > 0.0).map(|(name, b)| (name.to_string(), b as u64)).collect()
+    }
+}
+
+/// Elements of the states of `params` parameters under full fine-tuning, for models known by their size alone.
+pub fn elements_of(params: u64) -> Elements {
+    Elements(BTreeMap::from([
+        (Component::Weights, params),
+        (Component::Gradients, params),
+        (Component::OptimizerStates, 2 * params),
+    ]))
+}
+
+/// Elements for a model, a method and a batch at the default kernel plan.
+///
+/// # Errors
+/// As [`elements`].
+pub fn elements_for(
+    c: &ModelConfig,
+    method: &Method,
+    rows: usize,
+    row_slots: usize,
+) -> Result<Elements, Error> {
+    let capacity = Capacity { tokens: rows * row_slots, row_slots };
+    elements(&Setup { config: c, method, capacity, plan: Default::default() })
+}
+
+/// Peak resident set of this process so far, bytes, where the system tells.
+pub fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seven_billion_in_the_papers_accounting_is_84_gb() {
+        let bytes = Accounting::PAPER.bytes(&elements_of(7_000_000_000));
+        let gb = |name: &str| bytes[name] as f64 / 1e9;
+        assert_eq!((gb("weights"), gb("gradients"), gb("optimizer states")), (14.0, 14.0, 56.0));
+        assert_eq!(bytes.values().sum::<u64>(), 84_000_000_000);
+    }
+}

@@ -1,0 +1,255 @@
+//! Lays a model out in a backend's buffers.
+
+use chronibench_protocol::spec::Method;
+use chronicals_kernels::{KernelPlan, Seam, Variant, lora::Segment};
+
+use super::{Block, Model};
+use crate::{
+    backend::{Adapter, Allocator, Attention, Component, Group, Linear, Norm, Param, QkNorm, QkRope, View},
+    config::ModelConfig,
+    error::Error,
+    params::{self, Layout, PROJECTION_GROUPS, lora_scale},
+};
+
+/// The largest micro-batch a model is laid out for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Slots of a micro-batch, at most.
+    pub tokens: usize,
+    /// Slots of a row, at most.
+    pub row_slots: usize,
+}
+
+/// Everything that decides how large a model's buffers are.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup<'a> {
+    /// Architecture.
+    pub config: &'a ModelConfig,
+    /// What trains.
+    pub method: &'a Method,
+    /// Largest micro-batch.
+    pub capacity: Capacity,
+    /// Which variants run: some save more than others.
+    pub plan: KernelPlan,
+}
+
+/// Where each parameter lives and, if it trains, its gradient.
+struct Store<'a> {
+    layout: &'a Layout,
+    values: View,
+    grads: Option<View>,
+}
+
+impl Store<'_> {
+    fn param<S: AsRef<str>>(&self, names: &[S]) -> Option<Param> {
+        let (offset, len) = self.layout.span(names)?;
+        let at = |v: View| v.slice(offset, len);
+        Some(Param { value: at(self.values), grad: self.grads.map(at) })
+    }
+
+    fn one(&self, name: &str) -> Param {
+        self.param(&[name]).unwrap_or_else(|| unreachable!("{name} is in the layout of its family"))
+    }
+}
+
+impl Model {
+    /// Allocates parameters, gradients, moments and activations, all of a step, from `alloc`.
+    ///
+    /// # Errors
+    /// The method's settings make no sense, see [`Layout::adapters`].
+    pub fn build(alloc: &mut impl Allocator, s: &Setup<'_>) -> Result<Self, Error> {
+        let model = Layout::model(s.config);
+        let weights = alloc.alloc(Component::Weights, model.len());
+        match s.method {
+            Method::Full {} => {
+                let (grads, groups) = trainable(alloc, &model, weights, 1.0);
+                let base = Store { layout: &model, values: weights, grads: Some(grads) };
+                Ok(Self { grads, groups, ..layers(alloc, s, &base, None) })
+            }
+            Method::Lora(args) => {
+                let layout = Layout::adapters(s.config, args)?;
+                let values = alloc.alloc(Component::Adapters, layout.len());
+                let (grads, groups) = trainable(alloc, &layout, values, args.loraplus_lr_ratio);
+                let base = Store { layout: &model, values: weights, grads: None };
+                let lora = Store { layout: &layout, values, grads: Some(grads) };
+                let lora =
+                    Lora { store: lora, targets: &args.target_modules, r: args.r, scale: lora_scale(args) };
+                Ok(Self { grads, groups, adapters: Some(values), ..layers(alloc, s, &base, Some(&lora)) })
+            }
+        }
+    }
+}
+
+/// Gradients, moments and update groups of whatever trains; runs of equal settings become one group.
+fn trainable(alloc: &mut impl Allocator, layout: &Layout, values: View, b_ratio: f64) -> (View, Vec<Group>) {
+    let grads = alloc.alloc(Component::Gradients, layout.len());
+    let m = alloc.alloc(Component::OptimizerStates, layout.len());
+    let v = alloc.alloc(Component::OptimizerStates, layout.len());
+    let mut groups = Vec::new();
+    for run in layout.tensors.chunk_by(|a, b| a.group == b.group && a.decays() == b.decays()) {
+        let (first, last) = (&run[0], &run[run.len() - 1]);
+        let at = |view: View| view.slice(first.offset, last.offset + last.len() - first.offset);
+        groups.push(Group {
+            name: first.group,
+            value: at(values),
+            grad: at(grads),
+            m: at(m),
+            v: at(v),
+            lr_ratio: if first.group == "lora_B" { b_ratio } else { 1.0 },
+            decay: first.decays(),
+        });
+    }
+    (grads, groups)
+}
+
+struct Lora<'a> {
+    store: Store<'a>,
+    targets: &'a [String],
+    r: usize,
+    scale: f32,
+}
+
+/// Hands out activation buffers of `width` values a token.
+struct Acts<'a, A> {
+    alloc: &'a mut A,
+    tokens: usize,
+}
+
+impl<A: Allocator> Acts<'_, A> {
+    fn rows(&mut self, width: usize) -> View {
+        self.alloc.alloc(Component::Activations, self.tokens * width)
+    }
+}
+
+fn layers(alloc: &mut impl Allocator, s: &Setup<'_>, base: &Store<'_>, lora: Option<&Lora<'_>>) -> Model {
+    let c = s.config;
+    let mut acts = Acts { alloc, tokens: s.capacity.tokens };
+    let embed = base.one("model.embed_tokens.weight");
+    let blocks = (0..c.layers).map(|l| block(&mut acts, s, base, lora, l)).collect();
+    let norm = Norm { weight: base.one("model.norm.weight"), rstd: acts.rows(1) };
+    Model {
+        embed,
+        blocks,
+        norm,
+        head: if c.tied { embed } else { base.one("lm_head.weight") },
+        x: acts.rows(c.hidden_size),
+        y: acts.rows(c.hidden_size),
+        branch: acts.rows(c.hidden_size),
+        dx: acts.rows(c.hidden_size),
+        dqkv: acts.rows(c.qkv_width()),
+        dattention: acts.rows(c.attention_width()),
+        dact: acts.rows(c.intermediate_size),
+        grads: base.values.slice(0, 0),
+        groups: Vec::new(),
+        weights: base.values,
+        adapters: None,
+    }
+}
+
+fn block<A: Allocator>(
+    acts: &mut Acts<'_, A>,
+    s: &Setup<'_>,
+    base: &Store<'_>,
+    lora: Option<&Lora<'_>>,
+    l: usize,
+) -> Block {
+    let c = s.config;
+    let (d, f) = (c.hidden_size, c.intermediate_size);
+    let norm = |acts: &mut Acts<'_, A>, name: &str| Norm {
+        weight: base.one(&format!("model.layers.{l}.{name}.weight")),
+        rstd: acts.rows(1),
+    };
+    let [qkv, o, gate_up, down] = PROJECTION_GROUPS.map(|group| linear(acts, c, base, lora, l, group));
+    Block {
+        norm1: norm(acts, "input_layernorm"),
+        qkv,
+        rope: qk_rope(acts, c, base, l),
+        attention: attention(acts, s),
+        o,
+        norm2: norm(acts, "post_attention_layernorm"),
+        gate_up,
+        down,
+        x: acts.rows(d),
+        y1: acts.rows(d),
+        mid: acts.rows(d),
+        y2: acts.rows(d),
+        gate_up_out: acts.rows(2 * f),
+        act: acts.rows(f),
+    }
+}
+
+fn linear<A: Allocator>(
+    acts: &mut Acts<'_, A>,
+    c: &ModelConfig,
+    base: &Store<'_>,
+    lora: Option<&Lora<'_>>,
+    l: usize,
+    group: &[&str],
+) -> Linear {
+    let names: Vec<String> = group.iter().map(|p| format!("{}.weight", params::projection(l, p))).collect();
+    let weight = base.param(&names).expect("projections of a group are neighbours");
+    let shapes = group.iter().map(|p| params::projection_shape(c, p));
+    Linear {
+        weight,
+        outputs: shapes.clone().map(|(n, _)| n).sum(),
+        inputs: shapes.clone().map(|(_, k)| k).next().expect("a group has a projection"),
+        adapter: lora.and_then(|lora| adapter(acts, c, lora, l, group)),
+    }
+}
+
+fn adapter<A: Allocator>(
+    acts: &mut Acts<'_, A>,
+    c: &ModelConfig,
+    lora: &Lora<'_>,
+    l: usize,
+    group: &[&str],
+) -> Option<Adapter> {
+    let targeted = |p: &str| lora.targets.iter().any(|t| t == p);
+    let mut segments = Vec::new();
+    let mut offset = 0;
+    for p in group {
+        let width = params::projection_shape(c, p).0;
+        if targeted(p) {
+            segments.push(Segment { offset, width, r: lora.r });
+        }
+        offset += width;
+    }
+    let names = |ab: &str| -> Vec<String> {
+        let peft = |p: &&&str| format!("base_model.model.{}.lora_{ab}.weight", params::projection(l, p));
+        group.iter().filter(|p| targeted(p)).map(|p| peft(&p)).collect()
+    };
+    let ranks = segments.len() * lora.r;
+    Some(Adapter {
+        a: lora.store.param(&names("A"))?,
+        b: lora.store.param(&names("B"))?,
+        segments,
+        scale: lora.scale,
+        xa: acts.rows(ranks),
+        dxa: acts.rows(ranks),
+    })
+}
+
+fn qk_rope<A: Allocator>(acts: &mut Acts<'_, A>, c: &ModelConfig, base: &Store<'_>, l: usize) -> QkRope {
+    let biases = PROJECTION_GROUPS[0].iter().map(|p| format!("{}.bias", params::projection(l, p)));
+    let qk_heads = c.heads + c.kv_heads;
+    QkRope {
+        bias: base.param(&biases.collect::<Vec<_>>()),
+        norm: c.family.qk_norm().then(|| QkNorm {
+            q_weight: base.one(&format!("model.layers.{l}.self_attn.q_norm.weight")),
+            k_weight: base.one(&format!("model.layers.{l}.self_attn.k_norm.weight")),
+            pre: acts.rows(qk_heads * c.head_dim),
+            rstd: acts.rows(qk_heads),
+        }),
+    }
+}
+
+fn attention<A: Allocator>(acts: &mut Acts<'_, A>, s: &Setup<'_>) -> Attention {
+    let c = s.config;
+    let keeps_probs = s.plan.get(Seam::Attention) == Variant::Eager;
+    Attention {
+        qkv: acts.rows(c.qkv_width()),
+        out: acts.rows(c.attention_width()),
+        lse: acts.rows(c.heads),
+        probs: keeps_probs.then(|| acts.rows(c.heads * s.capacity.row_slots)),
+    }
+}

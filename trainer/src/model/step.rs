@@ -1,0 +1,63 @@
+//! The training step, written once for every device.
+//!
+//! Pre-norm blocks: `mid = x + o(attention(rope(qkv(norm1(x)))))`, `x' = mid + down(swiglu(gate_up(norm2(mid))))`. The
+//! residual add of a branch is taken together with the norm that follows it.
+
+use super::Model;
+use crate::backend::Backend;
+
+/// From token ids to the normalised residual stream that the head reads.
+pub fn forward<B: Backend>(b: &mut B, m: &Model) {
+    b.embed(m.embed.value, m.blocks[0].x);
+    for (l, k) in m.blocks.iter().enumerate() {
+        match l.checked_sub(1) {
+            None => b.norm(&k.norm1, k.x, k.y1),
+            Some(below) => b.add_norm(&k.norm1, m.blocks[below].mid, m.branch, k.x, k.y1),
+        }
+        b.linear(&k.qkv, k.y1, k.attention.qkv);
+        b.qk_rope(&k.rope, k.attention.qkv);
+        b.attention(&k.attention);
+        b.linear(&k.o, k.attention.out, m.branch);
+        b.add_norm(&k.norm2, k.x, m.branch, k.mid, k.y2);
+        b.linear(&k.gate_up, k.y2, k.gate_up_out);
+        b.swiglu(k.gate_up_out, k.act);
+        b.linear(&k.down, k.act, m.branch);
+    }
+    b.add_norm(&m.norm, m.last().mid, m.branch, m.x, m.y);
+}
+
+/// From the loss to every gradient; `scale` is one over the loss tokens of the whole step.
+pub fn backward<B: Backend>(b: &mut B, m: &Model, scale: f32) {
+    b.loss(&m.head, m.y, scale, m.branch);
+    b.norm_backward(&m.norm, m.branch, m.x, m.dx, false);
+    for (l, k) in m.blocks.iter().enumerate().rev() {
+        b.linear_backward(&k.down, m.dx, k.act, Some(m.dact));
+        b.swiglu_backward(k.gate_up_out, m.dact);
+        b.linear_backward(&k.gate_up, k.gate_up_out, k.y2, Some(m.branch));
+        b.norm_backward(&k.norm2, m.branch, k.mid, m.dx, true);
+
+        b.linear_backward(&k.o, m.dx, k.attention.out, Some(m.dattention));
+        b.attention_backward(&k.attention, m.dattention, m.dqkv);
+        b.qk_rope_backward(&k.rope, m.dqkv);
+        if l == 0 && !m.trains_below_first_block() {
+            b.linear_backward(&k.qkv, m.dqkv, k.y1, None);
+            return;
+        }
+        b.linear_backward(&k.qkv, m.dqkv, k.y1, Some(m.branch));
+        b.norm_backward(&k.norm1, m.branch, k.x, m.dx, true);
+    }
+    if let Some(dtable) = m.embed.grad {
+        b.embed_backward(m.dx, dtable);
+    }
+}
+
+impl Model {
+    fn last(&self) -> &super::Block {
+        self.blocks.last().expect("a model has at least one block")
+    }
+
+    /// Something in front of the first projection wants a gradient: the embedding or the first norm.
+    fn trains_below_first_block(&self) -> bool {
+        self.embed.grad.is_some() || self.blocks[0].norm1.weight.grad.is_some()
+    }
+}

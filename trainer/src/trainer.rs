@@ -1,0 +1,239 @@
+//! A model in training: steps, evaluation, saving.
+
+use std::{collections::BTreeMap, path::Path};
+
+use chronibench_protocol::{
+    event::TokenCounts,
+    spec::{Method, TrainArgs},
+};
+use chronicals_data::batch::{Batch, StepBatches};
+
+use crate::{
+    backend::{Backend, StepStats, Update},
+    config::ModelConfig,
+    error::Error,
+    init,
+    model::{Model, Setup, step},
+    params::Layout,
+    weights,
+};
+
+/// What one optimizer step did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepReport {
+    /// Mean loss over the loss tokens, before the update.
+    pub loss: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate by group.
+    pub lr: BTreeMap<String, f64>,
+    /// Tokens of the step.
+    pub tokens: TokenCounts,
+}
+
+/// A model, its optimizer and where it is in the schedule.
+pub struct Trainer<B> {
+    backend: B,
+    model: Model,
+    layout: Layout,
+    adapters: Option<Layout>,
+    args: TrainArgs,
+    total_steps: u32,
+    step: u32,
+}
+
+impl<B: Backend> Trainer<B> {
+    /// Allocates everything a training of `total_steps` optimizer steps needs; parameters are zero until loaded or
+    /// drawn.
+    ///
+    /// # Errors
+    /// The settings make no sense.
+    pub fn new(mut backend: B, setup: &Setup<'_>, args: &TrainArgs, total_steps: u32) -> Result<Self, Error> {
+        check_args(args)?;
+        let adapters = match setup.method {
+            Method::Full {} => None,
+            Method::Lora(_) => Some(init::trainable(setup.config, setup.method)?),
+        };
+        let model = Model::build(&mut backend, setup)?;
+        let layout = Layout::model(setup.config);
+        Ok(Self { backend, model, layout, adapters, args: args.clone(), total_steps, step: 0 })
+    }
+
+    /// Draws fresh parameters.
+    pub fn init(&mut self, config: &ModelConfig, seed: u64) {
+        init::fill(&mut self.backend, config, &self.layout, self.model.weights, seed);
+        self.init_adapters(config, seed);
+    }
+
+    /// Draws fresh adapters on the weights that are there.
+    pub fn init_adapters(&mut self, config: &ModelConfig, seed: u64) {
+        if let (Some(layout), Some(values)) = (&self.adapters, self.model.adapters) {
+            init::fill(&mut self.backend, config, layout, values, seed);
+        }
+    }
+
+    /// Loads the model's weights.
+    ///
+    /// # Errors
+    /// See [`weights::load`].
+    pub fn load_weights(&mut self, path: &Path) -> Result<(), Error> {
+        weights::load(&mut self.backend, &self.layout, self.model.weights, path)
+    }
+
+    /// Loads the adapters.
+    ///
+    /// # Errors
+    /// See [`weights::load`]; also when the method has no adapters.
+    pub fn load_adapters(&mut self, path: &Path) -> Result<(), Error> {
+        let (Some(layout), Some(values)) = (&self.adapters, self.model.adapters) else {
+            return Err(Error::new("full fine-tuning has no adapters to load", path.display().to_string())
+                .hint("leave adapter_weights out, or choose method lora"));
+        };
+        weights::load(&mut self.backend, layout, values, path)
+    }
+
+    /// Names and shapes of whatever trains.
+    pub fn trainable(&self) -> &Layout {
+        self.adapters.as_ref().unwrap_or(&self.layout)
+    }
+
+    /// Elements of all parameters, adapters included.
+    pub fn total_params(&self) -> u64 {
+        (self.layout.len() + self.adapters.as_ref().map_or(0, Layout::len)) as u64
+    }
+
+    /// One optimizer step over all micro-batches.
+    ///
+    /// The gradient is that of the mean loss over *all* loss tokens of the step, so micro-batches of unequal size weigh
+    /// as they would in one large batch.
+    ///
+    /// # Errors
+    /// The loss or the gradient norm is not finite; the parameters are then not to be used. A step without a single
+    /// loss token.
+    pub fn train_step(&mut self, batches: &StepBatches) -> Result<StepReport, Error> {
+        let tokens = batches.counts;
+        if tokens.loss == 0 {
+            return Err(Error::new("the batch has no token to learn", format!("step {}", self.step))
+                .hint("every sample was masked or one token long: check the data and completion_only_loss"));
+        }
+        let update = self.next_update();
+        let stats = self.run(&batches.micro_batches, 1.0 / tokens.loss as f32, &update);
+        let loss = stats.loss_sum / tokens.loss as f64;
+        if !(loss.is_finite() && stats.grad_norm.is_finite()) {
+            return Err(Error::new(
+                format!("training diverged: loss {loss}, gradient norm {}", stats.grad_norm),
+                format!("step {}", self.step),
+            )
+            .hint("lower learning_rate, add warmup_steps, or set max_grad_norm"));
+        }
+        self.step += 1;
+        let lr = self.model.groups.iter().map(|g| (g.name.to_string(), update.lr * g.lr_ratio)).collect();
+        Ok(StepReport { loss, grad_norm: stats.grad_norm, lr, tokens })
+    }
+
+    fn next_update(&self) -> Update {
+        let a = &self.args;
+        Update {
+            lr: a.learning_rate * a.lr_factor(self.step, self.total_steps),
+            beta1: a.adam_beta1,
+            beta2: a.adam_beta2,
+            eps: a.adam_epsilon,
+            weight_decay: a.weight_decay,
+            step: self.step + 1,
+            max_grad_norm: a.max_grad_norm,
+        }
+    }
+
+    /// Forward and backward of every micro-batch, then the update. Runs inside rayon's pool, so that a parallel
+    /// kernel starts without waking a sleeping thread.
+    fn run(&mut self, batches: &[Batch], scale: f32, update: &Update) -> StepStats {
+        let Self { backend: b, model: m, .. } = self;
+        rayon::scope(|_| {
+            b.zero(m.grads);
+            for batch in batches {
+                b.upload(batch);
+                step::forward(b, m);
+                step::backward(b, m, scale);
+            }
+            b.update(&m.groups, m.grads, update);
+            b.finish()
+        })
+    }
+
+    /// Gradients of the mean loss over `batches` without an update, by parameter name; and that loss.
+    pub fn gradients(&mut self, batches: &[Batch]) -> (f64, BTreeMap<String, Vec<f32>>) {
+        let count: u64 = batches.iter().map(|b| b.counts.loss).sum();
+        let Self { backend: b, model: m, .. } = &mut *self;
+        b.zero(m.grads);
+        for batch in batches {
+            b.upload(batch);
+            step::forward(b, m);
+            step::backward(b, m, 1.0 / count.max(1) as f32);
+        }
+        let stats = b.finish();
+        let grads = self.backend.read(self.model.grads);
+        let named = self.trainable().tensors.iter();
+        let named = named.map(|t| (t.name.clone(), grads[t.offset..t.offset + t.len()].to_vec())).collect();
+        (stats.loss_sum / count.max(1) as f64, named)
+    }
+
+    /// Mean loss over the loss tokens of `batches`, without training.
+    pub fn evaluate(&mut self, batches: &[Batch]) -> f64 {
+        let Self { backend: b, model: m, .. } = self;
+        for batch in batches {
+            b.upload(batch);
+            step::forward(b, m);
+            b.loss_forward(&m.head, m.y);
+        }
+        let stats = b.finish();
+        stats.loss_sum / stats.loss_tokens.max(1) as f64
+    }
+
+    /// Writes model tensors, and adapters if there are any, as one f32 safetensors file.
+    ///
+    /// # Errors
+    /// See [`weights::save`].
+    pub fn save(&self, path: &Path) -> Result<(), Error> {
+        let adapters = self.adapters.iter().zip(self.model.adapters);
+        let parts: Vec<_> = std::iter::once((&self.layout, self.model.weights)).chain(adapters).collect();
+        weights::save(&self.backend, &parts, path)
+    }
+
+    /// Writes only what trains: the model, or the adapters under PEFT names.
+    ///
+    /// # Errors
+    /// See [`weights::save`].
+    pub fn save_trainable(&self, path: &Path) -> Result<(), Error> {
+        let values = self.model.adapters.unwrap_or(self.model.weights);
+        weights::save(&self.backend, &[(self.trainable(), values)], path)
+    }
+
+    /// The backend, to look at.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The model's views, to look at.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+}
+
+fn check_args(a: &TrainArgs) -> Result<(), Error> {
+    let in_unit = |v: f64| (0.0..1.0).contains(&v);
+    let rules = [
+        ("learning_rate", a.learning_rate >= 0.0 && a.learning_rate.is_finite(), "0 or more"),
+        ("weight_decay", a.weight_decay >= 0.0 && a.weight_decay.is_finite(), "0 or more"),
+        ("adam_beta1", in_unit(a.adam_beta1), "in [0, 1)"),
+        ("adam_beta2", in_unit(a.adam_beta2), "in [0, 1)"),
+        ("adam_epsilon", a.adam_epsilon > 0.0, "above 0"),
+        ("max_grad_norm", a.max_grad_norm >= 0.0, "0 (off) or more"),
+        ("label_smoothing_factor", in_unit(a.label_smoothing_factor), "in [0, 1)"),
+        ("z_loss", a.z_loss >= 0.0 && a.z_loss.is_finite(), "0 or more"),
+    ];
+    match rules.iter().find(|(_, ok, _)| !ok) {
+        Some((name, _, range)) => Err(Error::new(format!("{name} is out of range"), format!("train.{name}"))
+            .hint(format!("give a number {range}"))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,91 @@
+//! The `chronicals` command as a person types it.
+
+use assert_cmd::Command;
+
+const CONFIG: &str = r#"{"model_type":"qwen2","vocab_size":4096,"hidden_size":16,"intermediate_size":24,
+    "num_hidden_layers":1,"num_attention_heads":2,"num_key_value_heads":1,"tie_word_embeddings":true}"#;
+
+fn chronicals() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_chronicals"))
+}
+
+fn data(name: &str) -> String {
+    format!("{}/../data/chat-instruct/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A folder with a config and a job; `method` and `extra` are YAML lines.
+fn job(method: &str, extra: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), CONFIG).unwrap();
+    let job = format!(
+        "model: {{config: config.json}}\n\
+         data: {{path: {}, tokenizer: {}, max_length: 128}}\n\
+         method: {method}\n\
+         batch: {{packing: bfd, per_device_train_batch_size: 1, gradient_accumulation_steps: 2}}\n\
+         train: {{learning_rate: 5e-3}}\n\
+         max_steps: 6\n\
+         output_dir: out\n{extra}",
+        data("train.jsonl"),
+        data("tokenizer.json")
+    );
+    std::fs::write(dir.path().join("job.yaml"), job).unwrap();
+    dir
+}
+
+fn stderr(command: &mut Command, code: i32) -> String {
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    text
+}
+
+#[test]
+fn trains_and_saves_a_model_and_an_adapter() {
+    for (method, file) in [
+        ("{type: full}", "model.safetensors"),
+        ("{type: lora, r: 4, lora_alpha: 8, loraplus_lr_ratio: 4}", "adapter_model.safetensors"),
+    ] {
+        let dir = job(method, "");
+        let text = stderr(chronicals().current_dir(&dir).args(["train", "--config", "job.yaml"]), 0);
+        assert!(text.contains("planned") && text.contains("measured"), "{text}");
+        let out = dir.path().join("out");
+        assert!(out.join(file).exists() && out.join("config.json").exists());
+        let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        assert_eq!(metrics.lines().count(), 6);
+        let first: serde_json::Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
+        assert!(first["loss"].as_f64().unwrap() > 7.0 && first["grad_norm"].as_f64().unwrap() > 0.0);
+    }
+}
+
+#[test]
+fn bad_input_is_one_error_with_place_and_remedy() {
+    let cases = [
+        ("{type: full}", "max_step: 3\n", "max_step"),
+        ("{type: lora, r: 0, lora_alpha: 8}", "", "rank r is 0"),
+        ("{type: lora, r: 4, lora_alpha: 8, target_modules: [q_prj]}", "", "q_prj"),
+        ("{type: full}", "kernels: {nrom: fused}\n", "nrom"),
+    ];
+    for (method, extra, word) in cases {
+        let dir = job(method, extra);
+        let text = stderr(chronicals().current_dir(&dir).args(["train", "--config", "job.yaml"]), 2);
+        assert!(text.starts_with("error: ") && text.contains(word), "{text}");
+    }
+    let text = stderr(chronicals().args(["train", "--config", "nowhere.yaml"]), 2);
+    assert!(text.contains("nowhere.yaml") && text.contains("check the path"), "{text}");
+}
+
+#[test]
+fn memory_in_the_papers_accounting_is_84_gb_and_says_what_is_left_out() {
+    let output = chronicals().args(["memory", "--params", "7e9", "--accounting", "paper"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in ["14.00 GB", "56.00 GB", "84.00 GB", "left out", "master weights (28.00 GB)"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[test]
+fn describe_lists_every_seam() {
+    let output = chronicals().args(["describe", "--json"]).output().unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["seams"]["attention"], serde_json::json!(["fused", "eager"]));
+}
