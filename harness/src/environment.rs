@@ -8,7 +8,7 @@ use sysinfo::{CpuRefreshKind, MemoryRefreshKind, System};
 
 use crate::{
     error::{AtPath, Error, Result},
-    runner::gpu::Gpu,
+    runner::{child, gpu::Gpu},
 };
 
 /// Crates whose version decides what an arm does or how fast.
@@ -31,6 +31,7 @@ pub fn describe(gpu: Option<&Gpu>) -> Result<Value> {
         "machine": machine()?,
         "gpu": gpu.map(Gpu::facts),
         "program": program()?,
+        "workers": BTreeMap::from(child::ENVIRONMENT),
         "command": std::env::args().collect::<Vec<_>>(),
         "started_at": jiff::Timestamp::now().to_string(),
     }))

@@ -25,6 +25,14 @@ use crate::{
 /// How often a waiting harness looks at its child.
 pub const POLL: Duration = Duration::from_millis(20);
 
+/// What every worker finds in its environment, whatever its arm.
+///
+/// glibc gives a freed block of some size back to the system at once, and the next step faults it in page by page.
+/// An autograd arm allocates its activations anew at every step: half of its time went into that. No block on a map
+/// of its own and no trimming keeps the pages. Other allocators ignore the variables.
+pub const ENVIRONMENT: [(&str, &str); 2] =
+    [("MALLOC_MMAP_MAX_", "0"), ("MALLOC_TRIM_THRESHOLD_", "9223372036854775807")];
+
 /// This program run again as a worker.
 pub struct Worker {
     child: std::process::Child,
@@ -36,7 +44,7 @@ impl Worker {
     /// Starts `chronibench ARGS…` with its output in `dir/stdout.log` and `dir/stderr.log`.
     ///
     /// The thread count goes by the environment too: libraries that size their pool before an arm can say anything
-    /// read it there.
+    /// read it there. candle's own variable would overrule it.
     pub fn spawn(args: &[String], dir: &Path, threads: Option<usize>) -> Result<Self> {
         let exe = std::env::current_exe().at(Path::new("chronibench"))?;
         let log = |name: &str| {
@@ -45,6 +53,8 @@ impl Worker {
         };
         let child = Command::new(&exe)
             .args(args)
+            .envs(ENVIRONMENT)
+            .env_remove("CANDLE_NUM_THREADS")
             .envs(threads.map(|n| ("RAYON_NUM_THREADS", n.to_string())))
             .current_dir(dir)
             .stdin(Stdio::null())
