@@ -12,17 +12,8 @@ use crate::{
 };
 
 /// Crates whose version decides what an arm does or how fast.
-const CRATES: [&str; 9] = [
-    "candle-core",
-    "candle-nn",
-    "chronicals",
-    "gemm",
-    "matrixmultiply",
-    "pulp",
-    "rayon",
-    "safetensors",
-    "tokenizers",
-];
+const CRATES: [&str; 8] =
+    ["candle-core", "candle-nn", "chronicals", "gemm", "pulp", "rayon", "safetensors", "tokenizers"];
 
 /// Everything that is known of machine and program.
 pub fn describe(gpu: Option<&Gpu>) -> Result<Value> {

@@ -5,6 +5,8 @@
 //! every group; `RAYON_NUM_THREADS` sets the threads of all of them but `matrixmultiply`, which has one.
 #![allow(missing_docs)]
 
+use std::time::Duration;
+
 use chronicals_kernels::{
     cases::values,
     gemm::{
@@ -149,5 +151,13 @@ fn slices(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, products, slices);
+criterion_group! {
+    name = benches;
+    // 240 cases: long enough each for a spread of a few percent, short enough in all for a coffee.
+    config = Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .sample_size(20);
+    targets = products, slices
+}
 criterion_main!(benches);

@@ -176,7 +176,8 @@ pub struct Done {
     /// in one safetensors file.
     #[serde(default)]
     pub weights: Option<PathBuf>,
-    /// Kernel → launches over the whole trial, for arms that log them.
+    /// Launches over the whole trial by `seam.variant.operation`. An arm that names a kernel plan must log them: a
+    /// seam that never ran, or ran at another variant, makes the trial INVALID.
     #[serde(default)]
     pub kernels: BTreeMap<String, u64>,
     /// Peak resident set as the arm itself read it (`VmHWM`), bytes.

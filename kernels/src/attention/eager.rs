@@ -1,49 +1,14 @@
 //! The passes of HF's eager attention and its autograd backward: repeated keys and values, full `S×S` scores of every
 //! row and head, an additive mask, a softmax, and whole-tensor temporaries between them.
 
-use std::mem::MaybeUninit;
-
 use rayon::prelude::*;
 
 use super::{Layout, Shape};
 use crate::{
+    gemm::{Dims, MatRef, gemm_single_into},
     passes::{rows, temporary, vectorised},
     simd,
 };
-
-/// A strided matrix inside a slice.
-#[derive(Clone, Copy)]
-struct View<'a> {
-    data: &'a [f32],
-    row: usize,
-    column: usize,
-}
-
-impl<'a> View<'a> {
-    fn rows(data: &'a [f32], stride: usize) -> Self {
-        Self { data, row: stride, column: 1 }
-    }
-
-    fn transposed(self) -> Self {
-        Self { row: self.column, column: self.row, ..self }
-    }
-
-    fn holds(self, rows: usize, columns: usize) -> bool {
-        (rows - 1) * self.row + (columns - 1) * self.column < self.data.len()
-    }
-}
-
-/// Writes all of `c = a·b`, with `c` contiguous, of `m×n` and inner extent `k`.
-fn product(c: &mut [MaybeUninit<f32>], a: View, b: View, (m, n, k): (usize, usize, usize)) {
-    assert!(c.len() == m * n && a.holds(m, k) && b.holds(k, n));
-    let (ar, ac, br, bc) = (a.row as isize, a.column as isize, b.row as isize, b.column as isize);
-    // SAFETY: the assertion keeps every element that the strides reach inside its slice; `c` is borrowed mutably, so it
-    // overlaps neither operand; with a factor of 0 for `c`, it is written without being read.
-    unsafe {
-        let (a, b, c) = (a.data.as_ptr(), b.data.as_ptr(), c.as_mut_ptr().cast());
-        matrixmultiply::sgemm(m, k, n, 1.0, a, ar, ac, b, br, bc, 0.0, c, n as isize, 1);
-    }
-}
 
 /// The operation of a batch: temporaries are blocks of `S` rows, one block for every row and head.
 #[derive(Clone, Copy)]
@@ -62,14 +27,14 @@ impl Batch {
     fn products<'a>(
         self,
         columns: usize,
-        f: impl Fn(usize, usize) -> (View<'a>, View<'a>, usize) + Sync,
+        f: impl Fn(usize, usize) -> (MatRef<'a>, MatRef<'a>, usize) + Sync,
     ) -> Vec<f32> {
         let (heads, len) = (self.shape.heads, self.rows * self.shape.heads * self.slots * columns);
         let mut out = Vec::with_capacity(len);
         let blocks = out.spare_capacity_mut()[..len].par_chunks_mut(self.slots * columns);
         blocks.enumerate().for_each(|(i, block)| {
             let (a, b, inner) = f(i / heads, i % heads);
-            product(block, a, b, (self.slots, columns, inner));
+            gemm_single_into(block, a, b, Dims { m: self.slots, n: columns, k: inner });
         });
         // SAFETY: the capacity is at least `len`, and a product wrote all of every block.
         unsafe { out.set_len(len) };
@@ -82,14 +47,14 @@ impl Batch {
     }
 
     /// The block of a row and head in a temporary.
-    fn block(self, data: &[f32], columns: usize, row: usize, head: usize) -> View<'_> {
+    fn block(self, data: &[f32], columns: usize, row: usize, head: usize) -> MatRef<'_> {
         let size = self.slots * columns;
-        View::rows(&data[(row * self.shape.heads + head) * size..][..size], columns)
+        MatRef::rows(&data[(row * self.shape.heads + head) * size..][..size], columns)
     }
 
     /// Columns at `offset` of a row's slots in a packed matrix.
-    fn packed(self, data: &[f32], width: usize, row: usize, offset: usize) -> View<'_> {
-        View::rows(&data[row * self.slots * width + offset..], width)
+    fn packed(self, data: &[f32], width: usize, row: usize, offset: usize) -> MatRef<'_> {
+        MatRef::rows(&data[row * self.slots * width + offset..], width)
     }
 
     /// Row, head and slot of row `i` of a temporary.
@@ -131,7 +96,7 @@ pub(super) fn forward(
     let values = batch.repeat(qkv_TQ, |g| shape.value(g));
     let scores = batch.products(s, |row, head| {
         let query = batch.packed(qkv_TQ, shape.packed(), row, head * k);
-        (query, batch.block(&keys, k, row, head).transposed(), k)
+        (query, batch.block(&keys, k, row, head).t(), k)
     });
     let scaled = batch.scaled(&scores);
     let mask = additive_mask(layout);
@@ -211,11 +176,10 @@ pub(super) fn backward(
 ) {
     let (batch, k, s, q) = (Batch::new(layout, shape), shape.head_dim, layout.row_slots, shape.packed());
     let dout = |row, head: usize| batch.packed(dout_T, shape.out(), row, head * k);
-    let dvalues =
-        batch.products(k, |row, head| (batch.block(probs, s, row, head).transposed(), dout(row, head), s));
+    let dvalues = batch.products(k, |row, head| (batch.block(probs, s, row, head).t(), dout(row, head), s));
     let dprobs = batch.products(s, |row, head| {
         let value = batch.packed(qkv_TQ, q, row, shape.value(head / shape.group()));
-        (dout(row, head), value.transposed(), k)
+        (dout(row, head), value.t(), k)
     });
     let dmasked = batch.temporary(
         s,
@@ -233,7 +197,7 @@ pub(super) fn backward(
     });
     let dkeys = batch.products(k, |row, head| {
         let query = batch.packed(qkv_TQ, q, row, head * k);
-        (batch.block(&dscores, s, row, head).transposed(), query, s)
+        (batch.block(&dscores, s, row, head).t(), query, s)
     });
     rows(dqkv_TQ, q, |t, out| {
         let part = |all, head: usize| &batch.block(all, k, t / s, head).data[t % s * k..][..k];

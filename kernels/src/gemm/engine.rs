@@ -1,7 +1,8 @@
-//! The split of a product over threads, around the one-thread kernel of the `gemm` crate.
+//! The split of a product over threads, around the kernel of the `gemm` crate (AVX2 or AVX-512, chosen when it runs).
 //!
-//! Of the pure-Rust kernels it is the fastest on the products of a transformer layer, and splitting C here instead of
-//! there keeps the bits independent of the number of threads.
+//! The crate splits a product with a short sum well: its threads share the packed operands. With a long sum and a small
+//! C, which is what a weight's gradient is, bands of C that each thread multiplies alone are up to 1.4× as fast. Either
+//! way the sum over k is not split over threads, which keeps the bits independent of their number.
 
 use rayon::prelude::*;
 
@@ -47,8 +48,11 @@ unsafe impl Send for Raw {}
 unsafe impl Sync for Raw {}
 
 impl Raw {
-    /// The product on the threads of the current pool, which share out the longer side of C.
+    /// The product on the threads of the current pool. Where the sum is long, they share out the longer side of C.
     pub(super) fn parallel(self) {
+        if self.dims.k <= K_BLOCK && self.dims.flops() >= 2 * MIN_TASK_FLOPS {
+            return self.band(gemm::Parallelism::Rayon(0));
+        }
         let by_rows = self.dims.m >= self.dims.n;
         let worth = (self.dims.flops() / MIN_TASK_FLOPS) as usize;
         let bands = self.bands(by_rows, rayon::current_num_threads().min(worth));
@@ -60,7 +64,8 @@ impl Raw {
 
     /// The product on this thread.
     pub(super) fn single(self) {
-        self.bands(true, self.dims.m.div_ceil(ROW_BLOCK)).into_iter().for_each(Raw::band);
+        let rows = self.bands(true, self.dims.m.div_ceil(ROW_BLOCK));
+        rows.into_iter().for_each(|band| band.band(gemm::Parallelism::None));
     }
 
     /// The product cut into at most `count` bands of rows or of columns of C.
@@ -90,7 +95,7 @@ impl Raw {
     }
 
     /// The product, one block of k after another.
-    fn band(self) {
+    fn band(self, threads: gemm::Parallelism) {
         let Dims { m, n, k } = self.dims;
         let (a, b, c) = (self.a_strides, self.b_strides, self.c_strides);
         for start in (0..k.max(1)).step_by(K_BLOCK) {
@@ -116,7 +121,7 @@ impl Raw {
                     false,
                     false,
                     false,
-                    gemm::Parallelism::None,
+                    threads,
                 );
             }
         }

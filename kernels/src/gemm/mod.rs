@@ -25,6 +25,8 @@ mod tests;
 
 pub use stats::{GemmStats, reset_stats, stats};
 
+use std::mem::MaybeUninit;
+
 use engine::Raw;
 
 /// Extents of a product: C is m × n, A is m × k and B is k × n.
@@ -147,6 +149,14 @@ pub fn gemm(alpha: f32, a: MatRef, b: MatRef, beta: f32, c: MatMut, dims: Dims) 
 pub fn gemm_single(alpha: f32, a: MatRef, b: MatRef, beta: f32, c: MatMut, dims: Dims) {
     if let Some(product) = checked(alpha, a, b, beta, c, dims) {
         product.single();
+    }
+}
+
+/// `C = A·B`, row-major and dense, on the calling thread, into memory that holds nothing yet; left out of [`stats`].
+pub(crate) fn gemm_single_into(c: &mut [MaybeUninit<f32>], a: MatRef, b: MatRef, dims: Dims) {
+    assert_fits("C", c.len(), (dims.m, dims.n), (dims.n, 1));
+    if let Some(product) = checked_inputs(1.0, a, b, 0.0, dims) {
+        Raw { c: c.as_mut_ptr().cast(), c_strides: (dims.n as isize, 1), ..product }.single();
     }
 }
 

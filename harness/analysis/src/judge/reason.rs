@@ -172,6 +172,16 @@ pub enum Reason {
         /// In force.
         seen: String,
     },
+    /// The kernels that were launched are not those of the arm's own plan.
+    #[error("expected launches of {seam}.{expected} and of no other variant, saw {seen}")]
+    Launches {
+        /// Seam.
+        seam: String,
+        /// Planned variant.
+        expected: String,
+        /// Launches of that seam by name, or `none`.
+        seen: String,
+    },
     /// The arm read other tokens.
     #[error("expected the token store {}, saw {}", short(.expected), short(.seen))]
     Tokens {

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use chronibench_protocol::{
-    event::{Hello, Ready, Step, TensorInfo},
+    event::{Done, Hello, Ready, Step, TensorInfo},
     record::TrialHeader,
     spec::{Method, Spec},
 };
 use serde_json::Value;
 
-use super::Reason;
+use super::{Reason, some};
 use crate::trial::TrialLog;
 
 /// Relative difference under which two settings, or two learning rates, are one: arms may keep them in f32.
@@ -19,6 +19,9 @@ pub(super) fn check(log: &TrialLog, header: &TrialHeader, out: &mut Vec<Reason>)
     if let Some(hello) = &log.hello {
         settings(&header.spec, &hello.event, out);
         kernels(&header.spec, &hello.event, out);
+        if let Some(done) = &log.done {
+            launches(&header.spec.method, &hello.event, &done.event, out);
+        }
     }
     learning_rates(log, &header.spec, out);
     if let Some(ready) = &log.ready {
@@ -111,6 +114,21 @@ fn kernels(spec: &Spec, hello: &Hello, out: &mut Vec<Reason>) {
     if let Some(expected) = all.filter(|_| hello.kernel_plan.is_empty()) {
         let (seam, seen) = ("all".into(), "no kernel plan".into());
         out.push(Reason::Kernel { seam, expected: expected.clone(), seen });
+    }
+}
+
+/// What was launched against the plan: every seam ran, at its planned variant alone.
+fn launches(method: &Method, hello: &Hello, done: &Done, out: &mut Vec<Reason>) {
+    for (seam, expected) in &hello.kernel_plan {
+        let of_seam = |name: &&String| name.strip_prefix(seam).is_some_and(|rest| rest.starts_with('.'));
+        let seen: Vec<String> = done.kernels.keys().filter(of_seam).cloned().collect();
+        let planned = format!("{seam}.{expected}.");
+        // Full fine-tuning has a plan for the seam of the adapters and no adapters.
+        let idle = seen.is_empty() && seam == "lora" && matches!(method, Method::Full {});
+        if !idle && (seen.is_empty() || !seen.iter().all(|name| name.starts_with(&planned))) {
+            let seen = if seen.is_empty() { "none".into() } else { some(&seen) };
+            out.push(Reason::Launches { seam: seam.clone(), expected: expected.clone(), seen });
+        }
     }
 }
 

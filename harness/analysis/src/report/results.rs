@@ -237,7 +237,7 @@ pub(super) fn matmul(summary: &RunSummary) -> String {
         return String::new();
     }
     format!(
-        "## Matrix products\n\n{}\n*Measured*: a clock around every product. *Replayed*: the step's products run alone afterwards. Model GFLOP/s is the work that the real tokens ask for (see below) over the window time. CPU is in percent of one core, over the timed steps.\n",
+        "## Matrix products\n\n{}\n*Measured*: a clock around every product of a linear layer; those inside attention count as attention. *Replayed*: the step's products, attention's included, run alone afterwards. Model GFLOP/s is the work that the real tokens ask for (see below) over the window time. CPU is in percent of one core, over the timed steps.\n",
         table(&rows)
     )
 }

@@ -24,6 +24,13 @@ fn planted(log: TrialLog, verdict: Verdict, plant: impl FnOnce(&mut TrialLog)) -
     (judgement.reasons[0].clone(), texts[0].clone())
 }
 
+/// The launches of `seam`, as if it had run at `variant`.
+fn launch_as(log: &mut TrialLog, seam: &str, variant: &str) {
+    let launched = &mut log.done.as_mut().unwrap().event.kernels;
+    launched.retain(|name, _| !name.starts_with(&format!("{seam}.")));
+    launched.insert(format!("{seam}.{variant}.forward"), 27);
+}
+
 macro_rules! fault {
     ($name:ident, $verdict:ident, $pattern:pat, $words:expr, $plant:expr) => {
         #[test]
@@ -204,9 +211,16 @@ fault!(learning_rate, Invalid, Reason::LearningRate { step: 4, .. }, ["step 4", 
 });
 fault!(kernel_fallback, Invalid, Reason::Kernel { .. }, ["norm = fused", "saw eager"], |l| {
     l.hello.as_mut().unwrap().event.kernel_plan.insert("norm".into(), "eager".into());
+    launch_as(l, "norm", "eager");
 });
 fault!(kernel_not_named, Invalid, Reason::Kernel { .. }, ["norm = fused", "saw nothing"], |l| {
     l.hello.as_mut().unwrap().event.kernel_plan.remove("norm");
+});
+fault!(launched_another, Invalid, Reason::Launches { .. }, ["norm.fused", "norm.eager.backward"], |l| {
+    l.done.as_mut().unwrap().event.kernels.insert("norm.eager.backward".into(), 1);
+});
+fault!(seam_never_ran, Invalid, Reason::Launches { .. }, ["norm.fused", "saw none"], |l| {
+    l.done.as_mut().unwrap().event.kernels.remove("norm.fused.forward");
 });
 fault!(other_tokens, Invalid, Reason::Tokens { .. }, ["token store 7070", "saw other"], |l| {
     l.ready.as_mut().unwrap().event.tokens_sha256 = "other".into();
@@ -261,9 +275,11 @@ fn plan_given_as_all() {
     let kernels = [("all".to_string(), "fused".to_string()), ("loss".to_string(), "eager".to_string())];
     log.header.as_mut().unwrap().spec.kernels = kernels.into();
     log.hello.as_mut().unwrap().event.kernel_plan.insert("loss".into(), "eager".into());
+    launch_as(&mut log, "loss", "eager");
     assert_eq!(judge(&log).reasons, []);
     let (reason, _) = planted(log, Verdict::Invalid, |l| {
         l.hello.as_mut().unwrap().event.kernel_plan.insert("attention".into(), "eager".into());
+        launch_as(l, "attention", "eager");
     });
     assert!(matches!(reason, Reason::Kernel { seam, .. } if seam == "attention"));
 }

@@ -302,7 +302,7 @@ fn done(case: &Case, step_ms: u64) -> Done {
     Done {
         steps: MEASURE.total_steps(),
         weights: None,
-        kernels: BTreeMap::new(),
+        kernels: case.kernels.iter().map(|(seam, v)| (format!("{seam}.{v}.forward"), 27)).collect(),
         peak_rss_bytes: Some(if case.runner == "native" { 91 } else { 250 } << 20),
         gemm: Some(gemm),
     }
