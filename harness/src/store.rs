@@ -2,7 +2,7 @@
 //! meets half a file.
 
 use std::{
-    io::Write,
+    io::{Read, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -108,7 +108,7 @@ impl Store {
         for entry in std::fs::read_dir(&events).at(&events)? {
             files.push(entry.at(&events)?.path());
         }
-        files.retain(|f| f.extension().is_some_and(|e| e == "jsonl"));
+        files.retain(|f| f.to_string_lossy().ends_with(".jsonl") || is_compressed(f));
         files.sort();
         let mut logs = files.iter().map(|f| read_trial(f)).collect::<Result<Vec<_>>>()?;
         logs.sort_by_key(|l| l.header.as_ref().map_or(u32::MAX, |h| h.position));
@@ -153,8 +153,19 @@ fn pretty(value: &Value) -> Vec<u8> {
     bytes
 }
 
+/// Events of a published run are compressed, by `gzip`.
+fn is_compressed(path: &Path) -> bool {
+    path.to_string_lossy().ends_with(".jsonl.gz")
+}
+
 fn read_trial(path: &Path) -> Result<TrialLog> {
-    let text = std::fs::read_to_string(path).at(path)?;
+    let mut text = String::new();
+    let mut file = std::fs::File::open(path).at(path)?;
+    let read = match is_compressed(path) {
+        true => flate2::read::MultiGzDecoder::new(file).read_to_string(&mut text),
+        false => file.read_to_string(&mut text),
+    };
+    read.at(path)?;
     let parse = |(i, line): (usize, &str)| {
         serde_json::from_str::<Line>(line).map_err(|e| {
             let at = format!("{}:{}", path.display(), i + 1);

@@ -2,6 +2,10 @@
 
 mod common;
 
+use std::{io::Write, path::Path};
+
+use chronibench::store::{Store, Stored};
+use chronibench_analysis::summarise;
 use common::{HEAD, HONEST, Ran, chronibench, folder, names, scenario};
 
 /// An arm that misbehaves beside one that does not.
@@ -104,6 +108,41 @@ fn a_report_rebuilt_is_the_same_to_the_byte() {
     }
     chronibench().arg("report").arg(ran.path("")).assert().success();
     assert_eq!(files(), before);
+    for name in ran.names("events") {
+        compress(&ran.path("events").join(name));
+    }
+    chronibench().arg("report").arg(ran.path("")).assert().success();
+    assert_eq!(files(), before);
+}
+
+/// As `gzip FILE` does.
+fn compress(file: &Path) {
+    let to = std::fs::File::create(file.with_extension("jsonl.gz")).unwrap();
+    let mut encoder = flate2::write::GzEncoder::new(to, flate2::Compression::best());
+    encoder.write_all(&std::fs::read(file).unwrap()).unwrap();
+    encoder.finish().unwrap();
+    std::fs::remove_file(file).unwrap();
+}
+
+/// What `reports/` publishes still reads, and still says the same.
+#[test]
+fn published_runs_keep_their_verdicts() {
+    let reports = Path::new(env!("CARGO_MANIFEST_DIR")).join("../reports");
+    let published: Vec<_> =
+        std::fs::read_dir(reports).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    assert!(!published.is_empty());
+    for run in published {
+        let Stored { resolved, logs, .. } = Store::open(&run).unwrap().load().unwrap();
+        let now = serde_json::to_value(summarise(&resolved, &logs)).unwrap();
+        let then = std::fs::read_to_string(run.join("results.json")).unwrap();
+        let then: serde_json::Value = serde_json::from_str(&then).unwrap();
+        assert_eq!(now["verdict"], then["verdict"], "{}", run.display());
+        for (now, then) in now["cases"].as_array().unwrap().iter().zip(then["cases"].as_array().unwrap()) {
+            assert_eq!(now["id"], then["id"], "{}", run.display());
+            assert_eq!(now["verdict"], then["verdict"], "{}", run.display());
+            assert_eq!(now["real_tokens_per_s"]["median"], then["real_tokens_per_s"]["median"]);
+        }
+    }
 }
 
 #[test]
