@@ -14,15 +14,25 @@ use chronibench_protocol::{
 };
 use serde_json::Value;
 
-use crate::{environment, store::Store};
+use crate::{environment, inputs::Inputs, store::Store};
 
 /// Times of the trials so far, by case.
 #[derive(Default)]
 pub struct Pace {
     walls: BTreeMap<String, Vec<f64>>,
+    /// What the FLOP model says of every case at a nominal rate: right in proportion at best.
+    model: BTreeMap<String, f64>,
 }
 
 impl Pace {
+    /// No trial has run yet.
+    pub fn new(resolved: &Resolved, shape: &ModelShape, inputs: &Inputs) -> Self {
+        const NOMINAL_GFLOPS: f64 = 100.0;
+        let seconds = |c: &Case| from_flops(c, shape, &inputs.counts(c), NOMINAL_GFLOPS);
+        let model = resolved.cases.iter().map(|c| (c.id.clone(), seconds(c))).collect();
+        Self { walls: BTreeMap::new(), model }
+    }
+
     /// A trial has ended.
     pub fn add(&mut self, case: &str, lines: &[Line]) {
         if let Some(Line::Exit(exit)) = lines.last() {
@@ -39,11 +49,12 @@ impl Pace {
         self.walls.get(id).and_then(|w| median(w))
     }
 
-    /// Estimated time of the trials in `order`; a case that never ran counts as the mean of those that did.
+    /// Estimated time of the trials in `order`; for a case that never ran, the FLOP model is scaled to those that did.
     pub fn left(&self, order: &[String]) -> Option<Duration> {
-        let known: Vec<f64> = self.walls.keys().filter_map(|id| self.case(id)).collect();
-        let mean = (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)?;
-        let seconds: f64 = order.iter().map(|id| self.case(id).unwrap_or(mean)).sum();
+        let model = |id: &str| self.model.get(id).copied().unwrap_or(1.0);
+        let scales: Vec<f64> = self.walls.keys().filter_map(|id| Some(self.case(id)? / model(id))).collect();
+        let scale = median(&scales)?;
+        let seconds: f64 = order.iter().map(|id| self.case(id).unwrap_or(scale * model(id))).sum();
         Some(Duration::from_secs_f64(seconds))
     }
 }
@@ -73,8 +84,8 @@ pub fn earlier_run(runs: &Path, resolved: &Resolved) -> Option<(PathBuf, Pace)> 
 /// is used only where nothing was ever measured, and the plan says so.
 fn efficiency(runner: &str) -> f64 {
     match runner {
-        "candle" => 0.4,
-        _ => 0.6,
+        "candle" => 0.15,
+        _ => 0.7,
     }
 }
 
@@ -100,8 +111,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_left_uses_medians_and_fills_gaps_with_the_mean() {
-        let mut pace = Pace::default();
+    fn time_left_uses_medians_and_fills_gaps_with_the_model() {
+        let model = [("a", 4.0), ("b", 8.0), ("c", 6.0)].map(|(id, s)| (id.to_string(), s));
+        let mut pace = Pace { model: model.into(), ..Pace::default() };
         let order = ["a", "b", "c"].map(String::from);
         assert_eq!(pace.left(&order), None);
         for s in [1.0, 2.0, 9.0] {

@@ -190,6 +190,13 @@ impl Inputs {
         }
     }
 
+    /// The tokeniser's report in words: `2000 read, 2000 samples, 34 truncated`.
+    pub fn tokenised(&self) -> String {
+        let counts = self.report.as_object().into_iter().flatten();
+        let told = counts.filter(|(_, n)| n.as_u64() != Some(0));
+        told.map(|(what, n)| format!("{n} {}", what.replace('_', " "))).collect::<Vec<_>>().join(", ")
+    }
+
     /// The harness's own count of the steps that an arm reported.
     pub fn ledger(&self, case: &Case, steps: &[chronibench_protocol::event::Step]) -> Vec<LedgerStep> {
         let (_, plan) = self.plan(case);

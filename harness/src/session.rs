@@ -31,7 +31,7 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
     let progress = Progress::new(&setup.resolved);
     progress.say("preparing data, batches and starting weights");
     let inputs = inputs::prepare(&setup, &store.path("inputs"), Extent::Everything)?;
-    progress.say(&format!("data: {}", inputs.report));
+    progress.say(&format!("data: {}", inputs.tokenised()));
     let bench =
         Bench { setup: &setup, inputs: &inputs, expect: &expect, folder: store.folder(), gpu: gpu.as_ref() };
     let ran = trials(&bench, &store, progress);
@@ -64,7 +64,7 @@ pub fn set_up(args: &SelectArgs) -> Result<Setup> {
 /// Every trial in order; the run folder is complete after each.
 fn trials(bench: &Bench<'_>, store: &Store, mut progress: Progress) -> Result<RunSummary> {
     let resolved = &bench.setup.resolved;
-    let mut pace = Pace::default();
+    let mut pace = Pace::new(resolved, &bench.expect.shape(), bench.inputs);
     let mut summary = store.publish()?;
     for (position, id) in resolved.order.iter().enumerate() {
         let case = resolved.cases.iter().find(|c| c.id == *id).expect("the order names cases");

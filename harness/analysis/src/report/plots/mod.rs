@@ -204,9 +204,9 @@ fn ablation(summary: &RunSummary) -> BarPlot {
             text: times(e.median),
         })
         .collect();
-    let of = if several { "its base" } else { summary.ablations[0].of.as_str() };
+    let of = if several { "each base" } else { summary.ablations[0].of.as_str() };
     BarPlot {
-        title: format!("Ablation of {of}"),
+        title: format!("Ablation of {of}, one seam at a time"),
         axis: "throughput with this seam unfused, relative to the base".into(),
         origin: 1.0,
         unit: "×",
