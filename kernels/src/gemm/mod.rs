@@ -5,7 +5,7 @@
 //! | [`linear_forward`] | `y_TN = x_TK · w_NKᵀ + β·y_TN` | output |
 //! | [`linear_dgrad`] | `dx_TK = dy_TN · w_NK + β·dx_TK` | gradient of the input |
 //! | [`linear_wgrad`] | `dw_NK = dy_TNᵀ · x_TK + β·dw_NK` | gradient of the weight |
-//! | [`gemm`] | any strides, so slices of a packed buffer, transposed or not | |
+//! | [`gemm()`] | any strides, so slices of a packed buffer, transposed or not | |
 //! | [`gemm_single`] | the same on the calling thread, not accounted for | tiles inside other kernels |
 //!
 //! * dtypes: f32 operands, products and sums.
@@ -145,7 +145,7 @@ pub fn gemm(alpha: f32, a: MatRef, b: MatRef, beta: f32, c: MatMut, dims: Dims) 
 /// `C = α·A·B + β·C` on the calling thread, left out of [`stats`].
 ///
 /// # Panics
-/// As [`gemm`].
+/// As [`gemm()`].
 pub fn gemm_single(alpha: f32, a: MatRef, b: MatRef, beta: f32, c: MatMut, dims: Dims) {
     if let Some(product) = checked(alpha, a, b, beta, c, dims) {
         product.single();
