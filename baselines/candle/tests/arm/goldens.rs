@@ -153,9 +153,12 @@ fn ten_steps_follow_torch() {
     each(|what, golden| {
         let (losses, norms) = (golden.numbers("train.losses"), golden.numbers("train.grad_norms"));
         let mut trainer = golden.fixture.trainer();
-        let [loss_tolerance, norm_tolerance, final_tolerance] =
-            if golden.prefix.is_empty() { [2e-5, 1e-4, 1e-4] } else { [1e-3, 1e-2, 1e-3] };
+        // With 16 times the rate on B the path is chaotic: what one rounding changes grows fourfold a step.
+        let full = golden.prefix.is_empty();
+        let final_tolerance = if full { 1e-4 } else { 2e-2 };
         for step in 0..10 {
+            let grown = f64::min(2e-6 * 4f64.powi(step as i32), 2e-2);
+            let [loss_tolerance, norm_tolerance] = if full { [2e-5, 1e-4] } else { [grown; 2] };
             let report = trainer.step(step).unwrap();
             let what = format!("{what}, step {step}");
             assert_near(&what, report.loss, losses[step as usize], loss_tolerance);
