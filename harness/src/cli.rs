@@ -59,7 +59,7 @@ const RUN_EXAMPLES: &str = "\
 Examples:
   chronibench run scenarios/quickstart.yaml
   chronibench run scenarios/quickstart.yaml --out /tmp/first --trials 1
-  chronibench run scenarios/quickstart.yaml -k full/ --set measure.timed_steps=4 --set measure.window_steps=2
+  chronibench run scenarios/quickstart.yaml -k full/ --set measure.timed_steps=24
   chronibench run scenarios/quickstart.yaml --dry-run";
 
 /// A scenario and what of it to run.

@@ -4,6 +4,7 @@ use std::{
     borrow::Cow,
     fs::File,
     io::{Read, Seek, SeekFrom},
+    os::unix::fs::PermissionsExt,
     path::Path,
 };
 
@@ -141,7 +142,10 @@ pub fn save<B: Backend>(b: &B, parts: &[(&Layout, View)], path: &Path) -> Result
         })
         .collect();
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = tempfile::NamedTempFile::new_in(dir).map_err(|e| Error::io(path, &e))?;
+    // Temporary files are private; weights are for everybody whom the umask lets in.
+    let open = std::fs::Permissions::from_mode(0o666);
+    let temporary =
+        tempfile::Builder::new().permissions(open).tempfile_in(dir).map_err(|e| Error::io(path, &e))?;
     safetensors::serialize_to_file(lazies.iter().map(|(n, l)| (*n, l)), None, temporary.path()).map_err(
         |e| {
             Error::new(format!("cannot write weights: {e}"), path.display().to_string())

@@ -34,7 +34,7 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// Reads a scenario and applies `key=value` changes, e.g. `measure.timed_steps=4`.
+    /// Reads a scenario and applies `key=value` changes, e.g. `measure.timed_steps=24`.
     ///
     /// # Errors
     /// The file cannot be read, is not a scenario, or a change names nothing in it.
@@ -53,7 +53,8 @@ fn changed(raw: &Raw, source: &Source, changes: &[String]) -> Result<(Raw, Sourc
     for change in changes {
         let at = || format!("--set {change}");
         let (key, value) = change.split_once('=').ok_or_else(|| {
-            Error::usage("no '=' in it", at()).hint("write --set key=value, e.g. --set measure.timed_steps=4")
+            Error::usage("no '=' in it", at())
+                .hint("write --set key=value, e.g. --set measure.timed_steps=24")
         })?;
         let value: Value = serde_saphyr::from_str(value)
             .map_err(|e| Error::usage(format!("the value is not YAML: {}", e.without_snippet()), at()))?;

@@ -1,8 +1,9 @@
 //! The split of a product over threads, around the kernel of the `gemm` crate (AVX2 or AVX-512, chosen when it runs).
 //!
-//! The crate splits a product with a short sum well: its threads share the packed operands. With a long sum and a small
-//! C, which is what a weight's gradient is, bands of C that each thread multiplies alone are up to 1.4× as fast. Either
-//! way the sum over k is not split over threads, which keeps the bits independent of their number.
+//! The crate splits a product with a short sum well: its threads share the packed operands. Where the sum is longer than
+//! C is wide, bands of C that each thread multiplies alone are up to 1.4× as fast: bands along C's longer side where
+//! both operands are long (a weight's gradient), bands of columns otherwise, so that every thread packs its own part of
+//! the weight. Either way the sum over k is not split over threads, which keeps the bits independent of their number.
 
 use rayon::prelude::*;
 
@@ -48,13 +49,15 @@ unsafe impl Send for Raw {}
 unsafe impl Sync for Raw {}
 
 impl Raw {
-    /// The product on the threads of the current pool. Where the sum is long, they share out the longer side of C.
+    /// The product on the threads of the current pool.
     pub(super) fn parallel(self) {
-        if self.dims.k <= K_BLOCK && self.dims.flops() >= 2 * MIN_TASK_FLOPS {
+        let Dims { m, n, k } = self.dims;
+        let worth = (self.dims.flops() / MIN_TASK_FLOPS) as usize;
+        let short = k <= K_BLOCK;
+        if short && k <= n && worth >= 2 {
             return self.band(gemm::Parallelism::Rayon(0));
         }
-        let by_rows = self.dims.m >= self.dims.n;
-        let worth = (self.dims.flops() / MIN_TASK_FLOPS) as usize;
+        let by_rows = !short && m >= n;
         let bands = self.bands(by_rows, rayon::current_num_threads().min(worth));
         if bands.len() == 1 {
             return self.single();
