@@ -1,9 +1,8 @@
 //! The split of a product over threads, around the kernel of the `gemm` crate (AVX2 or AVX-512, chosen when it runs).
 //!
-//! The crate splits a product with a short sum well: its threads share the packed operands. Where the sum is longer than
-//! C is wide, bands of C that each thread multiplies alone are up to 1.4× as fast: bands along C's longer side where
-//! both operands are long (a weight's gradient), bands of columns otherwise, so that every thread packs its own part of
-//! the weight. Either way the sum over k is not split over threads, which keeps the bits independent of their number.
+//! The crate splits most products well: its threads share the packed operands. Where the sum is longer than C is wide,
+//! bands of C that each thread multiplies alone are up to 1.4× as fast. The sum over k is never split over threads, which
+//! keeps the bits independent of their number.
 
 use rayon::prelude::*;
 
@@ -53,11 +52,14 @@ impl Raw {
     pub(super) fn parallel(self) {
         let Dims { m, n, k } = self.dims;
         let worth = (self.dims.flops() / MIN_TASK_FLOPS) as usize;
-        let short = k <= K_BLOCK;
-        if short && k <= n && worth >= 2 {
-            return self.band(gemm::Parallelism::Rayon(0));
-        }
-        let by_rows = !short && m >= n;
+        let by_rows = match k > K_BLOCK {
+            // A weight's gradient, or the loss's: a block of k at a time, each thread has its rows.
+            true if m >= n => true,
+            // Every thread packs its own part of the weight, which costs as much as a short product with it.
+            false if k > n => false,
+            _ if worth >= 2 => return self.band(gemm::Parallelism::Rayon(0)),
+            _ => return self.single(),
+        };
         let bands = self.bands(by_rows, rayon::current_num_threads().min(worth));
         if bands.len() == 1 {
             return self.single();
