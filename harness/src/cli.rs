@@ -50,6 +50,9 @@ pub enum Command {
         /// Run folder.
         dir: PathBuf,
     },
+    /// Time every CUDA kernel alone, beside a copy of its bytes.
+    #[command(after_help = "Example:\n  chronibench kernel --op rmsnorm --out kernels.json")]
+    Kernel(KernelArgs),
     /// A child process of a run.
     #[command(hide = true, subcommand)]
     Worker(worker::Command),
@@ -96,4 +99,25 @@ pub struct RunArgs {
     /// Keep the starting weights in the run folder.
     #[arg(long)]
     pub keep_inputs: bool,
+}
+
+/// Arguments of `kernel`.
+#[derive(Clone, Debug, Args)]
+pub struct KernelArgs {
+    /// Only kernels whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    pub op: Option<String>,
+    /// Measurements of each kernel and shape.
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub repetitions: usize,
+    /// File for every repetition, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+impl KernelArgs {
+    /// Whether a kernel is to be timed.
+    pub fn wants(&self, op: &str) -> bool {
+        self.op.as_ref().is_none_or(|text| op.contains(text.as_str()))
+    }
 }

@@ -1,5 +1,6 @@
 //! `chronibench doctor`: the machine, its libraries, and what will be skipped and why.
 
+use chronicals_kernels::gpu::library;
 use serde_json::Value;
 
 use crate::{
@@ -7,14 +8,6 @@ use crate::{
     error::{Exit, Result},
     runner::gpu::Gpu,
 };
-
-/// CUDA libraries that GPU arms need, and what for. The CPU arms need none of them.
-const CUDA_LIBRARIES: [(&str, &[&str], &str); 4] = [
-    ("libcuda", &["libcuda.so.1", "libcuda.so"], "the driver"),
-    ("libnvrtc", &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"], "compiling kernels"),
-    ("libcublasLt", &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"], "matrix products"),
-    ("libnccl", &["libnccl.so.2", "libnccl.so"], "several GPUs"),
-];
 
 /// Prints what was found.
 pub fn show() -> Result<Exit> {
@@ -35,8 +28,10 @@ pub fn show() -> Result<Exit> {
     }
     let gpu = gpu();
     println!("cuda libraries");
-    for (name, files, purpose) in CUDA_LIBRARIES {
-        println!("  {name:<12} {} ({purpose})", probe(files));
+    for found in library::probe() {
+        let file = found.file.as_ref().map(|f| format!("found as {}", f.display()));
+        let state = file.unwrap_or_else(|| format!("not found: {}", found.library.hint));
+        println!("  {:<12} {state} ({})", found.library.name, found.library.purpose);
     }
     println!("arms");
     println!("  native    runs on the CPU");
@@ -65,18 +60,5 @@ fn gpu() -> Result<(), String> {
             println!("  none ({e})");
             Err(format!("NVML finds no GPU: {e}"))
         }
-    }
-}
-
-/// The first of `files` that the loader finds.
-fn probe(files: &[&str]) -> String {
-    let found = files.iter().find(|f| {
-        // SAFETY: loading runs the library's initialisers; these are NVIDIA's own libraries, looked up by their
-        // official names, whose initialisers only set up their own state. Nothing is called.
-        unsafe { libloading::Library::new(**f) }.is_ok()
-    });
-    match found {
-        Some(file) => format!("found as {file}"),
-        None => "not found".to_string(),
     }
 }

@@ -9,6 +9,7 @@ pub mod attention;
 pub mod cases;
 pub mod embedding;
 pub mod gemm;
+pub mod gpu;
 pub mod linear_ce;
 pub mod lora;
 mod passes;

@@ -29,7 +29,7 @@ const EDGES: [(&str, &[&str]); 8] = [
 ];
 
 /// Modules of the harness that may reach the code they measure.
-const REACHES_ARMS: [&str; 2] = ["worker", "doctor"];
+const REACHES_ARMS: [&str; 3] = ["worker", "doctor", "kernel"];
 
 /// Longest source file, and longest file of tests.
 const MAX_LINES: usize = 420;
@@ -73,7 +73,7 @@ fn crates_depend_only_along_the_allowed_edges() {
 }
 
 #[test]
-fn only_worker_and_doctor_of_the_harness_reach_the_arms() {
+fn only_some_modules_of_the_harness_reach_the_arms() {
     let mut files = Vec::new();
     sources(&root().join("harness/src"), &mut files);
     for file in files {

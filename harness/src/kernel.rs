@@ -1,0 +1,106 @@
+//! `chronibench kernel`: every CUDA kernel alone, beside a copy of its bytes.
+
+use std::path::Path;
+
+use chronibench_analysis::stats::{Estimate, median_estimate, ratio_estimate};
+use chronicals_kernels::gpu::{self, GpuError, bench::Measured, compile::Cache};
+use comfy_table::Table;
+use serde_json::{Value, json};
+
+use crate::{
+    cli::KernelArgs,
+    environment,
+    error::{AtPath, Error, Exit, Result},
+    interrupt,
+    runner::gpu::Gpu,
+};
+
+/// Times the kernels whose name contains the filter, prints a table and, where asked, writes every repetition.
+pub fn run(args: &KernelArgs) -> Result<Exit> {
+    interrupt::install();
+    let failed = |e: GpuError| Error::environment(e.what, e.at).hint(e.hint);
+    let on = gpu::Gpu::open(0, Cache::of_user()).map_err(failed)?;
+    let nvml = Gpu::open().ok();
+    let before = nvml.as_ref().and_then(|g| g.look(&[]));
+    println!("{} ({}), {} repetitions, L2 cold", on.name(), on.arch(), args.repetitions);
+    let mut all = Vec::new();
+    let measured = gpu::bench::each(&on, &mut |bench| {
+        if interrupt::requested() || !args.wants(bench.op) {
+            return Ok(());
+        }
+        let measured = bench.measure(&on, args.repetitions)?;
+        eprintln!("{:<24} {}", measured.op, measured.case);
+        all.push(measured);
+        Ok(())
+    });
+    measured.map_err(failed)?;
+    let after = nvml.as_ref().and_then(|g| g.look(&[]));
+    println!("{}", table(&all));
+    if let Some(file) = &args.out {
+        let record = json!({
+            "schema": "chronibench.kernels/1",
+            "environment": environment::describe(nvml.as_ref())?,
+            "device": { "name": on.name(), "arch": on.arch(), "before": before, "after": after },
+            "kernels": all.iter().map(record).collect::<Vec<_>>(),
+        });
+        write(file, &record)?;
+        println!("record: {}", file.display());
+    }
+    Ok(if interrupt::requested() { Exit::Interrupted } else { Exit::Pass })
+}
+
+fn table(all: &[Measured]) -> Table {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
+    table.set_header([
+        "kernel",
+        "shape",
+        "µs [95 %]",
+        "TB/s",
+        "copy TB/s",
+        "of the copy [95 %]",
+        "µs, L2 warm",
+    ]);
+    for m in all {
+        let rate = |times: &[f64]| {
+            median_estimate(times)
+                .map_or("–".into(), |e| format!("{:.2}", m.bytes as f64 / e.median / 1e12))
+        };
+        let pairs: Vec<(f64, f64)> = m.copy.iter().copied().zip(m.cold.iter().copied()).collect();
+        table.add_row([
+            m.op.to_string(),
+            m.case.clone(),
+            spread(median_estimate(&m.cold), 1e6, 1, ""),
+            rate(&m.cold),
+            rate(&m.copy),
+            spread(ratio_estimate(&pairs), 100.0, 0, " %"),
+            median_estimate(&m.warm).map_or("–".into(), |e| format!("{:.1}", e.median * 1e6)),
+        ]);
+    }
+    table
+}
+
+/// `12.3 [12.1, 12.6]`
+fn spread(estimate: Option<Estimate>, scale: f64, digits: usize, unit: &str) -> String {
+    let Some(e) = estimate else { return "–".into() };
+    let interval =
+        e.interval.map(|(low, high)| format!(" [{:.digits$}, {:.digits$}]", low * scale, high * scale));
+    format!("{:.digits$}{unit}{}", e.median * scale, interval.unwrap_or_default())
+}
+
+fn record(m: &Measured) -> Value {
+    json!({
+        "kernel": m.op, "case": m.case, "bytes": m.bytes, "flops": m.flops,
+        "cold_s": m.cold, "warm_s": m.warm, "copy_s": m.copy,
+    })
+}
+
+fn write(file: &Path, record: &Value) -> Result<()> {
+    let dir = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(dir).at(dir)?;
+    let temporary = tempfile::NamedTempFile::new_in(dir).at(dir)?;
+    serde_json::to_writer(&temporary, record)
+        .map_err(|e| Error::environment(e.to_string(), file.display().to_string()))?;
+    temporary.persist(file).map_err(|e| Error::io(file, &e.error))?;
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! The file of tuned matrix products: one line a product, `NAME = 64 bytes in hexadecimal`.
+
+use std::{collections::BTreeMap, io::Write, path::PathBuf};
+
+/// What was found, in memory and, where there is a file, on disk.
+pub(super) struct Algorithms {
+    file: Option<PathBuf>,
+    known: BTreeMap<String, [u64; 8]>,
+}
+
+impl Algorithms {
+    /// Reads a file; a line that is damaged is left out, and its product is tuned again.
+    pub(super) fn load(file: Option<PathBuf>) -> Self {
+        let text = file.as_ref().and_then(|f| std::fs::read_to_string(f).ok()).unwrap_or_default();
+        Self { known: text.lines().filter_map(parse).collect(), file }
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<[u64; 8]> {
+        self.known.get(name).copied()
+    }
+
+    /// Keeps a choice. A file that cannot be written only costs the next process its time.
+    pub(super) fn put(&mut self, name: &str, data: [u64; 8]) {
+        self.known.insert(name.to_string(), data);
+        if let Some(file) = &self.file {
+            let _ = self.store(file);
+        }
+    }
+
+    fn store(&self, file: &std::path::Path) -> std::io::Result<()> {
+        let dir = file.parent().expect("a file in a folder");
+        std::fs::create_dir_all(dir)?;
+        let mut temporary = tempfile::NamedTempFile::new_in(dir)?;
+        for (name, data) in &self.known {
+            let hex: String = data.iter().map(|word| format!("{word:016x}")).collect();
+            writeln!(temporary, "{name} = {hex}")?;
+        }
+        temporary.persist(file)?;
+        Ok(())
+    }
+}
+
+fn parse(line: &str) -> Option<(String, [u64; 8])> {
+    let (name, hex) = line.split_once(" = ")?;
+    if hex.len() != 128 || !hex.is_ascii() {
+        return None;
+    }
+    let mut data = [0; 8];
+    for (i, word) in data.iter_mut().enumerate() {
+        *word = u64::from_str_radix(&hex[16 * i..16 * (i + 1)], 16).ok()?;
+    }
+    Some((name.to_string(), data))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_survive_the_process_and_damage_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("sub/choices.txt");
+        let mut first = Algorithms::load(Some(file.clone()));
+        first.put("1x2x3", [1, 2, 3, 4, 5, 6, 7, u64::MAX]);
+        first.put("4x5x6", [9; 8]);
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace("4x5x6 = 00", "4x5x6 = zz") + "torn = 12\n").unwrap();
+        let second = Algorithms::load(Some(file));
+        assert_eq!(second.get("1x2x3"), Some([1, 2, 3, 4, 5, 6, 7, u64::MAX]));
+        assert_eq!((second.get("4x5x6"), second.get("torn")), (None, None));
+    }
+}

@@ -1,0 +1,278 @@
+//! One GPU: memory, a stream, events, and the launches on it.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    ffi::{CString, c_void},
+    sync::Arc,
+};
+
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+
+use super::{Arg, Elem, Entry, GpuError, Grid, Launcher, Ptr, compile::Cache, library};
+
+/// Dynamic shared memory that a kernel gets without asking.
+const DEFAULT_SHARED: u32 = 48 << 10;
+
+/// A GPU with a stream of its own. Launches and copies run in the order in which they are given.
+pub struct Gpu {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    cache: Cache,
+    arch: String,
+    processors: u32,
+    modules: RefCell<HashMap<(&'static str, Elem), sys::CUmodule>>,
+    functions: RefCell<HashMap<Entry, sys::CUfunction>>,
+}
+
+impl Gpu {
+    /// Opens a GPU.
+    ///
+    /// # Errors
+    /// A library is missing, there is no such GPU, or it is older than sm_80.
+    pub fn open(ordinal: usize, cache: Cache) -> Result<Self, GpuError> {
+        library::require(&["libcuda", "libnvrtc"])?;
+        let failed = |e| GpuError::driver(&format!("GPU {ordinal}"), e);
+        let context = CudaContext::new(ordinal).map_err(failed)?;
+        // SAFETY: nothing of cudarc's safe layer that would need its events is used: copies and launches share one stream.
+        unsafe { context.disable_event_tracking() };
+        let (major, minor) = context.compute_capability().map_err(failed)?;
+        if major < 8 {
+            let name = context.name().unwrap_or_default();
+            let what = format!("{name} has compute capability {major}.{minor}; the kernels need 8.0");
+            return Err(GpuError::new(
+                what,
+                format!("GPU {ordinal}"),
+                "use an Ampere GPU or a newer one, or the CPU",
+            ));
+        }
+        // sm_90a has the instructions of Hopper alone, which the plan may ask for.
+        let arch = if (major, minor) == (9, 0) { "sm_90a".into() } else { format!("sm_{major}{minor}") };
+        let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let processors = context.attribute(count).map_err(failed)? as u32;
+        let stream = context.new_stream().map_err(failed)?;
+        Ok(Self {
+            context,
+            stream,
+            cache,
+            arch,
+            processors,
+            modules: RefCell::default(),
+            functions: RefCell::default(),
+        })
+    }
+
+    /// Name of the device.
+    pub fn name(&self) -> String {
+        self.context.name().unwrap_or_default()
+    }
+
+    /// Architecture that kernels are compiled for, e.g. `sm_90a`.
+    pub fn arch(&self) -> &str {
+        &self.arch
+    }
+
+    /// Free and total memory, bytes.
+    pub fn memory(&self) -> Result<(usize, usize), GpuError> {
+        self.bind()?;
+        result::mem_get_info().map_err(|e| GpuError::driver("memory", e))
+    }
+
+    /// Memory that holds anything.
+    pub fn alloc(&self, bytes: usize) -> Result<Buffer, GpuError> {
+        self.bind()?;
+        // SAFETY: the context is current. An allocation of nothing is an error to the driver.
+        let address = unsafe { result::malloc_sync(bytes.max(1)) };
+        let address = address.map_err(|e| GpuError::driver(&format!("allocation of {bytes} bytes"), e))?;
+        Ok(Buffer { address, bytes, context: self.context.clone() })
+    }
+
+    /// Memory that holds a copy of `data`.
+    pub fn upload(&self, data: &[u8]) -> Result<Buffer, GpuError> {
+        let buffer = self.alloc(data.len())?;
+        // SAFETY: the buffer has the length of the data, and the copy ends before this call does.
+        unsafe { result::memcpy_htod_sync(buffer.address, data) }
+            .map_err(|e| GpuError::driver("upload", e))?;
+        Ok(buffer)
+    }
+
+    /// A copy of a buffer, after every launch before.
+    pub fn download(&self, buffer: &Buffer) -> Result<Vec<u8>, GpuError> {
+        self.synchronise()?;
+        let mut data = vec![0u8; buffer.bytes];
+        // SAFETY: as in `upload`.
+        unsafe { result::memcpy_dtoh_sync(&mut data, buffer.address) }
+            .map_err(|e| GpuError::driver("download", e))?;
+        Ok(data)
+    }
+
+    /// Sets every byte, in order with the launches.
+    pub fn fill(&self, buffer: &Buffer, byte: u8) -> Result<(), GpuError> {
+        self.bind()?;
+        // SAFETY: the buffer is alive until this GPU is synchronised, which dropping it does.
+        unsafe { result::memset_d8_async(buffer.address, byte, buffer.bytes, self.stream.cu_stream()) }
+            .map_err(|e| GpuError::driver("fill", e))
+    }
+
+    /// Copies device memory, in order with the launches.
+    pub fn copy(&self, from: &Buffer, to: &Buffer) -> Result<(), GpuError> {
+        self.bind()?;
+        let bytes = from.bytes.min(to.bytes);
+        // SAFETY: both buffers have that many bytes.
+        unsafe { result::memcpy_dtod_async(to.address, from.address, bytes, self.stream.cu_stream()) }
+            .map_err(|e| GpuError::driver("copy", e))
+    }
+
+    /// Waits for everything before.
+    ///
+    /// # Errors
+    /// A kernel failed.
+    pub fn synchronise(&self) -> Result<(), GpuError> {
+        self.stream.synchronize().map_err(|e| GpuError::driver("synchronisation", e))
+    }
+
+    /// Seconds between the start of `work`'s first launch and the end of its last, by device events.
+    pub fn time(&self, work: impl FnOnce() -> Result<(), GpuError>) -> Result<f64, GpuError> {
+        self.bind()?;
+        let failed = |e| GpuError::driver("event", e);
+        let (begin, end) = (Event::new().map_err(failed)?, Event::new().map_err(failed)?);
+        begin.record(&self.stream).map_err(failed)?;
+        work()?;
+        end.record(&self.stream).map_err(failed)?;
+        self.synchronise()?;
+        // SAFETY: both events were recorded, and the stream has passed them.
+        let milliseconds = unsafe { result::event::elapsed(begin.0, end.0) }.map_err(failed)?;
+        Ok(f64::from(milliseconds) / 1e3)
+    }
+
+    pub(super) fn stream(&self) -> sys::CUstream {
+        self.stream.cu_stream()
+    }
+
+    pub(super) fn bind(&self) -> Result<(), GpuError> {
+        self.context.bind_to_thread().map_err(|e| GpuError::driver("context", e))
+    }
+
+    fn function(&self, entry: Entry) -> Result<sys::CUfunction, GpuError> {
+        if let Some(f) = self.functions.borrow().get(&entry) {
+            return Ok(*f);
+        }
+        let failed = |e| GpuError::driver(&format!("{} of {}", entry.name, entry.unit.name), e);
+        let module = self.module(entry)?;
+        let name = CString::new(entry.name).expect("no NUL in a name");
+        // SAFETY: the module is loaded and stays so as long as this GPU lives.
+        let function = unsafe { result::module::get_function(module, name) }.map_err(failed)?;
+        self.functions.borrow_mut().insert(entry, function);
+        Ok(function)
+    }
+
+    fn module(&self, entry: Entry) -> Result<sys::CUmodule, GpuError> {
+        let key = (entry.unit.name, entry.elem);
+        if let Some(module) = self.modules.borrow().get(&key) {
+            return Ok(*module);
+        }
+        let cubin = self.cache.get(entry.unit, entry.elem, &self.arch)?;
+        // SAFETY: the image is a whole CUBIN: the compiler's own, or the cache's with its checksum right.
+        let module = unsafe { result::module::load_data(cubin.image.as_ptr().cast()) };
+        let module = module.map_err(|e| GpuError::driver(entry.unit.name, e))?;
+        self.modules.borrow_mut().insert(key, module);
+        Ok(module)
+    }
+}
+
+impl Launcher for Gpu {
+    unsafe fn launch(&self, entry: Entry, grid: Grid, args: &[Arg]) -> Result<(), GpuError> {
+        self.bind()?;
+        let failed = |e| GpuError::driver(&format!("launch of {}", entry.name), e);
+        let function = self.function(entry)?;
+        if grid.shared > DEFAULT_SHARED {
+            let wanted = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function belongs to a loaded module.
+            unsafe { result::function::set_function_attribute(function, wanted, grid.shared as i32) }
+                .map_err(failed)?;
+        }
+        let mut values: Vec<u64> = args.iter().map(bits).collect();
+        let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| (v as *mut u64).cast()).collect();
+        let (blocks, threads) = ((grid.blocks.0, grid.blocks.1, 1), (grid.threads, 1, 1));
+        let stream = self.stream.cu_stream();
+        // SAFETY: the caller answers for the arguments; each lies in the low bytes of its value, where a little-endian
+        // host has them, and the driver copies them before the call returns.
+        unsafe { result::launch_kernel(function, blocks, threads, grid.shared, stream, &mut pointers) }
+            .map_err(failed)
+    }
+
+    fn processors(&self) -> u32 {
+        self.processors
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        let _ = self.synchronise();
+        if self.bind().is_ok() {
+            for module in self.modules.borrow().values() {
+                // SAFETY: loaded by this GPU, whose launches have ended.
+                let _ = unsafe { result::module::unload(*module) };
+            }
+        }
+    }
+}
+
+/// The bytes of an argument, lowest first.
+fn bits(arg: &Arg) -> u64 {
+    match *arg {
+        Arg::Ptr(Ptr(p)) => p,
+        Arg::I32(v) => u64::from(v as u32),
+        Arg::I64(v) => v as u64,
+        Arg::U32(v) => u64::from(v),
+        Arg::F32(v) => u64::from(v.to_bits()),
+    }
+}
+
+/// Device memory; freed when dropped, after everything on the device has ended.
+pub struct Buffer {
+    address: sys::CUdeviceptr,
+    bytes: usize,
+    context: Arc<CudaContext>,
+}
+
+impl Buffer {
+    /// Where it begins.
+    pub fn ptr(&self) -> Ptr {
+        Ptr(self.address)
+    }
+
+    /// Its length.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: allocated by `Gpu::alloc` and freed here only; the driver waits for the device first.
+            let _ = unsafe { result::free_sync(self.address) };
+        }
+    }
+}
+
+struct Event(sys::CUevent);
+
+impl Event {
+    fn new() -> Result<Self, DriverError> {
+        result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map(Self)
+    }
+
+    fn record(&self, stream: &CudaStream) -> Result<(), DriverError> {
+        // SAFETY: event and stream are alive and of the current context.
+        unsafe { result::event::record(self.0, stream.cu_stream()) }
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: created in `new` and destroyed here only.
+        let _ = unsafe { result::event::destroy(self.0) };
+    }
+}

@@ -1,0 +1,127 @@
+//! What a launch is, whoever runs it.
+
+use super::GpuError;
+
+/// Element type of activations, weights and their gradients. Sums and statistics are f32 in either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Elem {
+    /// bfloat16, rounded to nearest even.
+    Bf16,
+    /// For debugging, and for comparison with the CPU.
+    F32,
+}
+
+impl Elem {
+    /// Every element type.
+    pub const ALL: [Elem; 2] = [Elem::Bf16, Elem::F32];
+
+    /// Bytes of one.
+    pub fn bytes(self) -> usize {
+        match self {
+            Elem::Bf16 => 2,
+            Elem::F32 => 4,
+        }
+    }
+
+    /// Name in messages and records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Elem::Bf16 => "bf16",
+            Elem::F32 => "f32",
+        }
+    }
+
+    /// `values` as they lie in memory, rounded to nearest even.
+    pub fn encode(self, values: &[f32]) -> Vec<u8> {
+        match self {
+            Elem::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Elem::Bf16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+        }
+    }
+
+    /// Values from memory; a torn last one is left out.
+    pub fn decode(self, bytes: &[u8]) -> Vec<f32> {
+        match self {
+            Elem::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            Elem::Bf16 => {
+                bytes.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect()
+            }
+        }
+    }
+}
+
+/// A CUDA C++ file. It is compiled once for each element type: `elem` is that type in it.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Unit {
+    /// Name in messages, e.g. `rmsnorm`.
+    pub name: &'static str,
+    /// Text, without `prelude.cuh`, which goes before it.
+    pub source: &'static str,
+    /// Its `extern "C"` entry points.
+    pub entries: &'static [&'static str],
+}
+
+/// Every unit of this crate.
+pub const UNITS: &[&Unit] = &[&crate::rmsnorm::cuda::UNIT];
+
+/// A `__global__` function of a unit at an element type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Entry {
+    /// Where it stands.
+    pub unit: &'static Unit,
+    /// Its `extern "C"` name.
+    pub name: &'static str,
+    /// Element type.
+    pub elem: Elem,
+}
+
+/// Blocks, threads and shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// Blocks in x and y.
+    pub blocks: (u32, u32),
+    /// Threads of a block, all in x.
+    pub threads: u32,
+    /// Dynamic shared memory, bytes.
+    pub shared: u32,
+}
+
+/// Address in the launcher's memory; 0 where an operand is absent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ptr(pub u64);
+
+impl Ptr {
+    /// No operand.
+    pub const NULL: Ptr = Ptr(0);
+}
+
+/// An argument of a kernel; its type must be that of the parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Arg {
+    /// `T*`
+    Ptr(Ptr),
+    /// `int`
+    I32(i32),
+    /// `long long`
+    I64(i64),
+    /// `unsigned`
+    U32(u32),
+    /// `float`
+    F32(f32),
+}
+
+/// Runs launches in order.
+pub trait Launcher {
+    /// Puts a launch behind those before it.
+    ///
+    /// # Safety
+    /// Arguments have the types of the parameters, and every pointer leads to as much of this launcher's memory as the
+    /// kernel's contract says, until the launch has run.
+    ///
+    /// # Errors
+    /// The kernel does not compile, or the launch is refused. Faults inside it show at the next synchronisation.
+    unsafe fn launch(&self, entry: Entry, grid: Grid, args: &[Arg]) -> Result<(), GpuError>;
+
+    /// Multiprocessors: how many blocks of a persistent kernel are worth having, times what fits on one.
+    fn processors(&self) -> u32;
+}

@@ -1,0 +1,376 @@
+//! Matrix products through cuBLASLt: row-major, f32 sums, one plan a shape, its algorithm found by timing the candidates.
+//!
+//! A plan holds the library's descriptors and the fastest of up to [`CANDIDATES`] algorithms, each run on random operands
+//! of the shape. Choices are kept on disk by device and library version, so that a shape is tuned once a machine.
+
+use std::{cell::RefCell, collections::HashMap, ffi::c_void, path::PathBuf, rc::Rc};
+
+use cudarc::cublaslt::sys::{self, cublasStatus_t::CUBLAS_STATUS_SUCCESS};
+
+use super::{Buffer, Elem, Gpu, GpuError, Ptr, algorithms::Algorithms};
+use crate::cases::values;
+
+/// Workspace of every product: what the library's documentation recommends for Hopper.
+pub const WORKSPACE_BYTES: usize = 64 << 20;
+
+/// Algorithms that are timed for a shape.
+pub const CANDIDATES: usize = 24;
+
+/// Timed runs of each candidate; the median counts.
+const TUNING_RUNS: usize = 5;
+
+/// `C = A·B (+ bias) (+ C)`, all row-major: C is m × n, A is m × k and B is k × n after their transpositions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Product {
+    /// Rows of C.
+    pub m: usize,
+    /// Columns of C.
+    pub n: usize,
+    /// Terms of a sum.
+    pub k: usize,
+    /// Left operand.
+    pub a: Matrix,
+    /// Right operand.
+    pub b: Matrix,
+    /// Elements from one row of C to the next.
+    pub ldc: usize,
+    /// Element type of C; A and B share `elem`.
+    pub out: Elem,
+    /// Element type of A and B.
+    pub elem: Elem,
+    /// Adds a vector of n elements of type `out` to every row.
+    pub bias: bool,
+    /// Adds to what C holds.
+    pub accumulate: bool,
+}
+
+/// How an operand lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Matrix {
+    /// Elements from one row to the next, as stored.
+    pub ld: usize,
+    /// Whether its transpose is meant.
+    pub transposed: bool,
+}
+
+impl Product {
+    /// `y_TN = x_TK · w_NKᵀ`, all dense.
+    pub fn linear_forward(t: usize, n: usize, k: usize, elem: Elem) -> Self {
+        let (a, b) = (Matrix { ld: k, transposed: false }, Matrix { ld: k, transposed: true });
+        Self { m: t, n, k, a, b, ldc: n, out: elem, elem, bias: false, accumulate: false }
+    }
+
+    /// `dx_TK = dy_TN · w_NK`, all dense.
+    pub fn linear_dgrad(t: usize, n: usize, k: usize, elem: Elem) -> Self {
+        let (a, b) = (Matrix { ld: n, transposed: false }, Matrix { ld: k, transposed: false });
+        Self { m: t, n: k, k: n, a, b, ldc: k, out: elem, elem, bias: false, accumulate: false }
+    }
+
+    /// `dw_NK += dy_TNᵀ · x_TK`, dense, the gradient in f32.
+    pub fn linear_wgrad(t: usize, n: usize, k: usize, elem: Elem) -> Self {
+        let (a, b) = (Matrix { ld: n, transposed: true }, Matrix { ld: k, transposed: false });
+        Self { m: n, n: k, k: t, a, b, ldc: k, out: Elem::F32, elem, bias: false, accumulate: true }
+    }
+
+    /// Floating-point operations.
+    pub fn flops(&self) -> u64 {
+        2 * self.m as u64 * self.n as u64 * self.k as u64
+    }
+
+    /// Elements of A, B and C with their strides.
+    fn spans(&self) -> [usize; 3] {
+        let span =
+            |x: Matrix, rows: usize, columns: usize| if x.transposed { columns * x.ld } else { rows * x.ld };
+        [span(self.a, self.m, self.k), span(self.b, self.k, self.n), self.m * self.ldc]
+    }
+
+    /// Its line in the file of algorithms.
+    fn name(&self) -> String {
+        let flag = |x: bool| u8::from(x);
+        let Product { m, n, k, a, b, ldc, .. } = self;
+        let (ta, tb) = (flag(a.transposed), flag(b.transposed));
+        let (bias, add) = (flag(self.bias), flag(self.accumulate));
+        format!(
+            "{m}x{n}x{k} a{}t{ta} b{}t{tb} c{ldc} {}-{} bias{bias} add{add}",
+            a.ld,
+            b.ld,
+            self.elem.name(),
+            self.out.name()
+        )
+    }
+}
+
+/// cuBLASLt on one GPU.
+pub struct Matmul<'a> {
+    on: &'a Gpu,
+    handle: sys::cublasLtHandle_t,
+    workspace: Buffer,
+    plans: RefCell<HashMap<Product, Rc<Plan>>>,
+    algorithms: RefCell<Algorithms>,
+}
+
+struct Plan {
+    product: Product,
+    descriptor: sys::cublasLtMatmulDesc_t,
+    /// Of the library's A, B and C: column-major, so our B, A and C.
+    layouts: [sys::cublasLtMatrixLayout_t; 3],
+    algorithm: RefCell<sys::cublasLtMatmulAlgo_t>,
+}
+
+fn check(at: &str, status: sys::cublasStatus_t) -> Result<(), GpuError> {
+    if status == CUBLAS_STATUS_SUCCESS {
+        return Ok(());
+    }
+    Err(GpuError::new(
+        format!("{status:?}"),
+        format!("cuBLASLt, {at}"),
+        "leading dimensions must be multiples of 8 elements",
+    ))
+}
+
+fn data_type(elem: Elem) -> sys::cudaDataType_t {
+    match elem {
+        Elem::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        Elem::F32 => sys::cudaDataType_t::CUDA_R_32F,
+    }
+}
+
+impl<'a> Matmul<'a> {
+    /// Opens the library; algorithms found are kept in `folder`, where one is given.
+    ///
+    /// # Errors
+    /// The library is missing, or there is no room for its workspace.
+    pub fn new(on: &'a Gpu, folder: Option<PathBuf>) -> Result<Self, GpuError> {
+        super::library::require(&["libcublasLt"])?;
+        let workspace = on.alloc(WORKSPACE_BYTES)?;
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: the context is current, which `alloc` saw to, and `handle` outlives the call.
+        check("create", unsafe { sys::cublasLtCreate(&mut handle) })?;
+        // SAFETY: no arguments.
+        let version = unsafe { sys::cublasLtGetVersion() };
+        let file = folder.map(|f| f.join(format!("{}-{version}.txt", on.name().replace(' ', "-"))));
+        let algorithms = RefCell::new(Algorithms::load(file));
+        Ok(Self { on, handle, workspace, plans: RefCell::default(), algorithms })
+    }
+
+    /// Puts a product on the GPU's stream; a new shape is planned and, if nobody did so before, tuned.
+    ///
+    /// # Safety
+    /// Operands lie in this GPU's memory with the extents of `product`, 16-byte aligned, and C overlaps nothing. `bias` is
+    /// read only where the product has one.
+    ///
+    /// # Errors
+    /// The library knows no algorithm for the shape, or refuses the operands.
+    pub unsafe fn run(&self, product: &Product, a: Ptr, b: Ptr, bias: Ptr, c: Ptr) -> Result<(), GpuError> {
+        let plan = self.plan(product)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(&plan, &plan.algorithm.borrow(), a, b, bias, c) }
+    }
+
+    unsafe fn launch(
+        &self,
+        plan: &Plan,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
+        a: Ptr,
+        b: Ptr,
+        bias: Ptr,
+        c: Ptr,
+    ) -> Result<(), GpuError> {
+        self.on.bind()?;
+        if plan.product.bias {
+            plan.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.0)?;
+        }
+        let (one, beta) = (1.0f32, if plan.product.accumulate { 1.0f32 } else { 0.0 });
+        let [left, right, out] = plan.layouts;
+        let at = |p: Ptr| p.0 as *const c_void;
+        // SAFETY: descriptors and workspace live as long as the plan and `self`; scalars are read before the call returns;
+        // the operands are the caller's promise.
+        let status = unsafe {
+            sys::cublasLtMatmul(
+                self.handle,
+                plan.descriptor,
+                (&raw const one).cast(),
+                at(b),
+                left,
+                at(a),
+                right,
+                (&raw const beta).cast(),
+                at(c),
+                out,
+                c.0 as *mut c_void,
+                out,
+                algorithm,
+                self.workspace.ptr().0 as *mut c_void,
+                WORKSPACE_BYTES,
+                self.on.stream().cast(),
+            )
+        };
+        check(&plan.product.name(), status)
+    }
+
+    fn plan(&self, product: &Product) -> Result<Rc<Plan>, GpuError> {
+        if let Some(plan) = self.plans.borrow().get(product) {
+            return Ok(plan.clone());
+        }
+        let plan = Plan::new(product)?;
+        let name = product.name();
+        let known = self.algorithms.borrow().get(&name);
+        let data = match known {
+            Some(data) => data,
+            None => {
+                let best = self.tune(&plan)?;
+                self.algorithms.borrow_mut().put(&name, best.data);
+                best.data
+            }
+        };
+        plan.algorithm.borrow_mut().data = data;
+        let plan = Rc::new(plan);
+        self.plans.borrow_mut().insert(*product, plan.clone());
+        Ok(plan)
+    }
+
+    /// The fastest candidate on random operands.
+    fn tune(&self, plan: &Plan) -> Result<sys::cublasLtMatmulAlgo_t, GpuError> {
+        let p = &plan.product;
+        let [a, b, c] = p.spans();
+        let operands = [
+            self.random(a, p.elem)?,
+            self.random(b, p.elem)?,
+            self.random(c, p.out)?,
+            self.random(p.n, p.out)?,
+        ];
+        let [a, b, c, bias] = operands.each_ref().map(Buffer::ptr);
+        let mut best: Option<(f64, sys::cublasLtMatmulAlgo_t)> = None;
+        for candidate in self.candidates(plan)? {
+            // SAFETY: the operands have the extents of the product and live until the GPU is synchronised below.
+            let run = || unsafe { self.launch(plan, &candidate, a, b, bias, c) };
+            // A candidate that the library offers and then refuses is none.
+            if run().is_err() {
+                continue;
+            }
+            let mut times = Vec::new();
+            for _ in 0..TUNING_RUNS {
+                times.push(self.on.time(run)?);
+            }
+            times.sort_by(f64::total_cmp);
+            let time = times[TUNING_RUNS / 2];
+            if best.is_none_or(|(t, _)| time < t) {
+                best = Some((time, candidate));
+            }
+        }
+        self.on.synchronise()?;
+        best.map(|(_, algorithm)| algorithm).ok_or_else(|| {
+            GpuError::new("no algorithm runs this product", p.name(), "make its extents multiples of 8")
+        })
+    }
+
+    fn candidates(&self, plan: &Plan) -> Result<Vec<sys::cublasLtMatmulAlgo_t>, GpuError> {
+        let mut preference = std::ptr::null_mut();
+        // SAFETY: `preference` outlives the call.
+        check("preference", unsafe { sys::cublasLtMatmulPreferenceCreate(&mut preference) })?;
+        let bytes = WORKSPACE_BYTES as u64;
+        let limit = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        let [left, right, out] = plan.layouts;
+        // SAFETY: the library's own plain struct; zeros are valid, and it is only written.
+        let mut results: [sys::cublasLtMatmulHeuristicResult_t; CANDIDATES] = unsafe { std::mem::zeroed() };
+        let mut found = 0;
+        // SAFETY: all handles are alive, and the array has as many places as are asked for.
+        let status = unsafe {
+            let size = size_of::<u64>();
+            let set =
+                sys::cublasLtMatmulPreferenceSetAttribute(preference, limit, (&raw const bytes).cast(), size);
+            let got = sys::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                plan.descriptor,
+                left,
+                right,
+                out,
+                out,
+                preference,
+                CANDIDATES as i32,
+                results.as_mut_ptr(),
+                &mut found,
+            );
+            sys::cublasLtMatmulPreferenceDestroy(preference);
+            if set == CUBLAS_STATUS_SUCCESS { got } else { set }
+        };
+        check(&plan.product.name(), status)?;
+        let usable = results[..found as usize].iter().filter(|r| r.state == CUBLAS_STATUS_SUCCESS);
+        Ok(usable.map(|r| r.algo).collect())
+    }
+
+    /// Random elements: products of zeros run faster than real ones.
+    fn random(&self, len: usize, elem: Elem) -> Result<Buffer, GpuError> {
+        const BLOCK: usize = 1 << 20;
+        let block = elem.encode(&values(1, BLOCK.min(len.max(1))));
+        let whole = len.max(1) * elem.bytes();
+        self.on.upload(&block.iter().copied().cycle().take(whole).collect::<Vec<u8>>())
+    }
+}
+
+impl Drop for Matmul<'_> {
+    fn drop(&mut self) {
+        let _ = self.on.synchronise();
+        // SAFETY: created in `new` and destroyed here only, after its products have ended.
+        let _ = unsafe { sys::cublasLtDestroy(self.handle) };
+    }
+}
+
+impl Plan {
+    fn new(p: &Product) -> Result<Self, GpuError> {
+        let mut descriptor = std::ptr::null_mut();
+        let (compute, scale) =
+            (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType_t::CUDA_R_32F);
+        // SAFETY: `descriptor` outlives the call.
+        check(&p.name(), unsafe { sys::cublasLtMatmulDescCreate(&mut descriptor, compute, scale) })?;
+        // A row-major matrix is the transpose of a column-major one: Cᵀ = Bᵀ·Aᵀ swaps the operands.
+        let stored = |x: Matrix, rows: usize, columns: usize| {
+            if x.transposed { (rows, columns, x.ld) } else { (columns, rows, x.ld) }
+        };
+        let extents = [stored(p.b, p.k, p.n), stored(p.a, p.m, p.k), (p.n, p.m, p.ldc)];
+        let mut layouts = [std::ptr::null_mut(); 3];
+        for (i, ((rows, columns, ld), elem)) in extents.into_iter().zip([p.elem, p.elem, p.out]).enumerate() {
+            let (rows, columns, ld) = (rows as u64, columns as u64, ld as i64);
+            // SAFETY: as above.
+            check(&p.name(), unsafe {
+                sys::cublasLtMatrixLayoutCreate(&mut layouts[i], data_type(elem), rows, columns, ld)
+            })?;
+        }
+        let algorithm = RefCell::new(sys::cublasLtMatmulAlgo_t { data: [0; 8] });
+        let plan = Self { product: *p, descriptor, layouts, algorithm };
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        // `cublasOperation_t`: 0 as stored, 1 transposed.
+        let operation = |x: Matrix| i32::from(x.transposed);
+        plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &operation(p.b))?;
+        plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &operation(p.a))?;
+        if p.bias {
+            plan.set(
+                Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE,
+                &sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
+            )?;
+            plan.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &data_type(p.out))?;
+        }
+        Ok(plan)
+    }
+
+    fn set<T>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<(), GpuError> {
+        let value: *const T = value;
+        // SAFETY: the descriptor is alive, and the value has the type that the attribute's documentation names.
+        let status = unsafe {
+            sys::cublasLtMatmulDescSetAttribute(self.descriptor, attribute, value.cast(), size_of::<T>())
+        };
+        check(&self.product.name(), status)
+    }
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: created in `new` and destroyed here only; the library copies what a running product needs.
+        unsafe {
+            sys::cublasLtMatmulDescDestroy(self.descriptor);
+            for layout in self.layouts {
+                sys::cublasLtMatrixLayoutDestroy(layout);
+            }
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! CUDA at run time: libraries are found and loaded when a GPU is first asked for, kernels are compiled by NVRTC for the
+//! device at hand and cached on disk. Nothing of CUDA is needed to build this crate.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`library`] | where the driver, NVRTC and cuBLASLt are |
+//! | [`compile`] | CUDA C++ to CUBIN, with a cache |
+//! | [`launch`] | what a kernel's `cuda.rs` says: source, grid, arguments |
+//! | [`device`] | memory, streams, events; runs launches |
+//! | [`matmul`] | matrix products, planned and tuned |
+//! | [`mod@bench`] | time of a launch beside that of a copy of its bytes |
+//!
+//! A kernel's folder holds `kernel.cu`, which follows `prelude.cuh` in one translation unit and includes nothing, and
+//! `cuda.rs`, its launch code over [`Launcher`].
+
+mod algorithms;
+pub mod bench;
+pub mod compile;
+pub mod device;
+mod error;
+pub mod launch;
+pub mod library;
+pub mod matmul;
+
+pub use device::{Buffer, Gpu};
+pub use error::GpuError;
+pub use launch::{Arg, Elem, Entry, Grid, Launcher, Ptr, Unit};

@@ -1,0 +1,120 @@
+// What every kernel starts with: element type, 16-byte access, sums over warps and blocks.
+//
+// `elem` is bf16 (kept as its bits) or, with ELEM_F32, float. Arithmetic is float in either. Shape suffixes are those of
+// the crate: T tokens, D hidden, F feed-forward, V vocabulary, Q packed QKV width, K head dimension.
+
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+#define WARP 32
+#define ALL_LANES 0xffffffffu
+
+__device__ __forceinline__ float bf16_to_float(u16 bits) { return __uint_as_float((u32)bits << 16); }
+
+// Rounds to nearest even; NaN stays NaN.
+__device__ __forceinline__ u16 float_to_bf16(float x) {
+#ifdef __CUDACC_RTC__
+    u16 bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+#else
+    u32 bits = __float_as_uint(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
+    return (u16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+#endif
+}
+
+#ifdef ELEM_F32
+typedef float elem;
+__device__ __forceinline__ float to_float(elem x) { return x; }
+__device__ __forceinline__ elem to_elem(float x) { return x; }
+#else
+typedef u16 elem;
+__device__ __forceinline__ float to_float(elem x) { return bf16_to_float(x); }
+__device__ __forceinline__ elem to_elem(float x) { return float_to_bf16(x); }
+#endif
+
+// Eight elements as they lie in memory: the unit of access, 16 bytes of bf16. Rows are multiples of it.
+struct Pack {
+#ifdef ELEM_F32
+    float4 lo, hi;
+#else
+    uint4 bits;
+#endif
+};
+
+#define PACK 8
+
+// p is 16-byte aligned.
+__device__ __forceinline__ Pack load_pack(const elem* p) {
+    Pack pack;
+#ifdef ELEM_F32
+    pack.lo = *(const float4*)p;
+    pack.hi = *((const float4*)p + 1);
+#else
+    pack.bits = *(const uint4*)p;
+#endif
+    return pack;
+}
+
+__device__ __forceinline__ void store_pack(elem* p, const Pack& pack) {
+#ifdef ELEM_F32
+    *(float4*)p = pack.lo;
+    *((float4*)p + 1) = pack.hi;
+#else
+    *(uint4*)p = pack.bits;
+#endif
+}
+
+#ifndef ELEM_F32
+__device__ __forceinline__ float low_half(u32 pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float high_half(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+__device__ __forceinline__ u32 pair_of(float lo, float hi) {
+    return (u32)float_to_bf16(lo) | ((u32)float_to_bf16(hi) << 16);
+}
+#endif
+
+__device__ __forceinline__ void unpack(const Pack& pack, float v[PACK]) {
+#ifdef ELEM_F32
+    v[0] = pack.lo.x; v[1] = pack.lo.y; v[2] = pack.lo.z; v[3] = pack.lo.w;
+    v[4] = pack.hi.x; v[5] = pack.hi.y; v[6] = pack.hi.z; v[7] = pack.hi.w;
+#else
+    v[0] = low_half(pack.bits.x); v[1] = high_half(pack.bits.x);
+    v[2] = low_half(pack.bits.y); v[3] = high_half(pack.bits.y);
+    v[4] = low_half(pack.bits.z); v[5] = high_half(pack.bits.z);
+    v[6] = low_half(pack.bits.w); v[7] = high_half(pack.bits.w);
+#endif
+}
+
+__device__ __forceinline__ Pack pack_of(const float v[PACK]) {
+    Pack pack;
+#ifdef ELEM_F32
+    pack.lo.x = v[0]; pack.lo.y = v[1]; pack.lo.z = v[2]; pack.lo.w = v[3];
+    pack.hi.x = v[4]; pack.hi.y = v[5]; pack.hi.z = v[6]; pack.hi.w = v[7];
+#else
+    pack.bits.x = pair_of(v[0], v[1]);
+    pack.bits.y = pair_of(v[2], v[3]);
+    pack.bits.z = pair_of(v[4], v[5]);
+    pack.bits.w = pair_of(v[6], v[7]);
+#endif
+    return pack;
+}
+
+// Sum over a warp; every lane gets it.
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int lane = WARP / 2; lane > 0; lane /= 2) x += __shfl_xor_sync(ALL_LANES, x, lane);
+    return x;
+}
+
+// Sum over a block of at most 32 whole warps; every thread gets it. `scratch` holds 32 floats and may be used again at once.
+__device__ __forceinline__ float block_sum(float x, float* scratch) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    x = warp_sum(x);
+    __syncthreads();
+    if (lane == 0) scratch[warp] = x;
+    __syncthreads();
+    return warp_sum(lane < warps ? scratch[lane] : 0.0f);
+}

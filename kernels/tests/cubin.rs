@@ -1,0 +1,89 @@
+//! What the compiler makes of every kernel: registers, spills and shared memory, against a committed table.
+//!
+//! Needs NVRTC and no GPU:
+//!
+//! ```text
+//! pip install --target .venv/nvrtc nvidia-cuda-nvrtc==13.0.88
+//! PYTHONPATH=.venv/nvrtc cargo test --release -p chronicals-kernels --test cubin -- --ignored
+//! ```
+//!
+//! After a change that is meant, `CHRONICALS_BLESS=1` writes the table anew.
+
+use std::{collections::BTreeMap, fmt::Write, path::Path};
+
+use chronicals_kernels::gpu::{Elem, compile::compile, launch::UNITS};
+
+const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90a"];
+
+/// Of one entry point.
+#[derive(Default)]
+struct Resources {
+    registers: u32,
+    spilled: u32,
+    stack: u32,
+    shared: u32,
+}
+
+/// Reads the assembler's report: a line that names the entry, one of stack and spills, one of registers and the rest.
+fn resources(log: &str) -> BTreeMap<String, Resources> {
+    let mut all = BTreeMap::new();
+    let mut name = String::new();
+    for line in log.lines() {
+        if let Some((_, rest)) = line.split_once("entry function '") {
+            name = rest.split('\'').next().unwrap_or_default().to_string();
+            all.insert(name.clone(), Resources::default());
+        }
+        let Some(entry) = all.get_mut(&name) else { continue };
+        let before = |unit: &str| -> Option<u32> {
+            line.split(unit)
+                .next()
+                .filter(|head| head.len() < line.len())?
+                .split_whitespace()
+                .last()?
+                .parse()
+                .ok()
+        };
+        entry.stack = before(" bytes stack frame").unwrap_or(entry.stack);
+        entry.spilled = before(" bytes spill stores").unwrap_or(entry.spilled);
+        entry.registers = before(" registers").unwrap_or(entry.registers);
+        entry.shared = before(" bytes smem").unwrap_or(entry.shared);
+    }
+    all
+}
+
+#[test]
+#[ignore = "needs NVRTC"]
+fn resources_are_those_of_the_table() {
+    let mut table =
+        String::from("arch    elem  entry                         registers  spilled  stack  shared\n");
+    for arch in ARCHITECTURES {
+        for (elem, unit) in Elem::ALL.iter().flat_map(|e| UNITS.iter().map(move |u| (*e, u))) {
+            let cubin = compile(unit, elem, arch).unwrap_or_else(|e| panic!("{e}; {}", e.hint));
+            assert!(!cubin.log.contains("warning"), "{} {arch}: {}", unit.name, cubin.log);
+            let entries = resources(&cubin.log);
+            let names: Vec<&str> = entries.keys().map(String::as_str).collect();
+            let mut declared = unit.entries.to_vec();
+            declared.sort_unstable();
+            assert_eq!(names, declared, "entry points of {}", unit.name);
+            for (name, r) in &entries {
+                assert_eq!(r.spilled, 0, "{name} spills on {arch}, {}", elem.name());
+                let Resources { registers, spilled, stack, shared } = r;
+                let elem = elem.name();
+                writeln!(
+                    table,
+                    "{arch:<7} {elem:<5} {name:<29} {registers:>9} {spilled:>8} {stack:>6} {shared:>7}"
+                )
+                .unwrap();
+            }
+        }
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cubin.txt");
+    if std::env::var_os("CHRONICALS_BLESS").is_some() {
+        std::fs::write(&path, &table).unwrap();
+    }
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    for (line, (now, then)) in table.lines().zip(committed.lines()).enumerate() {
+        assert_eq!(now, then, "line {} of {}", line + 1, path.display());
+    }
+    assert_eq!(table.lines().count(), committed.lines().count(), "lines of {}", path.display());
+}
