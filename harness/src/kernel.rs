@@ -1,7 +1,5 @@
 //! `chronibench kernel`: every CUDA kernel alone, beside a copy of its bytes.
 
-use std::path::Path;
-
 use chronibench_analysis::stats::{Estimate, median_estimate, ratio_estimate};
 use chronicals_kernels::gpu::{self, GpuError, bench::Measured, compile::Cache};
 use comfy_table::Table;
@@ -10,9 +8,10 @@ use serde_json::{Value, json};
 use crate::{
     cli::KernelArgs,
     environment,
-    error::{AtPath, Error, Exit, Result},
+    error::{Error, Exit, Result},
     interrupt,
     runner::gpu::Gpu,
+    store::write_whole,
 };
 
 /// Times the kernels whose name contains the filter, prints a table and, where asked, writes every repetition.
@@ -43,7 +42,7 @@ pub fn run(args: &KernelArgs) -> Result<Exit> {
             "device": { "name": on.name(), "arch": on.arch(), "before": before, "after": after },
             "kernels": all.iter().map(record).collect::<Vec<_>>(),
         });
-        write(file, &record)?;
+        write_whole(file, &serde_json::to_vec(&record).expect("plain data"))?;
         println!("record: {}", file.display());
     }
     Ok(if interrupt::requested() { Exit::Interrupted } else { Exit::Pass })
@@ -93,14 +92,4 @@ fn record(m: &Measured) -> Value {
         "kernel": m.op, "case": m.case, "bytes": m.bytes, "flops": m.flops,
         "cold_s": m.cold, "warm_s": m.warm, "copy_s": m.copy,
     })
-}
-
-fn write(file: &Path, record: &Value) -> Result<()> {
-    let dir = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(dir).at(dir)?;
-    let temporary = tempfile::NamedTempFile::new_in(dir).at(dir)?;
-    serde_json::to_writer(&temporary, record)
-        .map_err(|e| Error::environment(e.to_string(), file.display().to_string()))?;
-    temporary.persist(file).map_err(|e| Error::io(file, &e.error))?;
-    Ok(())
 }

@@ -135,16 +135,23 @@ impl Store {
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.path(name);
-        let folder = path.parent().expect("a file in the run folder");
-        std::fs::create_dir_all(folder).at(folder)?;
-        // Temporary files are private; a report is for everybody whom the umask lets in.
-        let open = std::fs::Permissions::from_mode(0o666);
-        let mut file = tempfile::Builder::new().permissions(open).tempfile_in(folder).at(folder)?;
-        file.write_all(bytes).at(&path)?;
-        file.persist(&path).map_err(|e| Error::io(&path, &e.error))?;
-        Ok(())
+        write_whole(&self.path(name), bytes)
     }
+}
+
+/// Writes a file beside its place and moves it there, making its folder where there is none.
+///
+/// # Errors
+/// The place cannot be written; what was there stays.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).at(folder)?;
+    // Temporary files are private; a report is for everybody whom the umask lets in.
+    let open = std::fs::Permissions::from_mode(0o666);
+    let mut file = tempfile::Builder::new().permissions(open).tempfile_in(folder).at(folder)?;
+    file.write_all(bytes).at(path)?;
+    file.persist(path).map_err(|e| Error::io(path, &e.error))?;
+    Ok(())
 }
 
 fn pretty(value: &Value) -> Vec<u8> {

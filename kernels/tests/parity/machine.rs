@@ -1,0 +1,111 @@
+//! Where a parity test runs: a GPU or the emulator, with the same launch code on both.
+
+use chronicals_kernels::gpu::{Buffer, Elem, Gpu, Launcher, Ptr, compile::Cache};
+
+/// A launcher and its memory.
+pub trait Machine {
+    /// Runs launches.
+    fn launcher(&self) -> &dyn Launcher;
+    /// Memory that holds a copy of `bytes`, 16-byte aligned.
+    fn upload(&self, bytes: &[u8]) -> Memory;
+    /// A copy of memory, after every launch before; panics if one of them failed.
+    fn download(&self, memory: &Memory) -> Vec<u8>;
+}
+
+/// Memory of a machine; freed when dropped.
+pub enum Memory {
+    /// Of a GPU.
+    Gpu(Buffer),
+    /// Of the emulator: the process's own heap, so that AddressSanitizer sees its ends.
+    Host(crate::emulator::Block),
+}
+
+impl Memory {
+    /// Where it begins.
+    pub fn ptr(&self) -> Ptr {
+        match self {
+            Memory::Gpu(buffer) => buffer.ptr(),
+            Memory::Host(block) => block.ptr(),
+        }
+    }
+}
+
+/// The first GPU.
+pub struct Device(pub Gpu);
+
+impl Device {
+    /// Opens it; a test that asks for a GPU fails without one.
+    pub fn open() -> Self {
+        Self(Gpu::open(0, Cache::of_user()).unwrap_or_else(|e| panic!("{e}; {}", e.hint)))
+    }
+}
+
+impl Machine for Device {
+    fn launcher(&self) -> &dyn Launcher {
+        &self.0
+    }
+
+    fn upload(&self, bytes: &[u8]) -> Memory {
+        Memory::Gpu(self.0.upload(bytes).unwrap())
+    }
+
+    fn download(&self, memory: &Memory) -> Vec<u8> {
+        let Memory::Gpu(buffer) = memory else { panic!("memory of another machine") };
+        self.0.download(buffer).unwrap()
+    }
+}
+
+/// Operands in an element type.
+pub struct Operands<'a> {
+    /// Where they go.
+    pub machine: &'a dyn Machine,
+    /// What they are there.
+    pub elem: Elem,
+}
+
+impl Operands<'_> {
+    /// `values`, which the element type must represent: see [`rounded`].
+    pub fn input(&self, values: &[f32]) -> Memory {
+        self.machine.upload(&self.elem.encode(values))
+    }
+
+    /// Room for `len` elements, filled with NaN: what a kernel does not write shows.
+    pub fn output(&self, len: usize) -> Memory {
+        self.input(&vec![f32::NAN; len])
+    }
+
+    /// Elements back as f32.
+    pub fn read(&self, memory: &Memory) -> Vec<f32> {
+        self.elem.decode(&self.machine.download(memory))
+    }
+
+    /// As `self`, for operands that are f32 whatever the element type.
+    pub fn f32(&self) -> Operands<'_> {
+        Operands { machine: self.machine, elem: Elem::F32 }
+    }
+}
+
+/// `values` as `elem` represents them: what the reference must start from.
+pub fn rounded(elem: Elem, values: Vec<f32>) -> Vec<f32> {
+    elem.decode(&elem.encode(&values))
+}
+
+/// Asserts |a − b| ≤ tolerance · scale for all elements, where `scale` is the largest |b|, and says where it failed worst.
+/// NaN anywhere fails.
+pub fn assert_close(what: &str, got: &[f32], expected: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), expected.len(), "{what}: lengths");
+    let scale = expected.iter().fold(f64::MIN_POSITIVE, |m, x| m.max(x.abs()));
+    let off = |i: usize| (f64::from(got[i]) - expected[i]).abs() / scale;
+    // NaN is the worst of all.
+    let worse = |&a: &usize, &b: &usize| {
+        off(a).partial_cmp(&off(b)).unwrap_or_else(|| off(a).is_nan().cmp(&off(b).is_nan()))
+    };
+    let Some(worst) = (0..got.len()).max_by(worse) else { return };
+    assert!(
+        off(worst) <= tolerance,
+        "{what}[{worst}]: {} is not {} (off by {:.2e} of the largest, {tolerance:.0e} allowed)",
+        got[worst],
+        expected[worst],
+        off(worst)
+    );
+}

@@ -1,0 +1,30 @@
+//! Every CUDA kernel against the f64 reference: under the emulator, and on a GPU where one is asked for:
+//!
+//! ```text
+//! cargo test --release -p chronicals-kernels --test parity -- --ignored
+//! ```
+#![allow(non_snake_case)] // shape suffixes, see the crate's legend
+
+mod emulator;
+mod machine;
+mod rmsnorm;
+
+/// The same checks on either machine.
+macro_rules! parity {
+    ($($kernel:ident { $($check:ident),* $(,)? })*) => {
+        mod emulated {
+            $(mod $kernel {
+                $(#[test] fn $check() { crate::$kernel::$check(&crate::emulator::Emulator::new()); })*
+            })*
+        }
+        mod gpu {
+            $(mod $kernel {
+                $(#[test] #[ignore = "needs a GPU"] fn $check() { crate::$kernel::$check(&crate::machine::Device::open()); })*
+            })*
+        }
+    };
+}
+
+parity! {
+    rmsnorm { forward, backward }
+}
