@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! pip install --target .venv/nvrtc nvidia-cuda-nvrtc==13.0.88
-//! PYTHONPATH=.venv/nvrtc cargo test --release -p chronicals-kernels --test cubin -- --ignored
+//! PYTHONPATH="$PWD/.venv/nvrtc" cargo test --release -p chronicals-kernels --test cubin -- --ignored
 //! ```
 //!
 //! After a change that is meant, `CHRONICALS_BLESS=1` writes the table anew.

@@ -3,7 +3,8 @@
 //! Each repetition first writes a buffer larger than the L2 cache, so that operands come from memory, then runs the kernel
 //! between two device events. A copy of as many bytes is timed in the same way, in turn with the kernel.
 
-use super::{Gpu, GpuError};
+use super::{Buffer, Elem, Gpu, GpuError};
+use crate::cases::values;
 
 /// Larger than the L2 cache of any GPU at hand (50 MB on an H100, 60 MB on an H200).
 const FLUSH_BYTES: usize = 256 << 20;
@@ -73,7 +74,21 @@ impl Bench<'_> {
     }
 }
 
+/// Takes benches, one at a time.
+pub type Taker<'t> = dyn FnMut(Bench) -> Result<(), GpuError> + 't;
+
 /// Calls `f` with every bench, operation by operation: the operands of one shape are on the GPU at a time.
-pub fn each(on: &Gpu, f: &mut dyn FnMut(Bench) -> Result<(), GpuError>) -> Result<(), GpuError> {
-    crate::rmsnorm::bench::each(on, f)
+pub fn each(on: &Gpu, f: &mut Taker) -> Result<(), GpuError> {
+    crate::rmsnorm::bench::each(on, f)?;
+    crate::swiglu::bench::each(on, f)?;
+    crate::qk_rope::bench::each(on, f)
+}
+
+/// `rows` × `columns` of bf16 on the GPU: a block of random rows again and again, random enough for the wires and quick to
+/// make.
+pub fn matrix(on: &Gpu, rows: usize, columns: usize) -> Result<Buffer, GpuError> {
+    const BLOCK_ROWS: usize = 512;
+    let block = Elem::Bf16.encode(&values(1, columns * BLOCK_ROWS.min(rows)));
+    let whole = rows * columns * Elem::Bf16.bytes();
+    on.upload(&block.into_iter().cycle().take(whole).collect::<Vec<u8>>())
 }

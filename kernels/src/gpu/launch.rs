@@ -62,7 +62,8 @@ pub struct Unit {
 }
 
 /// Every unit of this crate.
-pub const UNITS: &[&Unit] = &[&crate::rmsnorm::cuda::UNIT];
+pub const UNITS: &[&Unit] =
+    &[&crate::qk_rope::cuda::UNIT, &crate::rmsnorm::cuda::UNIT, &crate::swiglu::cuda::UNIT];
 
 /// A `__global__` function of a unit at an element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -35,6 +35,16 @@ impl Tables {
         self.cos.len() / self.half.max(1)
     }
 
+    /// Every cosine, `[positions, K/2]`.
+    pub fn cos(&self) -> &[f32] {
+        &self.cos
+    }
+
+    /// Every sine, `[positions, K/2]`.
+    pub fn sin(&self) -> &[f32] {
+        &self.sin
+    }
+
     /// `(cos, sin)` at `position`, `K/2` each.
     #[inline(always)]
     pub fn row(&self, position: u32) -> (&[f32], &[f32]) {

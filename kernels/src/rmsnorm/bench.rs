@@ -3,7 +3,10 @@
 use super::{Shape, cuda};
 use crate::{
     cases::values,
-    gpu::{Buffer, Elem, Gpu, GpuError, Launcher, bench::Bench},
+    gpu::{
+        Buffer, Elem, Gpu, GpuError, Launcher,
+        bench::{Bench, Taker, matrix},
+    },
 };
 
 /// Tokens and hidden sizes of the benches: Qwen2.5-0.5B's and a 7B model's rows.
@@ -22,13 +25,10 @@ struct Operands {
 
 impl Operands {
     fn new(on: &Gpu, shape: Shape) -> Result<Self, GpuError> {
-        let random = |seed: u64, len: usize| on.upload(&Elem::Bf16.encode(&values(seed, len)));
-        // A block of random values again and again: random enough for the wires, and quick to make.
-        let block = values(1, shape.hidden * 512);
-        let matrix = || on.upload(&Elem::Bf16.encode(&block).repeat(shape.tokens / 512));
+        let matrix = || matrix(on, shape.tokens, shape.hidden);
         Ok(Self {
             matrices: [matrix()?, matrix()?, matrix()?, matrix()?],
-            weight: random(2, shape.hidden)?,
+            weight: on.upload(&Elem::Bf16.encode(&values(2, shape.hidden)))?,
             rstd: on.upload(&1.7f32.to_le_bytes().repeat(shape.tokens))?,
             dweight: on.upload(&vec![0; 4 * shape.hidden])?,
             scratch: on.alloc(4 * cuda::scratch_floats(on.processors(), shape))?,
@@ -37,7 +37,7 @@ impl Operands {
 }
 
 /// Calls `f` with the benches of every shape, one shape's operands at a time.
-pub fn each(on: &Gpu, f: &mut dyn FnMut(Bench) -> Result<(), GpuError>) -> Result<(), GpuError> {
+pub fn each(on: &Gpu, f: &mut Taker) -> Result<(), GpuError> {
     for (tokens, hidden) in SHAPES {
         let shape = Shape { tokens, hidden };
         let operands = Operands::new(on, shape)?;
@@ -51,11 +51,10 @@ pub fn each(on: &Gpu, f: &mut dyn FnMut(Bench) -> Result<(), GpuError>) -> Resul
             flops: 0,
             run,
         };
-        // SAFETY, in all three: the operands have the lengths that their names say and outlive the measurement.
         f(bench(
             "rmsnorm_forward",
             2,
-            // SAFETY: as above.
+            // SAFETY: the operands have the lengths that their names say and outlive the measurement.
             Box::new(|| unsafe { cuda::forward(on, Elem::Bf16, a, w, EPS, b, r, shape) }),
         ))?;
         f(bench(

@@ -144,14 +144,14 @@ pub unsafe fn backward(
     let part = dweight_D.map_or(Ptr::NULL, |(_, scratch)| scratch);
     let pointers = [dy_TD, x_TD, rstd_T, weight_D, dx_TD, part].map(Arg::Ptr);
     let args = [pointers.as_slice(), &[t, d, warps, Arg::I32(accumulate.into())]].concat();
-    let shared = (rows - 1) * shape.hidden as u32 * 4;
+    let shared = if rows > 1 { rows * shape.hidden as u32 * 4 } else { 0 };
     // SAFETY: the caller's promise is the same.
     unsafe {
         on.launch(entry("rmsnorm_backward", elem), Grid { blocks: (blocks, 1), threads, shared }, &args)?
     };
     let Some((dweight, scratch)) = dweight_D else { return Ok(()) };
     let args = [Arg::Ptr(scratch), Arg::Ptr(dweight), Arg::I32(blocks as i32), d];
-    let grid = Grid { blocks: ((shape.hidden as u32).div_ceil(32), 1), threads: 256, shared: 0 };
+    let grid = Grid { blocks: ((shape.hidden as u32).div_ceil(32), 1), threads: 1024, shared: 0 };
     // SAFETY: as above.
     unsafe { on.launch(entry("rmsnorm_dweight", elem), grid, &args) }
 }

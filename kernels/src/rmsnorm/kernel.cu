@@ -83,9 +83,16 @@ extern "C" __global__ void rmsnorm_add_forward(const elem* __restrict__ x_TD, co
     forward<true>(x_TD, delta_TD, sum_TD, w_D, y_TD, rstd_T, T, D, warps, eps);
 }
 
+// 512 threads of the backward pass on a multiprocessor: fewer leave memory idle. In f32 the packs alone take the registers.
+#ifdef ELEM_F32
+#define BACKWARD_BOUNDS __launch_bounds__(256)
+#else
+#define BACKWARD_BOUNDS __launch_bounds__(256, 2)
+#endif
+
 // dx_TD (=, or += where `accumulate`) and the block's part of dw: part_GD[blockIdx.x], summed over its rows in order. The
-// grid strides over the rows. Dynamic shared memory: D floats for each further warp of a block whose rows are warps.
-extern "C" __global__ void rmsnorm_backward(const elem* __restrict__ dy_TD, const elem* __restrict__ x_TD,
+// grid strides over the rows. Dynamic shared memory: D floats for each row of a block that has several.
+extern "C" __global__ void BACKWARD_BOUNDS rmsnorm_backward(const elem* __restrict__ dy_TD, const elem* __restrict__ x_TD,
                                             const float* __restrict__ rstd_T, const elem* __restrict__ w_D,
                                             elem* __restrict__ dx_TD, float* __restrict__ part_GD, i64 T, int D, int warps,
                                             int accumulate) {
@@ -141,36 +148,25 @@ extern "C" __global__ void rmsnorm_backward(const elem* __restrict__ dy_TD, cons
         }
     }
     if (!part_GD) return;
-    // Warps that had rows of their own add up, in order.
-    const int warp = threadIdx.x / WARP;
-    if (rows > 1) {
-        if (warp > 0) {
-#pragma unroll
-            for (int i = 0; i < PACKS; i++) {
-                const int c = column(i, warps);
-                if (c >= D) continue;
-#pragma unroll
-                for (int j = 0; j < PACK; j++) shared[(warp - 1) * D + c + j] = dw[i][j];
-            }
-        }
-        __syncthreads();
-        if (warp > 0) return;
-        for (int other = 0; other < rows - 1; other++) {
-#pragma unroll
-            for (int i = 0; i < PACKS; i++) {
-                const int c = column(i, warps);
-                if (c >= D) continue;
-#pragma unroll
-                for (int j = 0; j < PACK; j++) dw[i][j] += shared[other * D + c + j];
-            }
-        }
-    }
+    float* const part_D = part_GD + (i64)blockIdx.x * D;
+    // A row of several warps is the block's own. Rows of single warps meet in shared memory and are added in their order.
+    float* const own_D = rows == 1 ? part_D : shared + threadIdx.x / WARP * D;
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
         const int c = column(i, warps);
         if (c >= D) continue;
-#pragma unroll
-        for (int j = 0; j < PACK; j++) part_GD[(i64)blockIdx.x * D + c + j] = dw[i][j];
+        *(float4*)(own_D + c) = make_float4(dw[i][0], dw[i][1], dw[i][2], dw[i][3]);
+        *(float4*)(own_D + c + 4) = make_float4(dw[i][4], dw[i][5], dw[i][6], dw[i][7]);
+    }
+    if (rows == 1) return;
+    __syncthreads();
+    for (int c = 4 * threadIdx.x; c < D; c += 4 * blockDim.x) {
+        float4 sum = *(const float4*)(shared + c);
+        for (int other = 1; other < rows; other++) {
+            const float4 more = *(const float4*)(shared + other * D + c);
+            sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
+        }
+        *(float4*)(part_D + c) = sum;
     }
 }
 
@@ -180,8 +176,11 @@ extern "C" __global__ void rmsnorm_dweight(const float* __restrict__ part_GD, fl
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     const int c = blockIdx.x * WARP + lane;
     float sum = 0.0f;
-    if (c < D)
+    if (c < D) {
+        // Four loads in flight: the additions wait for memory, not for each other's loads.
+#pragma unroll 4
         for (int g = warp; g < G; g += warps) sum += part_GD[(i64)g * D + c];
+    }
     partial[warp][lane] = sum;
     __syncthreads();
     if (warp > 0 || c >= D) return;

@@ -7,7 +7,9 @@
 
 mod emulator;
 mod machine;
+mod qk_rope;
 mod rmsnorm;
+mod swiglu;
 
 /// The same checks on either machine.
 macro_rules! parity {
@@ -26,5 +28,7 @@ macro_rules! parity {
 }
 
 parity! {
+    qk_rope { forward, backward }
     rmsnorm { forward, backward }
+    swiglu { forward, backward }
 }
