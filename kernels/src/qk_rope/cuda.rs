@@ -28,8 +28,8 @@ const THREADS: usize = 256;
 /// Heads of a thread, as `HEADS` in the kernel.
 const HEADS: usize = 2;
 
-/// Blocks of the backward pass on a multiprocessor: what its registers leave room for.
-const BACKWARD_BLOCKS: usize = 2;
+/// Threads of the backward pass on a multiprocessor: what its registers leave room for.
+const BACKWARD_THREADS: usize = 512;
 
 /// The angle of every token, in device memory.
 #[derive(Clone, Copy, Debug)]
@@ -110,7 +110,8 @@ impl Layout {
 
     /// A grid that stays, each block with a row of partial sums.
     fn backward_grid(self, shape: Shape, processors: u32) -> Grid {
-        let resident = (processors as usize * BACKWARD_BLOCKS).div_ceil(self.chunks);
+        let blocks_of_processor = BACKWARD_THREADS / self.threads() as usize;
+        let resident = (processors as usize * blocks_of_processor).div_ceil(self.chunks);
         let blocks = resident.min(shape.tokens.div_ceil(self.rows)).max(1);
         Grid { blocks: (blocks as u32, self.chunks as u32), threads: self.threads(), shared: 0 }
     }

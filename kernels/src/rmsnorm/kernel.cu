@@ -76,10 +76,10 @@ extern "C" __global__ void rmsnorm_forward(const elem* __restrict__ x_TD, const 
     forward<false>(x_TD, nullptr, nullptr, w_D, y_TD, rstd_T, T, D, warps, eps);
 }
 
-extern "C" __global__ void rmsnorm_add_forward(const elem* __restrict__ x_TD, const elem* __restrict__ delta_TD,
-                                               elem* __restrict__ sum_TD, const elem* __restrict__ w_D,
-                                               elem* __restrict__ y_TD, float* __restrict__ rstd_T, i64 T, int D, int warps,
-                                               float eps) {
+// sum_TD may be x_TD: a lane reads what it overwrites.
+extern "C" __global__ void rmsnorm_add_forward(const elem* x_TD, const elem* __restrict__ delta_TD, elem* sum_TD,
+                                               const elem* __restrict__ w_D, elem* __restrict__ y_TD,
+                                               float* __restrict__ rstd_T, i64 T, int D, int warps, float eps) {
     forward<true>(x_TD, delta_TD, sum_TD, w_D, y_TD, rstd_T, T, D, warps, eps);
 }
 

@@ -88,7 +88,8 @@ struct Votes { unsigned arrived, set; };
 
 static std::vector<Fiber*> fibers;
 static std::vector<Warp> warps;
-static std::vector<Fiber*> now, next;
+static std::vector<Fiber*> ready;  // the last of them runs first
+static bool turned;                // the order in which threads become ready
 static Fiber* current;
 static Context scheduler;
 static void* scheduler_fake_stack;
@@ -142,15 +143,18 @@ inline void leave(Fiber& fiber) {
 inline void wake(Fiber& fiber) {
     fiber.waits = nullptr;
     fiber.at_barrier = false;
-    if (&fiber != current) next.push_back(&fiber);
+    if (&fiber != current) ready.push_back(&fiber);
 }
 
 inline void end_barrier() {
     verdict = votes;
     votes = {0, 0};
     barrier_name = nullptr;
-    for (unsigned i = 0; i < threads; i++)
-        if (fibers[i]->at_barrier) wake(*fibers[i]);
+    turned = !turned;
+    for (unsigned i = 0; i < threads; i++) {
+        Fiber& fiber = *fibers[turned ? threads - 1 - i : i];
+        if (fiber.at_barrier) wake(fiber);
+    }
 }
 
 // Every thread of the block that has not exited comes here; how many did, and how many with a set vote.
@@ -260,7 +264,7 @@ inline void discard() {
         delete fiber;
     }
     fibers.clear();
-    next.clear();
+    ready.clear();
     barrier_name = nullptr;
     votes = {0, 0};
 }
@@ -276,29 +280,27 @@ inline void describe_deadlock() {
     error += " " + std::to_string(threads - live) + " have ended";
 }
 
-// Runs a block; false where it failed. The order of threads turns round from step to step, and starts the other way in
-// every other block: what needs a barrier that is missing goes wrong in one of the two.
+// Runs a block; false where it failed. A thread that may go on does so before all others: a warp that has what it waited for
+// runs as far ahead of the rest as barriers let it. The order turns round from barrier to barrier, and starts the other way
+// in every other block. So what needs a barrier that is missing goes wrong, in one of the two.
 inline bool run_block() {
-    now.clear();
     warps.assign((threads + LANES - 1) / LANES, {0, 0});
+    turned = (blockIdx.x + blockIdx.y) & 1;
     for (unsigned i = 0; i < threads; i++) {
-        Fiber& fiber = *fibers[i];
+        Fiber& fiber = *fibers[turned ? i : threads - 1 - i];
         fiber.exited = fiber.at_barrier = false;
         fiber.waits = nullptr;
         fiber.copies.clear();
         fiber.groups = 0;
-        warps[i / LANES].live |= 1u << i % LANES;
-        now.push_back(&fiber);
+        warps[fiber.thread / LANES].live |= 1u << fiber.thread % LANES;
+        ready.push_back(&fiber);
     }
     live = threads;
-    for (bool turned = (blockIdx.x + blockIdx.y) & 1; !now.empty(); turned = !turned) {
-        if (turned) std::reverse(now.begin(), now.end());
-        next.clear();
-        for (Fiber* fiber : now) {
-            enter(*fiber);
-            if (!error.empty()) return false;
-        }
-        now.swap(next);
+    while (!ready.empty()) {
+        Fiber* fiber = ready.back();
+        ready.pop_back();
+        enter(*fiber);
+        if (!error.empty()) return false;
     }
     if (live) describe_deadlock();
     return !live;

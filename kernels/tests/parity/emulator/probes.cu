@@ -113,3 +113,18 @@ extern "C" __global__ void mixed(int* out) {
     if (threadIdx.x % 2) out[0] = __any_sync(ALL_LANES, 1);
     else out[0] = __all_sync(ALL_LANES, 1);
 }
+
+// out_B[block] += what each of two warps gets: 1 + 2 times the sum of 0 to 63, if all have read before one writes again.
+extern "C" __global__ void hasty(float* out, int barrier) {
+    __shared__ float sums[WARP];
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    float total = 0.0f;
+    for (int round = 0; round < 2; round++) {
+        const float sum = warp_sum(threadIdx.x) * (1 + round);
+        if (lane == 0) sums[warp] = sum;
+        __syncthreads();
+        total += sums[0] + sums[1];
+        if (barrier) __syncthreads();
+    }
+    if (lane == 0) atomicAdd(out + blockIdx.x, total);
+}

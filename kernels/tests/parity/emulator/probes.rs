@@ -23,6 +23,7 @@ pub static UNIT: Unit = Unit {
         "misaligned",
         "deadlock",
         "mixed",
+        "hasty",
     ],
 };
 
@@ -136,4 +137,16 @@ fn a_deadlock_is_reported() {
     let error = launch("mixed", (1, 1), 32, 0, &[Arg::Ptr(out.ptr())]).unwrap_err();
     assert!(error.what.contains("__any_sync") && error.what.contains("__all_sync"), "{error}");
     lanes_exchange_values();
+}
+
+#[test]
+fn a_missing_barrier_shows() {
+    let machine = Emulator::new();
+    let right = [2.0 * 3.0 * (63.0 * 64.0 / 2.0); 2];
+    for (barrier, well) in [(1, true), (0, false)] {
+        let out = floats(&machine).input(&[0.0; 2]);
+        launch("hasty", (2, 1), 64, 0, &[Arg::Ptr(out.ptr()), Arg::I32(barrier)]).unwrap();
+        let got = floats(&machine).read(&out);
+        assert_eq!(got == right, well, "barrier {barrier}: {got:?}");
+    }
 }
