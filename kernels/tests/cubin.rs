@@ -11,7 +11,7 @@
 
 use std::{collections::BTreeMap, fmt::Write, path::Path};
 
-use chronicals_kernels::gpu::{Elem, compile::compile, launch::UNITS};
+use chronicals_kernels::gpu::{Elem, Unit, compile::compile, launch::UNITS};
 
 const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90a"];
 
@@ -57,7 +57,10 @@ fn resources_are_those_of_the_table() {
     let mut table =
         String::from("arch    elem  entry                         registers  spilled  stack  shared\n");
     for arch in ARCHITECTURES {
-        for (elem, unit) in Elem::ALL.iter().flat_map(|e| UNITS.iter().map(move |u| (*e, u))) {
+        let written = |elem, unit: &&&Unit| unit.elems.contains(elem) && unit.needs.met_by(arch);
+        for (elem, unit) in
+            Elem::ALL.iter().flat_map(|e| UNITS.iter().filter(|u| written(e, u)).map(move |u| (*e, u)))
+        {
             let cubin = compile(unit, elem, arch).unwrap_or_else(|e| panic!("{e}; {}", e.hint));
             assert!(!cubin.log.contains("warning"), "{} {arch}: {}", unit.name, cubin.log);
             let entries = resources(&cubin.log);

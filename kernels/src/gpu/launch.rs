@@ -50,7 +50,7 @@ impl Elem {
     }
 }
 
-/// A CUDA C++ file. It is compiled once for each element type: `elem` is that type in it.
+/// CUDA C++ that is compiled as one, once for each element type: `elem` is that type in it.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Unit {
     /// Name in messages, e.g. `rmsnorm`.
@@ -59,6 +59,26 @@ pub struct Unit {
     pub source: &'static str,
     /// Its `extern "C"` entry points.
     pub entries: &'static [&'static str],
+    /// Element types that it is written for.
+    pub elems: &'static [Elem],
+    /// What it runs on.
+    pub needs: Needs,
+}
+
+/// Architectures that have a unit's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Needs {
+    /// sm_80 and newer.
+    Ampere,
+    /// sm_90a alone: wgmma, TMA. The emulator has neither.
+    Hopper,
+}
+
+impl Needs {
+    /// Whether an architecture, e.g. `sm_90a`, has them.
+    pub fn met_by(self, arch: &str) -> bool {
+        self == Needs::Ampere || arch == "sm_90a"
+    }
 }
 
 /// Every unit of this crate.

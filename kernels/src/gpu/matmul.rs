@@ -7,7 +7,7 @@ use std::{cell::RefCell, collections::HashMap, ffi::c_void, path::PathBuf, rc::R
 
 use cudarc::cublaslt::sys::{self, cublasStatus_t::CUBLAS_STATUS_SUCCESS};
 
-use super::{Buffer, Elem, Gpu, GpuError, Ptr, algorithms::Algorithms};
+use super::{Buffer, Elem, Gpu, GpuError, Product, Products, Ptr, algorithms::Algorithms, product::Matrix};
 use crate::cases::values;
 
 /// Workspace of every product: what the library's documentation recommends for Hopper.
@@ -18,87 +18,6 @@ pub const CANDIDATES: usize = 24;
 
 /// Timed runs of each candidate; the median counts.
 const TUNING_RUNS: usize = 5;
-
-/// `C = A·B (+ bias) (+ C)`, all row-major: C is m × n, A is m × k and B is k × n after their transpositions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Product {
-    /// Rows of C.
-    pub m: usize,
-    /// Columns of C.
-    pub n: usize,
-    /// Terms of a sum.
-    pub k: usize,
-    /// Left operand.
-    pub a: Matrix,
-    /// Right operand.
-    pub b: Matrix,
-    /// Elements from one row of C to the next.
-    pub ldc: usize,
-    /// Element type of C; A and B share `elem`.
-    pub out: Elem,
-    /// Element type of A and B.
-    pub elem: Elem,
-    /// Adds a vector of n elements of type `out` to every row.
-    pub bias: bool,
-    /// Adds to what C holds.
-    pub accumulate: bool,
-}
-
-/// How an operand lies in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Matrix {
-    /// Elements from one row to the next, as stored.
-    pub ld: usize,
-    /// Whether its transpose is meant.
-    pub transposed: bool,
-}
-
-impl Product {
-    /// `y_TN = x_TK · w_NKᵀ`, all dense.
-    pub fn linear_forward(t: usize, n: usize, k: usize, elem: Elem) -> Self {
-        let (a, b) = (Matrix { ld: k, transposed: false }, Matrix { ld: k, transposed: true });
-        Self { m: t, n, k, a, b, ldc: n, out: elem, elem, bias: false, accumulate: false }
-    }
-
-    /// `dx_TK = dy_TN · w_NK`, all dense.
-    pub fn linear_dgrad(t: usize, n: usize, k: usize, elem: Elem) -> Self {
-        let (a, b) = (Matrix { ld: n, transposed: false }, Matrix { ld: k, transposed: false });
-        Self { m: t, n: k, k: n, a, b, ldc: k, out: elem, elem, bias: false, accumulate: false }
-    }
-
-    /// `dw_NK += dy_TNᵀ · x_TK`, dense, the gradient in f32.
-    pub fn linear_wgrad(t: usize, n: usize, k: usize, elem: Elem) -> Self {
-        let (a, b) = (Matrix { ld: n, transposed: true }, Matrix { ld: k, transposed: false });
-        Self { m: n, n: k, k: t, a, b, ldc: k, out: Elem::F32, elem, bias: false, accumulate: true }
-    }
-
-    /// Floating-point operations.
-    pub fn flops(&self) -> u64 {
-        2 * self.m as u64 * self.n as u64 * self.k as u64
-    }
-
-    /// Elements of A, B and C with their strides.
-    fn spans(&self) -> [usize; 3] {
-        let span =
-            |x: Matrix, rows: usize, columns: usize| if x.transposed { columns * x.ld } else { rows * x.ld };
-        [span(self.a, self.m, self.k), span(self.b, self.k, self.n), self.m * self.ldc]
-    }
-
-    /// Its line in the file of algorithms.
-    fn name(&self) -> String {
-        let flag = |x: bool| u8::from(x);
-        let Product { m, n, k, a, b, ldc, .. } = self;
-        let (ta, tb) = (flag(a.transposed), flag(b.transposed));
-        let (bias, add) = (flag(self.bias), flag(self.accumulate));
-        format!(
-            "{m}x{n}x{k} a{}t{ta} b{}t{tb} c{ldc} {}-{} bias{bias} add{add}",
-            a.ld,
-            b.ld,
-            self.elem.name(),
-            self.out.name()
-        )
-    }
-}
 
 /// cuBLASLt on one GPU.
 pub struct Matmul<'a> {
@@ -151,20 +70,6 @@ impl<'a> Matmul<'a> {
         let file = folder.map(|f| f.join(format!("{}-{version}.txt", on.name().replace(' ', "-"))));
         let algorithms = RefCell::new(Algorithms::load(file));
         Ok(Self { on, handle, workspace, plans: RefCell::default(), algorithms })
-    }
-
-    /// Puts a product on the GPU's stream; a new shape is planned and, if nobody did so before, tuned.
-    ///
-    /// # Safety
-    /// Operands lie in this GPU's memory with the extents of `product`, 16-byte aligned, and C overlaps nothing. `bias` is
-    /// read only where the product has one.
-    ///
-    /// # Errors
-    /// The library knows no algorithm for the shape, or refuses the operands.
-    pub unsafe fn run(&self, product: &Product, a: Ptr, b: Ptr, bias: Ptr, c: Ptr) -> Result<(), GpuError> {
-        let plan = self.plan(product)?;
-        // SAFETY: the caller's promise.
-        unsafe { self.launch(&plan, &plan.algorithm.borrow(), a, b, bias, c) }
     }
 
     unsafe fn launch(
@@ -305,6 +210,15 @@ impl<'a> Matmul<'a> {
         let block = elem.encode(&values(1, BLOCK.min(len.max(1))));
         let whole = len.max(1) * elem.bytes();
         self.on.upload(&block.iter().copied().cycle().take(whole).collect::<Vec<u8>>())
+    }
+}
+
+impl Products for Matmul<'_> {
+    /// A new shape is planned and, if nobody did so before on this kind of device, tuned, which waits for the stream.
+    unsafe fn product(&self, product: &Product, a: Ptr, b: Ptr, bias: Ptr, c: Ptr) -> Result<(), GpuError> {
+        let plan = self.plan(product)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(&plan, &plan.algorithm.borrow(), a, b, bias, c) }
     }
 }
 

@@ -7,7 +7,7 @@
 //! | [`compile`] | CUDA C++ to CUBIN, with a cache |
 //! | [`launch`] | what a kernel's `cuda.rs` says: source, grid, arguments |
 //! | [`device`] | memory, streams, events; runs launches |
-//! | [`matmul`] | matrix products, planned and tuned |
+//! | [`product`], [`matmul`] | matrix products; by cuBLASLt, planned and tuned |
 //! | [`mod@bench`] | time of a launch beside that of a copy of its bytes |
 //!
 //! A kernel's folder holds `kernel.cu`, which follows `prelude.cuh` in one translation unit and includes nothing, and
@@ -21,7 +21,9 @@ mod error;
 pub mod launch;
 pub mod library;
 pub mod matmul;
+pub mod product;
 
 pub use device::{Buffer, Gpu};
 pub use error::GpuError;
-pub use launch::{Arg, Elem, Entry, Grid, Launcher, Ptr, Unit};
+pub use launch::{Arg, Elem, Entry, Grid, Launcher, Needs, Ptr, Unit};
+pub use product::{Product, Products};

@@ -64,7 +64,8 @@ __device__ __forceinline__ void store_pack(elem* p, const Pack& pack) {
     *(float4*)p = pack.lo;
     *((float4*)p + 1) = pack.hi;
 #else
-    *(uint4*)p = pack.bits;
+    // Past L1. As a plain store the compiler splits it into four of 32 bits.
+    __stcg((uint4*)p, pack.bits);
 #endif
 }
 

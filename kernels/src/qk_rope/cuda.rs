@@ -6,7 +6,7 @@
 //! operands, written forward and read backward.
 
 use super::Shape;
-use crate::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Ptr, Unit};
+use crate::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Ptr, Unit};
 
 /// `kernel.cu`.
 pub static UNIT: Unit = Unit {
@@ -14,12 +14,16 @@ pub static UNIT: Unit = Unit {
     source: include_str!("kernel.cu"),
     entries: &[
         "qk_rope_forward",
+        "qk_rope_bias_forward",
         "qk_rope_norm_forward",
+        "qk_rope_bias_norm_forward",
         "qk_rope_bias_backward",
         "qk_rope_norm_backward",
         "qk_rope_bias_norm_backward",
         "qk_rope_sum",
     ],
+    elems: &Elem::ALL,
+    needs: Needs::Ampere,
 };
 
 /// Threads of a block at most, as `THREADS` in the kernel.
@@ -167,21 +171,30 @@ pub unsafe fn forward(
     rotation: Rotation,
     shape: Shape,
 ) -> Result<(), GpuError> {
-    let Some(n) = norm else {
+    if bias_Q.is_none() && norm.is_none() {
         // SAFETY: the caller's promise is the same.
-        return unsafe { rotate(on, elem, qkv_TQ, bias_Q, 1.0, rotation, shape) };
-    };
+        return unsafe { rotate(on, elem, qkv_TQ, 1.0, rotation, shape) };
+    }
     check(shape);
     let layout = Layout::new(shape, bias_Q.is_some());
-    let bias = bias_Q.unwrap_or(Ptr::NULL);
-    let first = [qkv_TQ, bias, n.q_weight_K, n.k_weight_K, n.pre_norm, n.rstd].map(Arg::Ptr);
-    let angles = [rotation.cos, rotation.sin, rotation.positions].map(Arg::Ptr);
-    let args = [first.as_slice(), &[Arg::F32(n.eps)], &angles, &layout.args(shape)].concat();
+    let mut args = vec![Arg::Ptr(qkv_TQ)];
+    args.extend(bias_Q.map(Arg::Ptr));
+    if let Some(n) = norm {
+        args.extend([n.q_weight_K, n.k_weight_K, n.pre_norm, n.rstd].map(Arg::Ptr));
+        args.push(Arg::F32(n.eps));
+    }
+    args.extend([rotation.cos, rotation.sin, rotation.positions].map(Arg::Ptr));
+    args.extend(layout.args(shape));
+    let name = match (bias_Q, norm) {
+        (Some(_), None) => "qk_rope_bias_forward",
+        (None, _) => "qk_rope_norm_forward",
+        (Some(_), Some(_)) => "qk_rope_bias_norm_forward",
+    };
     // SAFETY: the caller's promise is the same.
-    unsafe { on.launch(entry("qk_rope_norm_forward", elem), layout.forward_grid(shape), &args) }
+    unsafe { on.launch(entry(name, elem), layout.forward_grid(shape), &args) }
 }
 
-/// Bias and rotation by the angle times `sign`.
+/// Rotation by the angle times `sign`: all of the forward pass without bias and norm, and of its backward.
 ///
 /// # Safety
 /// As [`forward`].
@@ -189,15 +202,13 @@ unsafe fn rotate(
     on: &dyn Launcher,
     elem: Elem,
     qkv_TQ: Ptr,
-    bias_Q: Option<Ptr>,
     sign: f32,
     rotation: Rotation,
     shape: Shape,
 ) -> Result<(), GpuError> {
     check(shape);
-    let layout = Layout::new(shape, bias_Q.is_some());
-    let pointers =
-        [qkv_TQ, bias_Q.unwrap_or(Ptr::NULL), rotation.cos, rotation.sin, rotation.positions].map(Arg::Ptr);
+    let layout = Layout::new(shape, false);
+    let pointers = [qkv_TQ, rotation.cos, rotation.sin, rotation.positions].map(Arg::Ptr);
     let args = [pointers.as_slice(), &[Arg::F32(sign)], &layout.args(shape)].concat();
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(entry("qk_rope_forward", elem), layout.forward_grid(shape), &args) }
@@ -228,7 +239,7 @@ pub unsafe fn backward(
 ) -> Result<(), GpuError> {
     if dbias_Q.is_none() && norm.is_none() {
         // SAFETY: the caller's promise is the same.
-        return unsafe { rotate(on, elem, dqkv_TQ, None, -1.0, rotation, shape) };
+        return unsafe { rotate(on, elem, dqkv_TQ, -1.0, rotation, shape) };
     }
     check(shape);
     let layout = Layout::new(shape, dbias_Q.is_some());
@@ -281,7 +292,7 @@ unsafe fn add_rows(
 ) -> Result<(), GpuError> {
     let [stride, width] = [stride, columns].map(|n| Arg::I32(n as i32));
     let args = [Arg::Ptr(part), Arg::Ptr(out), Arg::I32(rows as i32), stride, width];
-    let grid = Grid { blocks: ((columns as u32).div_ceil(32), 1), threads: 1024, shared: 0 };
+    let grid = Grid { blocks: ((columns as u32).div_ceil(8), 1), threads: 1024, shared: 0 };
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(entry("qk_rope_sum", elem), grid, &args) }
 }

@@ -7,6 +7,8 @@
 
 #define HEADS 2
 #define THREADS 256
+// A row of shared memory by element of a pack: off by four banks from the next, so that packs are read without conflicts.
+#define SHARED_ROW (THREADS + 4)
 
 struct Extent {
     i64 T;
@@ -26,6 +28,12 @@ struct Rotation {
     const float *cos, *sin;
     const u32* positions_T;
 };
+
+// What every entry point has: launches pass no structs.
+#define EXTENT_PARAMS i64 T, int H, int G, int K, int lanes, int slots, int rows
+#define EXTENT Extent{T, H, G, K, lanes, slots, rows}
+#define ANGLE_PARAMS const float *__restrict__ cos, const float *__restrict__ sin, const u32 *__restrict__ positions_T
+#define ANGLES Rotation{cos, sin, positions_T}
 
 __device__ __forceinline__ int packed(const Extent& e) { return (e.H + 2 * e.G) * e.K; }
 
@@ -70,11 +78,21 @@ __device__ __forceinline__ void load_floats(const float* p, float v[PACK]) {
     v[4] = hi.x; v[5] = hi.y; v[6] = hi.z; v[7] = hi.w;
 }
 
-__device__ __forceinline__ void load_angles(const Rotation& r, const Extent& e, const Place& at, i64 t, float cos[PACK],
-                                            float sin[PACK]) {
-    const i64 row = (i64)r.positions_T[t] * (e.K / 2) + at.lane;
+__device__ __forceinline__ void load_angles(const Rotation& r, const Extent& e, const Place& at, u32 position,
+                                            float cos[PACK], float sin[PACK]) {
+    const i64 row = (i64)position * (e.K / 2) + at.lane;
     load_floats(r.cos + row, cos);
     load_floats(r.sin + row, sin);
+}
+
+// Both packs of the thread's heads in a packed row.
+__device__ __forceinline__ void load_heads(const elem* row, const Extent& e, const Place& at, Pack u[HEADS][2]) {
+#pragma unroll
+    for (int i = 0; i < HEADS; i++) {
+        if (at.head[i] < 0) continue;
+        u[i][0] = load_pack(row + column(e, at, at.head[i], 0));
+        u[i][1] = load_pack(row + column(e, at, at.head[i], 1));
+    }
 }
 
 // By the angle times `sign`.
@@ -87,9 +105,9 @@ __device__ __forceinline__ void rotate(float a[PACK], float b[PACK], const float
     }
 }
 
-__device__ __forceinline__ void add_pack(float v[PACK], const elem* p) {
+__device__ __forceinline__ void add_pack(float v[PACK], const Pack& pack) {
     float d[PACK];
-    unpack(load_pack(p), d);
+    unpack(pack, d);
 #pragma unroll
     for (int j = 0; j < PACK; j++) v[j] += d[j];
 }
@@ -137,24 +155,19 @@ __device__ __forceinline__ void norm_head(float a[PACK], float b[PACK], const No
 }
 
 // One token a thread. v takes part where there is a bias.
-template <bool NORM>
+template <bool BIAS, bool NORM>
 __device__ __forceinline__ void forward(elem* qkv_TQ, const elem* bias_Q, const Norm& norm, const Rotation& rotation,
                                         float sign, const Extent& e) {
-    const Place at = place(e, bias_Q ? 3 : 2);
+    const Place at = place(e, BIAS ? 3 : 2);
     const i64 t = (i64)blockIdx.x * e.rows + at.row;
     // Threads that have nothing stay: the sums of a norm need whole warps.
-    const bool inside = t < e.T;
+    const bool inside = t < e.T, rotates = inside && at.head[0] >= 0 && at.side < 2;
     elem* row = qkv_TQ + t * packed(e);
-    Pack u[HEADS][2];
-#pragma unroll
-    for (int i = 0; i < HEADS; i++) {
-        if (!inside || at.head[i] < 0) continue;
-        u[i][0] = load_pack(row + column(e, at, at.head[i], 0));
-        u[i][1] = load_pack(row + column(e, at, at.head[i], 1));
-    }
-    const bool rotates = inside && at.head[0] >= 0 && at.side < 2;
+    Pack u[HEADS][2], bias[HEADS][2];
     float cos[PACK], sin[PACK];
-    if (rotates) load_angles(rotation, e, at, t, cos, sin);
+    if (inside) load_heads(row, e, at, u);
+    if (BIAS) load_heads(bias_Q, e, at, bias);
+    if (rotates) load_angles(rotation, e, at, rotation.positions_T[t], cos, sin);
 #pragma unroll
     for (int i = 0; i < HEADS; i++) {
         const int head = inside ? at.head[i] : -1;
@@ -162,9 +175,9 @@ __device__ __forceinline__ void forward(elem* qkv_TQ, const elem* bias_Q, const 
         if (head >= 0) {
             unpack(u[i][0], a);
             unpack(u[i][1], b);
-            if (bias_Q) {
-                add_pack(a, bias_Q + column(e, at, head, 0));
-                add_pack(b, bias_Q + column(e, at, head, 1));
+            if (BIAS) {
+                add_pack(a, bias[i][0]);
+                add_pack(b, bias[i][1]);
             }
         }
         if (NORM) norm_head(a, b, norm, e, at, head, t);
@@ -175,22 +188,27 @@ __device__ __forceinline__ void forward(elem* qkv_TQ, const elem* bias_Q, const 
     }
 }
 
-// Also the backward pass of a rotation alone, with sign -1 and no bias.
-extern "C" __global__ void qk_rope_forward(elem* __restrict__ qkv_TQ, const elem* __restrict__ bias_Q,
-                                           const float* __restrict__ cos, const float* __restrict__ sin,
-                                           const u32* __restrict__ positions_T, float sign, i64 T, int H, int G, int K,
-                                           int lanes, int slots, int rows) {
-    forward<false>(qkv_TQ, bias_Q, Norm{}, Rotation{cos, sin, positions_T}, sign, Extent{T, H, G, K, lanes, slots, rows});
+// Also the backward pass of a rotation alone, with sign -1.
+extern "C" __global__ void qk_rope_forward(elem* __restrict__ qkv_TQ, ANGLE_PARAMS, float sign, EXTENT_PARAMS) {
+    forward<false, false>(qkv_TQ, nullptr, Norm{}, ANGLES, sign, EXTENT);
 }
 
-extern "C" __global__ void qk_rope_norm_forward(elem* __restrict__ qkv_TQ, const elem* __restrict__ bias_Q,
-                                                const elem* __restrict__ q_weight_K, const elem* __restrict__ k_weight_K,
-                                                elem* __restrict__ pre_norm, float* __restrict__ rstd, float eps,
-                                                const float* __restrict__ cos, const float* __restrict__ sin,
-                                                const u32* __restrict__ positions_T, i64 T, int H, int G, int K, int lanes,
-                                                int slots, int rows) {
-    forward<true>(qkv_TQ, bias_Q, Norm{q_weight_K, k_weight_K, pre_norm, rstd, eps}, Rotation{cos, sin, positions_T}, 1.0f,
-                  Extent{T, H, G, K, lanes, slots, rows});
+extern "C" __global__ void qk_rope_bias_forward(elem* __restrict__ qkv_TQ, const elem* __restrict__ bias_Q, ANGLE_PARAMS,
+                                                EXTENT_PARAMS) {
+    forward<true, false>(qkv_TQ, bias_Q, Norm{}, ANGLES, 1.0f, EXTENT);
+}
+
+extern "C" __global__ void qk_rope_norm_forward(elem* __restrict__ qkv_TQ, const elem* __restrict__ q_weight_K,
+                                                const elem* __restrict__ k_weight_K, elem* __restrict__ pre_norm,
+                                                float* __restrict__ rstd, float eps, ANGLE_PARAMS, EXTENT_PARAMS) {
+    forward<false, true>(qkv_TQ, nullptr, Norm{q_weight_K, k_weight_K, pre_norm, rstd, eps}, ANGLES, 1.0f, EXTENT);
+}
+
+extern "C" __global__ void qk_rope_bias_norm_forward(elem* __restrict__ qkv_TQ, const elem* __restrict__ bias_Q,
+                                                     const elem* __restrict__ q_weight_K,
+                                                     const elem* __restrict__ k_weight_K, elem* __restrict__ pre_norm,
+                                                     float* __restrict__ rstd, float eps, ANGLE_PARAMS, EXTENT_PARAMS) {
+    forward<true, true>(qkv_TQ, bias_Q, Norm{q_weight_K, k_weight_K, pre_norm, rstd, eps}, ANGLES, 1.0f, EXTENT);
 }
 
 // What the backward pass of QK-norm has besides the packed rows.
@@ -230,9 +248,9 @@ __device__ __forceinline__ void norm_head_backward(float da[PACK], float db[PACK
     }
 }
 
-// part_Q, a row of a block: sums over its tokens, in order.
+// part_Q, a row of a block: sums over its tokens, in order. Every thread of the block takes a share of the sums.
 __device__ __forceinline__ void store_bias(const float db[HEADS][2][PACK], float* part_Q, const Extent& e, const Place& at,
-                                           float shared[PACK][THREADS]) {
+                                           float shared[PACK][SHARED_ROW], int columns[THREADS]) {
     const int width = e.slots * e.lanes;
 #pragma unroll
     for (int i = 0; i < HEADS; i++) {
@@ -241,13 +259,16 @@ __device__ __forceinline__ void store_bias(const float db[HEADS][2][PACK], float
             __syncthreads();
 #pragma unroll
             for (int j = 0; j < PACK; j++) shared[j][threadIdx.x] = db[i][half][j];
+            columns[threadIdx.x] = at.head[i] < 0 ? -1 : column(e, at, at.head[i], half);
             __syncthreads();
-            if (at.row > 0 || at.head[i] < 0) continue;
-#pragma unroll
-            for (int j = 0; j < PACK; j++) {
+#pragma unroll 1
+            for (int o = threadIdx.x; o < width * PACK; o += blockDim.x) {
+                const int thread = o / PACK, j = o % PACK;
+                if (columns[thread] < 0) continue;
                 float sum = 0.0f;
-                for (int row = 0; row < e.rows; row++) sum += shared[j][row * width + threadIdx.x];
-                part_Q[column(e, at, at.head[i], half) + j] = sum;
+#pragma unroll 4
+                for (int row = 0; row < e.rows; row++) sum += shared[j][row * width + thread];
+                part_Q[columns[thread] + j] = sum;
             }
         }
     }
@@ -255,7 +276,7 @@ __device__ __forceinline__ void store_bias(const float db[HEADS][2][PACK], float
 
 // part_2K, a row of a block: q's sums over its tokens and slots, in order, then k's.
 __device__ __forceinline__ void store_weights(const float dw[2][PACK], float* part_2K, const Extent& e,
-                                              float shared[PACK][THREADS]) {
+                                              float shared[PACK][SHARED_ROW]) {
     const int q_slots = (e.H + HEADS - 1) / HEADS, kv_slots = (e.G + HEADS - 1) / HEADS;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -263,6 +284,7 @@ __device__ __forceinline__ void store_weights(const float dw[2][PACK], float* pa
 #pragma unroll
         for (int j = 0; j < PACK; j++) shared[j][threadIdx.x] = dw[half][j];
         __syncthreads();
+#pragma unroll 1
         for (int o = threadIdx.x; o < e.K; o += blockDim.x) {
             const int side = o / (e.K / 2), c = o % (e.K / 2);
             // The block's slots of that side.
@@ -270,47 +292,52 @@ __device__ __forceinline__ void store_weights(const float dw[2][PACK], float* pa
             const int begin = max(side == 0 ? -before : q_slots - before, 0);
             const int end = min((side == 0 ? q_slots : q_slots + kv_slots) - before, e.slots);
             float sum = 0.0f;
-            for (int row = 0; row < e.rows; row++)
+            for (int row = 0; row < e.rows; row++) {
+#pragma unroll 4
                 for (int slot = begin; slot < end; slot++)
                     sum += shared[c % PACK][(row * e.slots + slot) * e.lanes + c / PACK];
+            }
             part_2K[side * e.K + half * (e.K / 2) + c] = sum;
         }
     }
 }
 
-// The grid strides over the tokens. part_GQ (BIAS) and part_G2K (NORM; may be null) get a row from each block.
+// What was normalised: both packs of the thread's heads, and their rstd.
+__device__ __forceinline__ void load_saved(const NormBackward& n, const Extent& e, const Place& at, i64 t, Pack u[HEADS][2],
+                                           float rstd[HEADS]) {
+    load_heads(n.pre_norm + t * (e.H + e.G) * e.K, e, at, u);
+#pragma unroll
+    for (int i = 0; i < HEADS; i++)
+        if (at.head[i] >= 0) rstd[i] = n.rstd[t * (e.H + e.G) + at.head[i]];
+}
+
+// The grid strides over the tokens. dbias and dw are the thread's sums.
 template <bool BIAS, bool NORM>
-__device__ __forceinline__ void backward(elem* dqkv_TQ, float* part_GQ, float* part_G2K, const NormBackward& norm,
-                                         const Rotation& rotation, const Extent& e) {
-    __shared__ float shared[PACK][THREADS];
-    const Place at = place(e, BIAS ? 3 : 2);
+__device__ __forceinline__ void backward_rows(elem* dqkv_TQ, const NormBackward& norm, const Rotation& rotation,
+                                              const Extent& e, const Place& at, float dbias[HEADS][2][PACK],
+                                              float dw[2][PACK]) {
+    const bool turns = at.head[0] >= 0 && at.side < 2;
     Pack w[2];
-    if (NORM && at.head[0] >= 0 && at.side < 2) {
+    if (NORM && turns) {
         const elem* weight = at.side == 0 ? norm.q_weight_K : norm.k_weight_K;
         w[0] = load_pack(weight + at.lane);
         w[1] = load_pack(weight + e.K / 2 + at.lane);
     }
-    float dbias[HEADS][2][PACK] = {}, dw[2][PACK] = {};
-    for (i64 first = (i64)blockIdx.x * e.rows; first < e.T; first += (i64)gridDim.x * e.rows) {
-        const i64 t = first + at.row;
-        const bool inside = t < e.T;
-        const bool rotates = inside && at.head[0] >= 0 && at.side < 2;
+    const i64 stride = (i64)gridDim.x * e.rows;
+    i64 t = (i64)blockIdx.x * e.rows + at.row;
+    // A token ahead, so that its angles need not wait for it.
+    u32 position = turns && t < e.T ? rotation.positions_T[t] : 0;
+    for (i64 first = (i64)blockIdx.x * e.rows; first < e.T; first += stride, t += stride) {
+        const bool inside = t < e.T, rotates = inside && turns;
         elem* row = dqkv_TQ + t * packed(e);
         Pack d[HEADS][2], u[HEADS][2];
-        float rstd[HEADS] = {};
-#pragma unroll
-        for (int i = 0; i < HEADS; i++) {
-            if (!inside || at.head[i] < 0) continue;
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const int c = column(e, at, at.head[i], half);
-                d[i][half] = load_pack(row + c);
-                if (NORM && rotates) u[i][half] = load_pack(norm.pre_norm + t * (e.H + e.G) * e.K + c);
-            }
-            if (NORM && rotates) rstd[i] = norm.rstd[t * (e.H + e.G) + at.head[i]];
+        float rstd[HEADS] = {}, cos[PACK], sin[PACK];
+        if (inside) load_heads(row, e, at, d);
+        if (rotates) {
+            if (NORM) load_saved(norm, e, at, t, u, rstd);
+            load_angles(rotation, e, at, position, cos, sin);
         }
-        float cos[PACK], sin[PACK];
-        if (rotates) load_angles(rotation, e, at, t, cos, sin);
+        if (turns && t + stride < e.T) position = rotation.positions_T[t + stride];
 #pragma unroll
         for (int i = 0; i < HEADS; i++) {
             const int head = inside ? at.head[i] : -1;
@@ -334,54 +361,59 @@ __device__ __forceinline__ void backward(elem* dqkv_TQ, float* part_GQ, float* p
             store_pack(row + column(e, at, head, 1), pack_of(db));
         }
     }
-    if (BIAS) store_bias(dbias, part_GQ + (i64)blockIdx.x * packed(e), e, at, shared);
+}
+
+// part_GQ (BIAS) and part_G2K (NORM; may be null) get a row from each block.
+template <bool BIAS, bool NORM>
+__device__ __forceinline__ void backward(elem* dqkv_TQ, float* part_GQ, float* part_G2K, const NormBackward& norm,
+                                         const Rotation& rotation, const Extent& e) {
+    __shared__ float shared[PACK][SHARED_ROW];
+    __shared__ int columns[THREADS];
+    const Place at = place(e, BIAS ? 3 : 2);
+    float dbias[HEADS][2][PACK] = {}, dw[2][PACK] = {};
+    backward_rows<BIAS, NORM>(dqkv_TQ, norm, rotation, e, at, dbias, dw);
+    if (BIAS) store_bias(dbias, part_GQ + (i64)blockIdx.x * packed(e), e, at, shared, columns);
     const i64 block = (i64)blockIdx.y * gridDim.x + blockIdx.x;
     if (NORM && part_G2K) store_weights(dw, part_G2K + block * 2 * e.K, e, shared);
 }
 
-extern "C" __global__ void qk_rope_bias_backward(elem* __restrict__ dqkv_TQ, float* __restrict__ part_GQ,
-                                                 const float* __restrict__ cos, const float* __restrict__ sin,
-                                                 const u32* __restrict__ positions_T, i64 T, int H, int G, int K, int lanes,
-                                                 int slots, int rows) {
-    backward<true, false>(dqkv_TQ, part_GQ, nullptr, NormBackward{}, Rotation{cos, sin, positions_T},
-                          Extent{T, H, G, K, lanes, slots, rows});
+extern "C" __global__ void qk_rope_bias_backward(elem* __restrict__ dqkv_TQ, float* __restrict__ part_GQ, ANGLE_PARAMS,
+                                                 EXTENT_PARAMS) {
+    backward<true, false>(dqkv_TQ, part_GQ, nullptr, NormBackward{}, ANGLES, EXTENT);
 }
 
 extern "C" __global__ void qk_rope_norm_backward(elem* __restrict__ dqkv_TQ, float* __restrict__ part_G2K,
                                                  const elem* __restrict__ q_weight_K, const elem* __restrict__ k_weight_K,
                                                  const elem* __restrict__ pre_norm, const float* __restrict__ rstd,
-                                                 const float* __restrict__ cos, const float* __restrict__ sin,
-                                                 const u32* __restrict__ positions_T, i64 T, int H, int G, int K, int lanes,
-                                                 int slots, int rows) {
-    backward<false, true>(dqkv_TQ, nullptr, part_G2K, NormBackward{q_weight_K, k_weight_K, pre_norm, rstd},
-                          Rotation{cos, sin, positions_T}, Extent{T, H, G, K, lanes, slots, rows});
+                                                 ANGLE_PARAMS, EXTENT_PARAMS) {
+    backward<false, true>(dqkv_TQ, nullptr, part_G2K, NormBackward{q_weight_K, k_weight_K, pre_norm, rstd}, ANGLES, EXTENT);
 }
 
 extern "C" __global__ void qk_rope_bias_norm_backward(elem* __restrict__ dqkv_TQ, float* __restrict__ part_GQ,
                                                       float* __restrict__ part_G2K, const elem* __restrict__ q_weight_K,
                                                       const elem* __restrict__ k_weight_K, const elem* __restrict__ pre_norm,
-                                                      const float* __restrict__ rstd, const float* __restrict__ cos,
-                                                      const float* __restrict__ sin, const u32* __restrict__ positions_T,
-                                                      i64 T, int H, int G, int K, int lanes, int slots, int rows) {
-    backward<true, true>(dqkv_TQ, part_GQ, part_G2K, NormBackward{q_weight_K, k_weight_K, pre_norm, rstd},
-                         Rotation{cos, sin, positions_T}, Extent{T, H, G, K, lanes, slots, rows});
+                                                      const float* __restrict__ rstd, ANGLE_PARAMS, EXTENT_PARAMS) {
+    backward<true, true>(dqkv_TQ, part_GQ, part_G2K, NormBackward{q_weight_K, k_weight_K, pre_norm, rstd}, ANGLES, EXTENT);
 }
 
-// out[c] += sum of part[g * stride + c] over g < G, c < columns. A block has 32 columns; its warps take every warps-th row
-// and then add up in order.
+// out[c] += sum of part[g * stride + c] over g < G, c < columns. A block has 8 columns, each warp four rows of them at a
+// time: few columns still keep many multiprocessors busy. The order of the sum depends on G and the block's size alone.
 extern "C" __global__ void qk_rope_sum(const float* __restrict__ part, float* __restrict__ out, int G, int stride,
                                        int columns) {
-    __shared__ float partial[WARP][WARP];
+    __shared__ float partial[WARP][8];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    const int c = blockIdx.x * WARP + lane;
+    const int c = blockIdx.x * 8 + lane % 8, step = blockDim.x / 8;
     float sum = 0.0f;
     if (c < columns) {
-#pragma unroll 8
-        for (int g = warp; g < G; g += warps) sum += part[(i64)g * stride + c];
+#pragma unroll 4
+        for (int g = threadIdx.x / 8; g < G; g += step) sum += part[(i64)g * stride + c];
     }
-    partial[warp][lane] = sum;
+    sum += __shfl_xor_sync(ALL_LANES, sum, 8);
+    sum += __shfl_xor_sync(ALL_LANES, sum, 16);
+    if (lane < 8) partial[warp][lane] = sum;
     __syncthreads();
-    if (warp > 0 || c >= columns) return;
+    if (threadIdx.x >= 8 || c >= columns) return;
+#pragma unroll 8
     for (int other = 1; other < warps; other++) sum += partial[other][lane];
     out[c] += sum;
 }

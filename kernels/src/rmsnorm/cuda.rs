@@ -1,13 +1,15 @@
 //! Launches of `kernel.cu`. The same contract as the CPU's functions; weights' gradients are f32.
 
 use super::Shape;
-use crate::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Ptr, Unit};
+use crate::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Ptr, Unit};
 
 /// `kernel.cu`.
 pub static UNIT: Unit = Unit {
     name: "rmsnorm",
     source: include_str!("kernel.cu"),
     entries: &["rmsnorm_forward", "rmsnorm_add_forward", "rmsnorm_backward", "rmsnorm_dweight"],
+    elems: &Elem::ALL,
+    needs: Needs::Ampere,
 };
 
 /// Columns that a warp holds in registers: packs of 8 a lane, as `PACKS` in the kernel.

@@ -1,13 +1,15 @@
 //! Launches of `kernel.cu`. The same contract as the CPU's functions: the backward pass is in place, and reads what the
 //! forward read. A pass moves each operand once: `3·T·F` elements forward, `5·T·F` backward.
 
-use crate::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Ptr, Unit};
+use crate::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Ptr, Unit};
 
 /// `kernel.cu`.
 pub static UNIT: Unit = Unit {
     name: "swiglu",
     source: include_str!("kernel.cu"),
     entries: &["swiglu_forward", "swiglu_backward"],
+    elems: &Elem::ALL,
+    needs: Needs::Ampere,
 };
 
 /// Threads of a block.

@@ -1,11 +1,13 @@
 //! Where a parity test runs: a GPU or the emulator, with the same launch code on both.
 
-use chronicals_kernels::gpu::{Buffer, Elem, Gpu, Launcher, Ptr, compile::Cache};
+use chronicals_kernels::gpu::{Buffer, Elem, Gpu, Launcher, Products, Ptr, compile::Cache, matmul::Matmul};
 
 /// A launcher and its memory.
 pub trait Machine {
     /// Runs launches.
     fn launcher(&self) -> &dyn Launcher;
+    /// Runs matrix products, in order with the launches.
+    fn products(&self) -> &dyn Products;
     /// Memory that holds a copy of `bytes`, 16-byte aligned.
     fn upload(&self, bytes: &[u8]) -> Memory;
     /// A copy of memory, after every launch before; panics if one of them failed.
@@ -31,27 +33,37 @@ impl Memory {
 }
 
 /// The first GPU.
-pub struct Device(pub Gpu);
+pub struct Device {
+    gpu: &'static Gpu,
+    products: Matmul<'static>,
+}
 
 impl Device {
-    /// Opens it; a test that asks for a GPU fails without one.
+    /// Opens it, until the process ends; a test that asks for a GPU fails without one.
     pub fn open() -> Self {
-        Self(Gpu::open(0, Cache::of_user()).unwrap_or_else(|e| panic!("{e}; {}", e.hint)))
+        let gpu = Gpu::open(0, Cache::of_user()).unwrap_or_else(|e| panic!("{e}; {}", e.hint));
+        let gpu: &'static Gpu = Box::leak(Box::new(gpu));
+        let products = Matmul::new(gpu, None).unwrap_or_else(|e| panic!("{e}; {}", e.hint));
+        Self { gpu, products }
     }
 }
 
 impl Machine for Device {
     fn launcher(&self) -> &dyn Launcher {
-        &self.0
+        self.gpu
+    }
+
+    fn products(&self) -> &dyn Products {
+        &self.products
     }
 
     fn upload(&self, bytes: &[u8]) -> Memory {
-        Memory::Gpu(self.0.upload(bytes).unwrap())
+        Memory::Gpu(self.gpu.upload(bytes).unwrap())
     }
 
     fn download(&self, memory: &Memory) -> Vec<u8> {
         let Memory::Gpu(buffer) = memory else { panic!("memory of another machine") };
-        self.0.download(buffer).unwrap()
+        self.gpu.download(buffer).unwrap()
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod emulator;
 mod machine;
+mod matmul;
 mod qk_rope;
 mod rmsnorm;
 mod swiglu;
@@ -28,6 +29,7 @@ macro_rules! parity {
 }
 
 parity! {
+    matmul { products }
     qk_rope { forward, backward }
     rmsnorm { forward, backward }
     swiglu { forward, backward }

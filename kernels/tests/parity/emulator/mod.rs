@@ -18,7 +18,7 @@ mod source;
 
 use std::{alloc::Layout, ptr::NonNull};
 
-use chronicals_kernels::gpu::{Arg, Entry, GpuError, Grid, Launcher, Ptr};
+use chronicals_kernels::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Product, Products, Ptr};
 
 use crate::machine::{Machine, Memory};
 
@@ -50,6 +50,44 @@ impl Launcher for Emulator {
     }
 }
 
+impl Products for Emulator {
+    /// Sums in f64, rounded once.
+    unsafe fn product(&self, p: &Product, a: Ptr, b: Ptr, bias: Ptr, c: Ptr) -> Result<(), GpuError> {
+        let spans = p.spans();
+        // SAFETY: the caller's promise: that many elements are there, and nobody else has C.
+        let [left, right, old, bias] = unsafe {
+            let bias = read(bias, if p.bias { p.n } else { 0 }, p.out);
+            [read(a, spans[0], p.elem), read(b, spans[1], p.elem), read(c, spans[2], p.out), bias]
+        };
+        let mut out = old.clone();
+        for (i, j) in (0..p.m).flat_map(|i| (0..p.n).map(move |j| (i, j))) {
+            let term = |l| f64::from(left[p.a.at(i, l)]) * f64::from(right[p.b.at(l, j)]);
+            let sum: f64 = (0..p.k).map(term).sum();
+            let at = i * p.ldc + j;
+            let kept = if p.accumulate { f64::from(old[at]) } else { 0.0 };
+            let bias = if p.bias { f64::from(bias[j]) } else { 0.0 };
+            out[at] = (sum + kept + bias) as f32;
+        }
+        let bytes = p.out.encode(&out);
+        // SAFETY: as above; the copy has the length that was read.
+        unsafe {
+            std::ptr::with_exposed_provenance_mut::<u8>(c.0 as usize).copy_from(bytes.as_ptr(), bytes.len())
+        };
+        Ok(())
+    }
+}
+
+/// # Safety
+/// `len` elements lie there.
+unsafe fn read(at: Ptr, len: usize, elem: Elem) -> Vec<f32> {
+    if len == 0 {
+        return Vec::new();
+    }
+    let from = std::ptr::with_exposed_provenance::<u8>(at.0 as usize);
+    // SAFETY: the caller's promise.
+    elem.decode(unsafe { std::slice::from_raw_parts(from, len * elem.bytes()) })
+}
+
 /// What the driver would refuse.
 fn check(grid: Grid) -> Result<(), String> {
     let (x, y) = grid.blocks;
@@ -65,6 +103,10 @@ impl Machine for Emulator {
 
     fn upload(&self, bytes: &[u8]) -> Memory {
         Memory::Host(Block::new(bytes))
+    }
+
+    fn products(&self) -> &dyn Products {
+        self
     }
 
     fn download(&self, memory: &Memory) -> Vec<u8> {

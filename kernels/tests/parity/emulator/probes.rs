@@ -2,7 +2,7 @@
 
 use chronicals_kernels::{
     cases::values,
-    gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Unit},
+    gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Unit},
 };
 
 use super::Emulator;
@@ -25,6 +25,8 @@ pub static UNIT: Unit = Unit {
         "mixed",
         "hasty",
     ],
+    elems: &Elem::ALL,
+    needs: Needs::Ampere,
 };
 
 /// Launches a kernel of [`UNIT`], whose arguments fit it but where a test plants a fault.

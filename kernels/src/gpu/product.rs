@@ -1,0 +1,104 @@
+//! What a matrix product is, whoever runs it.
+
+use super::{Elem, GpuError, Ptr};
+
+/// `C = A·B (+ bias) (+ C)`, all row-major: C is m × n, A is m × k and B is k × n after their transpositions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Product {
+    /// Rows of C.
+    pub m: usize,
+    /// Columns of C.
+    pub n: usize,
+    /// Terms of a sum.
+    pub k: usize,
+    /// Left operand.
+    pub a: Matrix,
+    /// Right operand.
+    pub b: Matrix,
+    /// Elements from one row of C to the next.
+    pub ldc: usize,
+    /// Element type of C; A and B share `elem`.
+    pub out: Elem,
+    /// Element type of A and B.
+    pub elem: Elem,
+    /// Adds a vector of n elements of type `out` to every row.
+    pub bias: bool,
+    /// Adds to what C holds.
+    pub accumulate: bool,
+}
+
+/// How an operand lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Matrix {
+    /// Elements from one row to the next, as stored.
+    pub ld: usize,
+    /// Whether its transpose is meant.
+    pub transposed: bool,
+}
+
+impl Matrix {
+    /// Place of the element in row `i` and column `j` of what is meant.
+    pub fn at(self, i: usize, j: usize) -> usize {
+        if self.transposed { j * self.ld + i } else { i * self.ld + j }
+    }
+}
+
+impl Product {
+    /// `y_TN = x_TK · w_NKᵀ`, all dense.
+    pub fn linear_forward(t: usize, n: usize, k: usize, elem: Elem) -> Self {
+        let (a, b) = (Matrix { ld: k, transposed: false }, Matrix { ld: k, transposed: true });
+        Self { m: t, n, k, a, b, ldc: n, out: elem, elem, bias: false, accumulate: false }
+    }
+
+    /// `dx_TK = dy_TN · w_NK`, all dense.
+    pub fn linear_dgrad(t: usize, n: usize, k: usize, elem: Elem) -> Self {
+        let (a, b) = (Matrix { ld: n, transposed: false }, Matrix { ld: k, transposed: false });
+        Self { m: t, n: k, k: n, a, b, ldc: k, out: elem, elem, bias: false, accumulate: false }
+    }
+
+    /// `dw_NK += dy_TNᵀ · x_TK`, dense, the gradient in f32.
+    pub fn linear_wgrad(t: usize, n: usize, k: usize, elem: Elem) -> Self {
+        let (a, b) = (Matrix { ld: n, transposed: true }, Matrix { ld: k, transposed: false });
+        Self { m: n, n: k, k: t, a, b, ldc: k, out: Elem::F32, elem, bias: false, accumulate: true }
+    }
+
+    /// Floating-point operations.
+    pub fn flops(&self) -> u64 {
+        2 * self.m as u64 * self.n as u64 * self.k as u64
+    }
+
+    /// Elements from the first to the last of A, B and C, with what lies between their rows.
+    pub fn spans(&self) -> [usize; 3] {
+        let last = |x: Matrix, rows: usize, columns: usize| x.at(rows.max(1) - 1, columns.max(1) - 1) + 1;
+        let c = Matrix { ld: self.ldc, transposed: false };
+        [last(self.a, self.m, self.k), last(self.b, self.k, self.n), last(c, self.m, self.n)]
+    }
+
+    /// Its line in the file of algorithms.
+    pub(super) fn name(&self) -> String {
+        let flag = |x: bool| u8::from(x);
+        let Product { m, n, k, a, b, ldc, .. } = self;
+        let (ta, tb) = (flag(a.transposed), flag(b.transposed));
+        let (bias, add) = (flag(self.bias), flag(self.accumulate));
+        format!(
+            "{m}x{n}x{k} a{}t{ta} b{}t{tb} c{ldc} {}-{} bias{bias} add{add}",
+            a.ld,
+            b.ld,
+            self.elem.name(),
+            self.out.name()
+        )
+    }
+}
+
+/// Runs matrix products, in order with the launches of the same machine.
+pub trait Products {
+    /// Puts `C = A·B (+ bias) (+ C)` behind what came before.
+    ///
+    /// # Safety
+    /// Operands lie in this machine's memory with the extents of `product`, 16-byte aligned, until the product has run, and
+    /// C overlaps nothing. `bias` is read only where the product has one.
+    ///
+    /// # Errors
+    /// The shape has no algorithm, or the operands are refused.
+    unsafe fn product(&self, product: &Product, a: Ptr, b: Ptr, bias: Ptr, c: Ptr) -> Result<(), GpuError>;
+}
