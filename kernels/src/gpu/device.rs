@@ -21,6 +21,8 @@ pub struct Gpu {
     cache: Cache,
     arch: String,
     processors: u32,
+    /// Whether a kernel can begin while the one before it ends.
+    overlaps: bool,
     modules: RefCell<HashMap<(&'static str, Elem), sys::CUmodule>>,
     functions: RefCell<HashMap<Entry, sys::CUfunction>>,
 }
@@ -57,6 +59,7 @@ impl Gpu {
             cache,
             arch,
             processors,
+            overlaps: major >= 9,
             modules: RefCell::default(),
             functions: RefCell::default(),
         })
@@ -180,8 +183,10 @@ impl Gpu {
     }
 }
 
-impl Launcher for Gpu {
-    unsafe fn launch(&self, entry: Entry, grid: Grid, args: &[Arg]) -> Result<(), GpuError> {
+impl Gpu {
+    /// # Safety
+    /// As [`Launcher::launch`], or as [`Launcher::launch_early`] where `early`.
+    unsafe fn submit(&self, entry: Entry, grid: Grid, args: &[Arg], early: bool) -> Result<(), GpuError> {
         self.bind()?;
         let failed = |e| GpuError::driver(&format!("launch of {}", entry.name), e);
         let function = self.function(entry)?;
@@ -193,12 +198,40 @@ impl Launcher for Gpu {
         }
         let mut values: Vec<u64> = args.iter().map(bits).collect();
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| (v as *mut u64).cast()).collect();
-        let (blocks, threads) = ((grid.blocks.0, grid.blocks.1, 1), (grid.threads, 1, 1));
-        let stream = self.stream.cu_stream();
+        let mut overlap = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.blocks.0,
+            gridDimY: grid.blocks.1,
+            gridDimZ: 1,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared,
+            hStream: self.stream.cu_stream(),
+            attrs: &raw mut overlap,
+            numAttrs: u32::from(early && self.overlaps),
+        };
         // SAFETY: the caller answers for the arguments; each lies in the low bytes of its value, where a little-endian
-        // host has them, and the driver copies them before the call returns.
-        unsafe { result::launch_kernel(function, blocks, threads, grid.shared, stream, &mut pointers) }
+        // host has them, and the driver copies them and the configuration before the call returns.
+        unsafe { sys::cuLaunchKernelEx(&config, function, pointers.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
             .map_err(failed)
+    }
+}
+
+impl Launcher for Gpu {
+    unsafe fn launch(&self, entry: Entry, grid: Grid, args: &[Arg]) -> Result<(), GpuError> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.submit(entry, grid, args, false) }
+    }
+
+    unsafe fn launch_early(&self, entry: Entry, grid: Grid, args: &[Arg]) -> Result<(), GpuError> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.submit(entry, grid, args, true) }
     }
 
     fn processors(&self) -> u32 {

@@ -143,6 +143,19 @@ pub trait Launcher {
     /// The kernel does not compile, or the launch is refused. Faults inside it show at the next synchronisation.
     unsafe fn launch(&self, entry: Entry, grid: Grid, args: &[Arg]) -> Result<(), GpuError>;
 
+    /// As [`launch`](Self::launch), but where the device can, the kernel begins while the one before it ends (programmatic
+    /// dependent launch, sm_90 and newer). Its text must call `wait_for_predecessor` before it touches what that one writes.
+    ///
+    /// # Safety
+    /// As [`launch`](Self::launch).
+    ///
+    /// # Errors
+    /// As [`launch`](Self::launch).
+    unsafe fn launch_early(&self, entry: Entry, grid: Grid, args: &[Arg]) -> Result<(), GpuError> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.launch(entry, grid, args) }
+    }
+
     /// Multiprocessors: how many blocks of a persistent kernel are worth having, times what fits on one.
     fn processors(&self) -> u32;
 }

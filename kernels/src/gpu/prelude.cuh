@@ -119,3 +119,18 @@ __device__ __forceinline__ float block_sum(float x, float* scratch) {
     __syncthreads();
     return warp_sum(lane < warps ? scratch[lane] : 0.0f);
 }
+
+// A kernel that a launch lets begin before the one ahead of it has ended (`Launcher::launch_early`): what that one writes is
+// there after this call.
+__device__ __forceinline__ void wait_for_predecessor() {
+#if defined(__CUDACC_RTC__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets such a kernel begin once every block has come here or ended.
+__device__ __forceinline__ void release_successor() {
+#if defined(__CUDACC_RTC__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}

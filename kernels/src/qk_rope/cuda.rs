@@ -8,10 +8,10 @@
 use super::Shape;
 use crate::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Ptr, Unit};
 
-/// `kernel.cu`.
+/// `kernel.cu` and `backward.cu`.
 pub static UNIT: Unit = Unit {
     name: "qk_rope",
-    source: include_str!("kernel.cu"),
+    source: concat!(include_str!("kernel.cu"), include_str!("backward.cu")),
     entries: &[
         "qk_rope_forward",
         "qk_rope_bias_forward",
@@ -293,6 +293,6 @@ unsafe fn add_rows(
     let [stride, width] = [stride, columns].map(|n| Arg::I32(n as i32));
     let args = [Arg::Ptr(part), Arg::Ptr(out), Arg::I32(rows as i32), stride, width];
     let grid = Grid { blocks: ((columns as u32).div_ceil(8), 1), threads: 1024, shared: 0 };
-    // SAFETY: the caller's promise is the same.
-    unsafe { on.launch(entry("qk_rope_sum", elem), grid, &args) }
+    // SAFETY: the caller's promise is the same; it waits before it reads, and nothing before it writes `out`.
+    unsafe { on.launch_early(entry("qk_rope_sum", elem), grid, &args) }
 }

@@ -69,6 +69,12 @@ pub fn each(on: &Gpu, f: &mut Taker) -> Result<(), GpuError> {
             // SAFETY: as above.
             Box::new(|| unsafe { cuda::backward(on, Elem::Bf16, a, b, r, w, c, false, dw, shape) }),
         ))?;
+        f(bench(
+            "rmsnorm_add_backward",
+            4,
+            // SAFETY: as above.
+            Box::new(|| unsafe { cuda::backward(on, Elem::Bf16, a, b, r, w, d, true, dw, shape) }),
+        ))?;
     }
     Ok(())
 }

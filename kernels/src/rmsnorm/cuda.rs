@@ -7,7 +7,13 @@ use crate::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Ptr, Unit};
 pub static UNIT: Unit = Unit {
     name: "rmsnorm",
     source: include_str!("kernel.cu"),
-    entries: &["rmsnorm_forward", "rmsnorm_add_forward", "rmsnorm_backward", "rmsnorm_dweight"],
+    entries: &[
+        "rmsnorm_forward",
+        "rmsnorm_add_forward",
+        "rmsnorm_backward",
+        "rmsnorm_add_backward",
+        "rmsnorm_dweight",
+    ],
     elems: &Elem::ALL,
     needs: Needs::Ampere,
 };
@@ -21,8 +27,9 @@ const MAX_WARPS: usize = 8;
 /// Rows of a block whose rows are warps.
 const ROWS: u32 = 4;
 
-/// Blocks of the backward pass on a multiprocessor: what its registers leave room for.
-const BACKWARD_BLOCKS: u32 = 4;
+/// Warps of a block of the backward pass, about, and blocks on a multiprocessor: what its registers leave room for.
+const BACKWARD_WARPS: u32 = 8;
+const BACKWARD_BLOCKS: u32 = 2;
 
 /// How a row is spread: warps of a row, threads of a block, rows of a block.
 fn layout(shape: Shape) -> (u32, u32, u32) {
@@ -30,16 +37,17 @@ fn layout(shape: Shape) -> (u32, u32, u32) {
     if warps == 1 { (1, 32 * ROWS, ROWS) } else { (warps, 32 * warps, 1) }
 }
 
-/// Blocks of the backward pass, each with a row of partial sums.
-fn backward_blocks(processors: u32, shape: Shape) -> u32 {
-    let (warps, _, rows) = layout(shape);
-    let resident = (processors * BACKWARD_BLOCKS * ROWS / (warps * rows)).max(processors);
-    resident.min((shape.tokens as u32).div_ceil(rows)).max(1)
+/// The backward pass: a grid that stays, each block with a row of partial sums.
+fn backward_grid(processors: u32, shape: Shape) -> Grid {
+    let warps = layout(shape).0;
+    let rows = (BACKWARD_WARPS / warps).max(1);
+    let blocks = (processors * BACKWARD_BLOCKS).min((shape.tokens as u32).div_ceil(rows)).max(1);
+    Grid { blocks: (blocks, 1), threads: 32 * warps * rows, shared: rows * shape.hidden as u32 * 4 }
 }
 
 /// Floats of scratch that [`backward`] needs for the weight's gradient.
 pub fn scratch_floats(processors: u32, shape: Shape) -> usize {
-    backward_blocks(processors, shape) as usize * shape.hidden
+    backward_grid(processors, shape).blocks.0 as usize * shape.hidden
 }
 
 fn entry(name: &'static str, elem: Elem) -> Entry {
@@ -141,19 +149,16 @@ pub unsafe fn backward(
 ) -> Result<(), GpuError> {
     check(shape);
     let [t, d, warps] = extent(shape);
-    let blocks = backward_blocks(on.processors(), shape);
-    let (_, threads, rows) = layout(shape);
     let part = dweight_D.map_or(Ptr::NULL, |(_, scratch)| scratch);
     let pointers = [dy_TD, x_TD, rstd_T, weight_D, dx_TD, part].map(Arg::Ptr);
-    let args = [pointers.as_slice(), &[t, d, warps, Arg::I32(accumulate.into())]].concat();
-    let shared = if rows > 1 { rows * shape.hidden as u32 * 4 } else { 0 };
+    let args = [pointers.as_slice(), &[t, d, warps]].concat();
+    let name = if accumulate { "rmsnorm_add_backward" } else { "rmsnorm_backward" };
+    let grid = backward_grid(on.processors(), shape);
     // SAFETY: the caller's promise is the same.
-    unsafe {
-        on.launch(entry("rmsnorm_backward", elem), Grid { blocks: (blocks, 1), threads, shared }, &args)?
-    };
+    unsafe { on.launch(entry(name, elem), grid, &args)? };
     let Some((dweight, scratch)) = dweight_D else { return Ok(()) };
-    let args = [Arg::Ptr(scratch), Arg::Ptr(dweight), Arg::I32(blocks as i32), d];
-    let grid = Grid { blocks: ((shape.hidden as u32).div_ceil(32), 1), threads: 1024, shared: 0 };
-    // SAFETY: as above.
-    unsafe { on.launch(entry("rmsnorm_dweight", elem), grid, &args) }
+    let args = [Arg::Ptr(scratch), Arg::Ptr(dweight), Arg::I32(grid.blocks.0 as i32), d];
+    let grid = Grid { blocks: (shape.hidden as u32 / 8, 1), threads: 1024, shared: 0 };
+    // SAFETY: as above; it waits before it reads the partial sums, and nothing before it writes the gradient.
+    unsafe { on.launch_early(entry("rmsnorm_dweight", elem), grid, &args) }
 }

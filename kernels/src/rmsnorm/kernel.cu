@@ -6,7 +6,7 @@
 
 // Column of pack i of this lane in a row that `warps` warps share; consecutive lanes have consecutive packs.
 __device__ __forceinline__ int column(int i, int warps) {
-    const int lane = threadIdx.x % WARP, warp = warps == 1 ? 0 : threadIdx.x / WARP;
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP % warps;
     return ((i * warps + warp) * WARP + lane) * PACK;
 }
 
@@ -90,56 +90,100 @@ extern "C" __global__ void rmsnorm_add_forward(const elem* x_TD, const elem* __r
 #define BACKWARD_BOUNDS __launch_bounds__(256, 2)
 #endif
 
-// dx_TD (=, or += where `accumulate`) and the block's part of dw: part_GD[blockIdx.x], summed over its rows in order. The
-// grid strides over the rows. Dynamic shared memory: D floats for each row of a block that has several.
-extern "C" __global__ void BACKWARD_BOUNDS rmsnorm_backward(const elem* __restrict__ dy_TD, const elem* __restrict__ x_TD,
-                                            const float* __restrict__ rstd_T, const elem* __restrict__ w_D,
-                                            elem* __restrict__ dx_TD, float* __restrict__ part_GD, i64 T, int D, int warps,
-                                            int accumulate) {
-    __shared__ float scratch[WARP];
+// Sum over the `warps` warps of a row; all threads of the block come here. `turn` alternates between two halves of the
+// scratch, so that one barrier does.
+__device__ __forceinline__ float rows_sum(float x, int warps, float scratch[2][WARP], int turn) {
+    x = warp_sum(x);
+    if (warps == 1) return x;
+    const int warp = threadIdx.x / WARP, first = warp / warps * warps;
+    if (threadIdx.x % WARP == 0) scratch[turn][warp] = x;
+    __syncthreads();
+    float sum = 0.0f;
+    for (int i = 0; i < warps; i++) sum += scratch[turn][first + i];
+    return sum;
+}
+
+// A block's part of dw: the sum over its rows, in order. `shared` has D floats for each row.
+__device__ __forceinline__ void store_part(const float dw[PACKS][PACK], float* part_D, float* shared, int D, int warps) {
+    const int first_column = column(0, warps), step = warps * WARP * PACK, rows = blockDim.x / WARP / warps;
+    float* const own_D = shared + threadIdx.x / WARP / warps * D;
+#pragma unroll
+    for (int i = 0; i < PACKS; i++) {
+        const int c = first_column + i * step;
+        if (c >= D) continue;
+        *(float4*)(own_D + c) = make_float4(dw[i][0], dw[i][1], dw[i][2], dw[i][3]);
+        *(float4*)(own_D + c + 4) = make_float4(dw[i][4], dw[i][5], dw[i][6], dw[i][7]);
+    }
+    __syncthreads();
+    for (int c = 4 * threadIdx.x; c < D; c += 4 * blockDim.x) {
+        float4 sum = *(const float4*)(shared + c);
+#pragma unroll 8
+        for (int row = 1; row < rows; row++) {
+            const float4 more = *(const float4*)(shared + row * D + c);
+            sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
+        }
+        *(float4*)(part_D + c) = sum;
+    }
+}
+
+// dx_TD (=, or += where ADD) and the block's part of dw: part_GD[blockIdx.x]. The grid strides over the rows. Dynamic shared
+// memory: D floats for each row of a block.
+template <bool ADD>
+__device__ __forceinline__ void backward(const elem* __restrict__ dy_TD, const elem* __restrict__ x_TD,
+                                         const float* __restrict__ rstd_T, const elem* __restrict__ w_D,
+                                         elem* __restrict__ dx_TD, float* __restrict__ part_GD, i64 T, int D, int warps) {
+    __shared__ float scratch[2][WARP];
     extern __shared__ __align__(16) float shared[];
-    const int rows = warps == 1 ? blockDim.x / WARP : 1;
+    const int first_column = column(0, warps), step = warps * WARP * PACK, rows = blockDim.x / WARP / warps;
+    // What is added takes the registers in which the weight would stay.
+    Pack w[PACKS];
+#pragma unroll
+    for (int i = 0; i < PACKS; i++)
+        if (!ADD && first_column + i * step < D) w[i] = load_pack(w_D + first_column + i * step);
     float dw[PACKS][PACK] = {};
-    for (i64 t = first_row(warps); t < T; t += (i64)gridDim.x * rows) {
-        const i64 row = t * D;
+    int turn = 0;
+    for (i64 first = (i64)blockIdx.x * rows; first < T; first += (i64)gridDim.x * rows, turn ^= 1) {
+        const i64 t = first + threadIdx.x / WARP / warps, row = t * D;
+        const int end = t < T ? D : 0;
         Pack x[PACKS], dy[PACKS], old[PACKS];
 #pragma unroll
         for (int i = 0; i < PACKS; i++) {
-            const int c = column(i, warps);
-            if (c < D) {
+            const int c = first_column + i * step;
+            if (c < end) {
                 x[i] = load_pack(x_TD + row + c);
                 dy[i] = load_pack(dy_TD + row + c);
-                if (accumulate) old[i] = load_pack(dx_TD + row + c);
+                if (ADD) old[i] = load_pack(dx_TD + row + c);
             }
         }
-        const float rstd = rstd_T[t];
+        const float rstd = t < T ? rstd_T[t] : 0.0f;
         float dot = 0.0f;
 #pragma unroll
         for (int i = 0; i < PACKS; i++) {
-            const int c = column(i, warps);
-            if (c >= D) continue;
-            float v[PACK], g[PACK], w[PACK];
+            const int c = first_column + i * step;
+            if (c >= end) continue;
+            float v[PACK], g[PACK], scale[PACK];
             unpack(x[i], v);
             unpack(dy[i], g);
-            unpack(load_pack(w_D + c), w);
+            unpack(ADD ? load_pack(w_D + c) : w[i], scale);
 #pragma unroll
             for (int j = 0; j < PACK; j++) {
-                dot += g[j] * w[j] * v[j];
-                dw[i][j] += g[j] * v[j] * rstd;
+                const float product = g[j] * v[j];
+                dot += product * scale[j];
+                dw[i][j] += product * rstd;
             }
         }
-        const float shrink = row_sum(dot, warps, scratch) * rstd * rstd * rstd / (float)D;
+        const float shrink = rows_sum(dot, warps, scratch, turn) * rstd * rstd * rstd / (float)D;
 #pragma unroll
         for (int i = 0; i < PACKS; i++) {
-            const int c = column(i, warps);
-            if (c >= D) continue;
-            float v[PACK], g[PACK], w[PACK], dx[PACK];
+            const int c = first_column + i * step;
+            if (c >= end) continue;
+            float v[PACK], g[PACK], scale[PACK], dx[PACK];
             unpack(x[i], v);
             unpack(dy[i], g);
-            unpack(load_pack(w_D + c), w);
+            unpack(ADD ? load_pack(w_D + c) : w[i], scale);
 #pragma unroll
-            for (int j = 0; j < PACK; j++) dx[j] = rstd * g[j] * w[j] - v[j] * shrink;
-            if (accumulate) {
+            for (int j = 0; j < PACK; j++) dx[j] = rstd * g[j] * scale[j] - v[j] * shrink;
+            if (ADD) {
                 unpack(old[i], v);
 #pragma unroll
                 for (int j = 0; j < PACK; j++) dx[j] += v[j];
@@ -147,43 +191,43 @@ extern "C" __global__ void BACKWARD_BOUNDS rmsnorm_backward(const elem* __restri
             store_pack(dx_TD + row + c, pack_of(dx));
         }
     }
-    if (!part_GD) return;
-    float* const part_D = part_GD + (i64)blockIdx.x * D;
-    // A row of several warps is the block's own. Rows of single warps meet in shared memory and are added in their order.
-    float* const own_D = rows == 1 ? part_D : shared + threadIdx.x / WARP * D;
-#pragma unroll
-    for (int i = 0; i < PACKS; i++) {
-        const int c = column(i, warps);
-        if (c >= D) continue;
-        *(float4*)(own_D + c) = make_float4(dw[i][0], dw[i][1], dw[i][2], dw[i][3]);
-        *(float4*)(own_D + c + 4) = make_float4(dw[i][4], dw[i][5], dw[i][6], dw[i][7]);
-    }
-    if (rows == 1) return;
-    __syncthreads();
-    for (int c = 4 * threadIdx.x; c < D; c += 4 * blockDim.x) {
-        float4 sum = *(const float4*)(shared + c);
-        for (int other = 1; other < rows; other++) {
-            const float4 more = *(const float4*)(shared + other * D + c);
-            sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-        }
-        *(float4*)(part_D + c) = sum;
-    }
+    release_successor();
+    if (part_GD) store_part(dw, part_GD + (i64)blockIdx.x * D, shared, D, warps);
 }
 
-// dw_D += sum of the G rows of part_GD. A block has 32 columns; its warps take every warps-th row and then add up in order.
+extern "C" __global__ void BACKWARD_BOUNDS rmsnorm_backward(const elem* __restrict__ dy_TD, const elem* __restrict__ x_TD,
+                                                            const float* __restrict__ rstd_T, const elem* __restrict__ w_D,
+                                                            elem* __restrict__ dx_TD, float* __restrict__ part_GD, i64 T,
+                                                            int D, int warps) {
+    backward<false>(dy_TD, x_TD, rstd_T, w_D, dx_TD, part_GD, T, D, warps);
+}
+
+extern "C" __global__ void BACKWARD_BOUNDS rmsnorm_add_backward(const elem* __restrict__ dy_TD,
+                                                                const elem* __restrict__ x_TD,
+                                                                const float* __restrict__ rstd_T,
+                                                                const elem* __restrict__ w_D, elem* __restrict__ dx_TD,
+                                                                float* __restrict__ part_GD, i64 T, int D, int warps) {
+    backward<true>(dy_TD, x_TD, rstd_T, w_D, dx_TD, part_GD, T, D, warps);
+}
+
+// dw_D += sum of the G rows of part_GD. A block has 8 columns, a sector of memory; its warps take four rows at a time. The
+// order of the sum depends on G and the block's size alone.
 extern "C" __global__ void rmsnorm_dweight(const float* __restrict__ part_GD, float* __restrict__ dw_D, int G, int D) {
-    __shared__ float partial[WARP][WARP];
+    __shared__ float partial[WARP][PACK];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    const int c = blockIdx.x * WARP + lane;
+    const int c = blockIdx.x * PACK + lane % PACK;
+    // Nobody ahead writes it.
+    const float old = threadIdx.x < PACK ? dw_D[c] : 0.0f;
+    wait_for_predecessor();
     float sum = 0.0f;
-    if (c < D) {
-        // Four loads in flight: the additions wait for memory, not for each other's loads.
 #pragma unroll 4
-        for (int g = warp; g < G; g += warps) sum += part_GD[(i64)g * D + c];
-    }
-    partial[warp][lane] = sum;
+    for (int g = threadIdx.x / PACK; g < G; g += blockDim.x / PACK) sum += __ldcg(part_GD + (i64)g * D + c);
+    sum += __shfl_xor_sync(ALL_LANES, sum, 8);
+    sum += __shfl_xor_sync(ALL_LANES, sum, 16);
+    if (lane < PACK) partial[warp][lane] = sum;
     __syncthreads();
-    if (warp > 0 || c >= D) return;
+    if (threadIdx.x >= PACK) return;
+#pragma unroll 8
     for (int other = 1; other < warps; other++) sum += partial[other][lane];
-    dw_D[c] += sum;
+    dw_D[c] = old + sum;
 }
