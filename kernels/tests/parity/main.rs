@@ -6,15 +6,16 @@
 #![allow(non_snake_case)] // shape suffixes, see the crate's legend
 
 mod emulator;
+mod long;
 mod machine;
 mod matmul;
 mod qk_rope;
 mod rmsnorm;
 mod swiglu;
 
-/// The same checks on either machine.
+/// The same checks on either machine; those after the semicolon would take the emulator too long.
 macro_rules! parity {
-    ($($kernel:ident { $($check:ident),* $(,)? })*) => {
+    ($($kernel:ident { $($check:ident),* $(,)? })*; $($only:ident { $($long:ident),* $(,)? })*) => {
         mod emulated {
             $(mod $kernel {
                 $(#[test] fn $check() { crate::$kernel::$check(&crate::emulator::Emulator::new()); })*
@@ -23,6 +24,9 @@ macro_rules! parity {
         mod gpu {
             $(mod $kernel {
                 $(#[test] #[ignore = "needs a GPU"] fn $check() { crate::$kernel::$check(&crate::machine::Device::open()); })*
+            })*
+            $(mod $only {
+                $(#[test] #[ignore = "needs a GPU"] fn $long() { crate::$only::$long(&crate::machine::Device::open()); })*
             })*
         }
     };
@@ -33,4 +37,6 @@ parity! {
     qk_rope { forward, backward }
     rmsnorm { forward, backward }
     swiglu { forward, backward }
+    ;
+    long { qk_rope, rmsnorm, swiglu }
 }

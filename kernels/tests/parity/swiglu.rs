@@ -56,7 +56,7 @@ pub fn forward(machine: &dyn Machine) {
 }
 
 /// The equations of the contract.
-fn gradients(gate_up: &[f64], dact: &[f64], ffn: usize) -> Vec<f64> {
+pub fn gradients(gate_up: &[f64], dact: &[f64], ffn: usize) -> Vec<f64> {
     let mut all = Vec::new();
     for (row, dact) in gate_up.chunks(2 * ffn).zip(dact.chunks(ffn)) {
         let (gate, up) = row.split_at(ffn);
