@@ -59,6 +59,30 @@ __device__ __forceinline__ Pack load_pack(const elem* p) {
     return pack;
 }
 
+// As load_pack, but here: the compiler does not move it to where registers are short. Where `fetch_pack` came before, it finds
+// the pack in L2.
+__device__ __forceinline__ Pack load_pack_late(const elem* p) {
+#if defined(__CUDACC_RTC__) && !defined(ELEM_F32)
+    Pack pack;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(pack.bits.x), "=r"(pack.bits.y), "=r"(pack.bits.z), "=r"(pack.bits.w)
+                 : "l"(p)
+                 : "memory");
+    return pack;
+#else
+    return load_pack(p);
+#endif
+}
+
+// Brings a pack from memory to L2.
+__device__ __forceinline__ void fetch_pack(const elem* p) {
+#ifdef __CUDACC_RTC__
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#else
+    (void)p;
+#endif
+}
+
 __device__ __forceinline__ void store_pack(elem* p, const Pack& pack) {
 #ifdef ELEM_F32
     *(float4*)p = pack.lo;

@@ -135,24 +135,23 @@ __device__ __forceinline__ void backward(const elem* __restrict__ dy_TD, const e
     __shared__ float scratch[2][WARP];
     extern __shared__ __align__(16) float shared[];
     const int first_column = column(0, warps), step = warps * WARP * PACK, rows = blockDim.x / WARP / warps;
-    // What is added takes the registers in which the weight would stay.
     Pack w[PACKS];
 #pragma unroll
     for (int i = 0; i < PACKS; i++)
-        if (!ADD && first_column + i * step < D) w[i] = load_pack(w_D + first_column + i * step);
+        if (first_column + i * step < D) w[i] = load_pack(w_D + first_column + i * step);
     float dw[PACKS][PACK] = {};
     int turn = 0;
     for (i64 first = (i64)blockIdx.x * rows; first < T; first += (i64)gridDim.x * rows, turn ^= 1) {
         const i64 t = first + threadIdx.x / WARP / warps, row = t * D;
         const int end = t < T ? D : 0;
-        Pack x[PACKS], dy[PACKS], old[PACKS];
+        Pack x[PACKS], dy[PACKS];
 #pragma unroll
         for (int i = 0; i < PACKS; i++) {
             const int c = first_column + i * step;
             if (c < end) {
                 x[i] = load_pack(x_TD + row + c);
                 dy[i] = load_pack(dy_TD + row + c);
-                if (ADD) old[i] = load_pack(dx_TD + row + c);
+                if (ADD) fetch_pack(dx_TD + row + c);  // there are no registers for it yet
             }
         }
         const float rstd = t < T ? rstd_T[t] : 0.0f;
@@ -164,7 +163,7 @@ __device__ __forceinline__ void backward(const elem* __restrict__ dy_TD, const e
             float v[PACK], g[PACK], scale[PACK];
             unpack(x[i], v);
             unpack(dy[i], g);
-            unpack(ADD ? load_pack(w_D + c) : w[i], scale);
+            unpack(w[i], scale);
 #pragma unroll
             for (int j = 0; j < PACK; j++) {
                 const float product = g[j] * v[j];
@@ -173,18 +172,23 @@ __device__ __forceinline__ void backward(const elem* __restrict__ dy_TD, const e
             }
         }
         const float shrink = rows_sum(dot, warps, scratch, turn) * rstd * rstd * rstd / (float)D;
+        // One pack ahead.
+        Pack old, next;
+        if (ADD && first_column < end) next = load_pack_late(dx_TD + row + first_column);
 #pragma unroll
         for (int i = 0; i < PACKS; i++) {
             const int c = first_column + i * step;
             if (c >= end) continue;
+            old = next;
+            if (ADD && i + 1 < PACKS && c + step < end) next = load_pack_late(dx_TD + row + c + step);
             float v[PACK], g[PACK], scale[PACK], dx[PACK];
             unpack(x[i], v);
             unpack(dy[i], g);
-            unpack(ADD ? load_pack(w_D + c) : w[i], scale);
+            unpack(w[i], scale);
 #pragma unroll
             for (int j = 0; j < PACK; j++) dx[j] = rstd * g[j] * scale[j] - v[j] * shrink;
             if (ADD) {
-                unpack(old[i], v);
+                unpack(old, v);
 #pragma unroll
                 for (int j = 0; j < PACK; j++) dx[j] += v[j];
             }
