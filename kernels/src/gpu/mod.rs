@@ -7,6 +7,7 @@
 //! | [`compile`] | CUDA C++ to CUBIN, with a cache |
 //! | [`launch`] | what a kernel's `cuda.rs` says: source, grid, arguments |
 //! | [`device`] | memory, streams, events; runs launches |
+//! | [`graph`] | work that is captured once and run again |
 //! | [`product`], [`matmul`] | matrix products; by cuBLASLt, planned and tuned |
 //! | [`mod@bench`] | time of a launch beside that of a copy of its bytes |
 //!
@@ -18,6 +19,7 @@ pub mod bench;
 pub mod compile;
 pub mod device;
 mod error;
+pub mod graph;
 pub mod launch;
 pub mod library;
 pub mod matmul;
@@ -25,5 +27,6 @@ pub mod product;
 
 pub use device::{Buffer, Gpu};
 pub use error::GpuError;
+pub use graph::Graph;
 pub use launch::{Arg, Elem, Entry, Grid, Launcher, Needs, Ptr, Unit};
 pub use product::{Product, Products};

@@ -6,6 +6,7 @@
 #![allow(non_snake_case)] // shape suffixes, see the crate's legend
 
 mod emulator;
+mod graph;
 mod long;
 mod machine;
 mod matmul;
@@ -38,5 +39,6 @@ parity! {
     rmsnorm { forward, backward }
     swiglu { forward, backward }
     ;
+    graph { replays }
     long { qk_rope, rmsnorm, swiglu }
 }
