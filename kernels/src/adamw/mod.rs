@@ -15,7 +15,9 @@
 //!   `clip_grad_norm_`.
 //! * Deterministic for any number of threads.
 
+pub mod bench;
 pub mod cases;
+pub mod cuda;
 mod eager;
 mod fused;
 pub mod reference;

@@ -7,7 +7,9 @@
 //!   the order of the batch.
 #![allow(non_snake_case)] // x_TD is tokens × hidden; see the legend in the crate documentation
 
+pub mod bench;
 pub mod cases;
+pub mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;

@@ -79,6 +79,8 @@ pub type Taker<'t> = dyn FnMut(Bench) -> Result<(), GpuError> + 't;
 
 /// Calls `f` with every bench, operation by operation: the operands of one shape are on the GPU at a time.
 pub fn each(on: &Gpu, f: &mut Taker) -> Result<(), GpuError> {
+    crate::adamw::bench::each(on, f)?;
+    crate::embedding::bench::each(on, f)?;
     crate::rmsnorm::bench::each(on, f)?;
     crate::swiglu::bench::each(on, f)?;
     crate::qk_rope::bench::each(on, f)
@@ -89,6 +91,5 @@ pub fn each(on: &Gpu, f: &mut Taker) -> Result<(), GpuError> {
 pub fn matrix(on: &Gpu, rows: usize, columns: usize) -> Result<Buffer, GpuError> {
     const BLOCK_ROWS: usize = 512;
     let block = Elem::Bf16.encode(&values(1, columns * BLOCK_ROWS.min(rows)));
-    let whole = rows * columns * Elem::Bf16.bytes();
-    on.upload(&block.into_iter().cycle().take(whole).collect::<Vec<u8>>())
+    on.repeat(&block, rows * columns * Elem::Bf16.bytes())
 }

@@ -99,6 +99,24 @@ impl Gpu {
         Ok(buffer)
     }
 
+    /// Memory that holds `block` again and again, the last time as far as `bytes` reach; made on the device.
+    pub fn repeat(&self, block: &[u8], bytes: usize) -> Result<Buffer, GpuError> {
+        let failed = |e| GpuError::driver("repetition", e);
+        let buffer = self.alloc(bytes)?;
+        let mut filled = block.len().min(bytes);
+        // SAFETY: the buffer has at least that many bytes, and the copy ends before this call does.
+        unsafe { result::memcpy_htod_sync(buffer.address, &block[..filled]) }.map_err(failed)?;
+        while filled < bytes && filled > 0 {
+            let more = filled.min(bytes - filled);
+            let to = buffer.address + filled as u64;
+            // SAFETY: what is filled is a multiple of the block, lies before what is not, and both are inside the buffer.
+            unsafe { result::memcpy_dtod_async(to, buffer.address, more, self.stream.cu_stream()) }
+                .map_err(failed)?;
+            filled += more;
+        }
+        Ok(buffer)
+    }
+
     /// A copy of a buffer, after every launch before.
     pub fn download(&self, buffer: &Buffer) -> Result<Vec<u8>, GpuError> {
         self.synchronise()?;

@@ -82,8 +82,13 @@ impl Needs {
 }
 
 /// Every unit of this crate.
-pub const UNITS: &[&Unit] =
-    &[&crate::qk_rope::cuda::UNIT, &crate::rmsnorm::cuda::UNIT, &crate::swiglu::cuda::UNIT];
+pub const UNITS: &[&Unit] = &[
+    &crate::adamw::cuda::UNIT,
+    &crate::embedding::cuda::UNIT,
+    &crate::qk_rope::cuda::UNIT,
+    &crate::rmsnorm::cuda::UNIT,
+    &crate::swiglu::cuda::UNIT,
+];
 
 /// A `__global__` function of a unit at an element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -207,9 +207,8 @@ impl<'a> Matmul<'a> {
     /// Random elements: products of zeros run faster than real ones.
     fn random(&self, len: usize, elem: Elem) -> Result<Buffer, GpuError> {
         const BLOCK: usize = 1 << 20;
-        let block = elem.encode(&values(1, BLOCK.min(len.max(1))));
-        let whole = len.max(1) * elem.bytes();
-        self.on.upload(&block.iter().copied().cycle().take(whole).collect::<Vec<u8>>())
+        let len = len.max(1);
+        self.on.repeat(&elem.encode(&values(1, BLOCK.min(len))), len * elem.bytes())
     }
 }
 

@@ -5,6 +5,8 @@
 //! ```
 #![allow(non_snake_case)] // shape suffixes, see the crate's legend
 
+mod adamw;
+mod embedding;
 mod emulator;
 mod graph;
 mod long;
@@ -34,6 +36,8 @@ macro_rules! parity {
 }
 
 parity! {
+    adamw { norm, master, rounded, quantised, unbiased }
+    embedding { forward, backward }
     matmul { products }
     qk_rope { forward, backward }
     rmsnorm { forward, backward }

@@ -1,0 +1,293 @@
+//! Gradient norm and AdamW against the f64 equations, whoever runs them.
+
+use chronicals_kernels::{
+    adamw::{
+        Hyper,
+        cuda::{self, Codes, Grads, Group, State},
+        reference,
+    },
+    cases::values,
+    gpu::{Elem, Ptr},
+};
+
+use crate::machine::{self, Machine, Memory, Operands, assert_close};
+
+/// One pack; a warp's chunk but for a pack; a chunk and a pack; several blocks; a ragged end.
+const LENGTHS: [usize; 5] = [8, 248, 264, 4096, 10_008];
+
+const SEED: u32 = 7;
+
+fn wide(v: &[f32]) -> Vec<f64> {
+    v.iter().map(|x| f64::from(*x)).collect()
+}
+
+fn grads(of_elem: bool, at: Ptr) -> Grads {
+    if of_elem { Grads::Elem(at) } else { Grads::F32(at) }
+}
+
+/// Norm and factor, as they lie in memory.
+fn norm_and_factor(machine: &dyn Machine, elem: Elem, of_elem: bool, g: &[f32], max_norm: f32) -> [f32; 2] {
+    let on = Operands { machine, elem };
+    let typed = Operands { machine, elem: if of_elem { elem } else { Elem::F32 } };
+    let (g_in, clip) = (typed.input(g), on.f32().output(2));
+    let scratch = on.f32().output(cuda::norm_scratch_floats(machine.launcher().processors()));
+    let g_in = grads(of_elem, g_in.ptr());
+    // SAFETY: every operand has the length that its name says.
+    unsafe {
+        let launcher = machine.launcher();
+        cuda::norm(launcher, elem, g_in, g.len(), max_norm, scratch.ptr(), clip.ptr()).unwrap();
+    }
+    on.f32().read(&clip).try_into().unwrap()
+}
+
+/// The norm at magnitudes from tiny to large, the factor of clipping, and NaN.
+pub fn norm(machine: &dyn Machine) {
+    for (n, elem) in LENGTHS.into_iter().flat_map(|n| Elem::ALL.map(|e| (n, e))) {
+        for (of_elem, magnitude) in
+            [false, true].into_iter().flat_map(|o| [1e-12f32, 1.0, 1e9].map(|m| (o, m)))
+        {
+            let what = format!("{n} {} {of_elem} ×{magnitude}", elem.name());
+            let g: Vec<f32> = values(1, n).into_iter().map(|v| v * magnitude).collect();
+            let g = if of_elem { machine::rounded(elem, g) } else { g };
+            let expected = wide(&g).iter().map(|x| x * x).sum::<f64>().sqrt();
+            let [norm, factor] = norm_and_factor(machine, elem, of_elem, &g, 0.5);
+            assert_close(&format!("norm {what}"), &[norm], &[expected], 2e-6);
+            assert_close(&format!("factor {what}"), &[factor], &[(0.5 / (expected + 1e-6)).min(1.0)], 2e-6);
+            assert_eq!(norm_and_factor(machine, elem, of_elem, &g, 0.5), [norm, factor], "{what}: again");
+            assert_eq!(norm_and_factor(machine, elem, of_elem, &g, 0.0)[1], 1.0, "{what}: no clipping");
+            let mut broken = g;
+            broken[n - 1] = f32::NAN;
+            let [norm, factor] = norm_and_factor(machine, elem, of_elem, &broken, 0.5);
+            assert!(norm.is_nan() && factor == 1.0, "{what}: NaN gives {norm} and {factor}");
+        }
+    }
+}
+
+/// Three ranges of one arena with their own rates, at step `step`.
+fn groups(n: usize, step: u32) -> Vec<Group> {
+    let base = Hyper { lr: 0.02, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, step };
+    let ends = [n / 3 / 8 * 8, n / 2 / 8 * 8, n];
+    let hypers = [
+        base,
+        Hyper { lr: 0.005, weight_decay: 0.0, ..base },
+        Hyper { lr: 0.0, ..base }, // frozen: its parameters stay
+    ];
+    let all = ends.into_iter().zip(hypers).map(|(end, hyper)| Group { end, hyper });
+    let mut begin = 0;
+    all.filter(|g| std::mem::replace(&mut begin, g.end) < g.end).collect()
+}
+
+fn hyper_of(groups: &[Group], i: usize) -> Hyper {
+    groups.iter().find(|g| i < g.end).unwrap().hyper
+}
+
+/// Parameters and moments on a machine, and how they read as f32.
+struct Arena<'a> {
+    on: Operands<'a>,
+    n: usize,
+    master: bool,
+    eight_bit: bool,
+    p: Memory,
+    copy: Memory,
+    m: Memory,
+    v: Memory,
+    scales: [Memory; 2],
+}
+
+impl<'a> Arena<'a> {
+    fn new(machine: &'a dyn Machine, elem: Elem, n: usize, master: bool, eight_bit: bool) -> Self {
+        let on = Operands { machine, elem };
+        let p: Vec<f32> = values(1, n).into_iter().map(|v| 0.1 * v).collect();
+        let zeros = vec![0.0; n];
+        let scale = || on.f32().input(&vec![0.0; cuda::scales(n)]);
+        let moment = || match (eight_bit, master) {
+            (true, _) => machine.upload(&vec![0; n]),
+            (false, true) => on.f32().input(&zeros),
+            (false, false) => on.input(&zeros),
+        };
+        let p_in = if master { on.f32().input(&p) } else { on.input(&machine::rounded(elem, p)) };
+        let (m, v, copy, scales) = (moment(), moment(), on.output(n), [scale(), scale()]);
+        Self { on, n, master, eight_bit, p: p_in, copy, m, v, scales }
+    }
+
+    fn state(&self) -> State {
+        let [p, copy, m, v] = [&self.p, &self.copy, &self.m, &self.v].map(Memory::ptr);
+        let codes = |at, scales: &Memory| Codes { codes: at, scales: scales.ptr() };
+        let [ms, vs] = &self.scales;
+        match (self.master, self.eight_bit) {
+            (true, false) => State::Master { p, copy, m, v },
+            (false, false) => State::Rounded { p, m, v },
+            (true, true) => State::MasterQuantised { p, copy, m: codes(m, ms), v: codes(v, vs) },
+            (false, true) => State::RoundedQuantised { p, m: codes(m, ms), v: codes(v, vs) },
+        }
+    }
+
+    fn parameters(&self) -> Vec<f32> {
+        if self.master { self.on.f32().read(&self.p) } else { self.on.read(&self.p) }
+    }
+
+    fn scale(&self, which: usize) -> Vec<f32> {
+        self.on.f32().read(&self.scales[which])
+    }
+
+    /// First (0) or second (1) moments.
+    fn moments(&self, which: usize) -> Vec<f32> {
+        let memory = [&self.m, &self.v][which];
+        if !self.eight_bit {
+            return if self.master { self.on.f32().read(memory) } else { self.on.read(memory) };
+        }
+        let (codes, scales) = (self.on.machine.download(memory), self.scale(which));
+        let decode = [cuda::decode_first, cuda::decode_second][which];
+        codes.iter().enumerate().map(|(i, &code)| decode(code, scales[i / cuda::BLOCK])).collect()
+    }
+
+    fn update(&self, g: &[f32], of_elem: bool, groups: &[Group], seed: u32, factor: Option<f32>) {
+        let on = &self.on;
+        let typed = Operands { machine: on.machine, elem: if of_elem { on.elem } else { Elem::F32 } };
+        let g_in = typed.input(g);
+        let hyper = on.machine.upload(&cuda::hyper_bytes(groups, seed));
+        let clip = factor.map(|f| on.f32().input(&[1.0, f]));
+        let (launcher, clip) = (on.machine.launcher(), clip.as_ref().map_or(Ptr::NULL, Memory::ptr));
+        let (g_in, hyper_at) = (grads(of_elem, g_in.ptr()), hyper.ptr());
+        // SAFETY: every operand has `n` elements, and the groups end there.
+        unsafe {
+            cuda::update(launcher, on.elem, self.state(), g_in, self.n, hyper_at, groups.len(), clip)
+                .unwrap();
+        }
+        // The launch is over before its operands are dropped.
+        on.machine.download(&self.p);
+    }
+}
+
+/// What exact arithmetic makes of the state before: p, m, v.
+fn expected(before: [&[f32]; 3], g: &[f32], groups: &[Group], factor: f32) -> [Vec<f64>; 3] {
+    let mut out = [0; 3].map(|_| Vec::with_capacity(g.len()));
+    for i in 0..g.len() {
+        let [p, m, v] = before.map(|x| f64::from(x[i]));
+        let (p, m, v) = reference::update(p, f64::from(g[i]), m, v, hyper_of(groups, i), f64::from(factor));
+        out.iter_mut().zip([p, m, v]).for_each(|(out, x)| out.push(x));
+    }
+    out
+}
+
+/// Three steps of every state, whose p, m and v are compared after each with what follows exactly from those before.
+fn steps(machine: &dyn Machine, master: bool, eight_bit: bool, check: impl Fn(&Arena, &[Vec<f64>; 3], &str)) {
+    for (n, elem) in LENGTHS.into_iter().flat_map(|n| Elem::ALL.map(|e| (n, e))) {
+        for (of_elem, factor) in [(false, Some(0.25)), (true, None)] {
+            let arena = Arena::new(machine, elem, n, master, eight_bit);
+            for step in 1..=3 {
+                let what = format!("{n} {} of elem {of_elem} step {step}", elem.name());
+                let groups = groups(n, step);
+                // From gradients of nothing to large ones, also within a block of 8-bit moments.
+                let g: Vec<f32> = values(10 + u64::from(step), n)
+                    .into_iter()
+                    .enumerate()
+                    .map(|(i, v)| v * [1.0, 1e-4, 0.0, 30.0][i / 8 % 4])
+                    .collect();
+                let g = if of_elem { machine::rounded(elem, g) } else { g };
+                let before = [arena.parameters(), arena.moments(0), arena.moments(1)];
+                arena.update(&g, of_elem, &groups, SEED, factor);
+                let before = before.each_ref().map(Vec::as_slice);
+                check(&arena, &expected(before, &g, &groups, factor.unwrap_or(1.0)), &what);
+            }
+        }
+    }
+}
+
+/// All f32: a few roundings each, and a root and a quotient of two units in the last place.
+pub fn master(machine: &dyn Machine) {
+    steps(machine, true, false, |arena, [p, m, v], what| {
+        assert_close(&format!("p {what}"), &arena.parameters(), p, 1e-6);
+        assert_close(&format!("m {what}"), &arena.moments(0), m, 1e-6);
+        assert_close(&format!("v {what}"), &arena.moments(1), v, 1e-6);
+        let copy = machine::rounded(arena.on.elem, arena.parameters());
+        assert_eq!(arena.on.read(&arena.copy), copy, "copy {what}");
+    });
+}
+
+/// |got − exact| < one unit of bf16 there: a neighbour. In f32 nothing is rounded.
+fn assert_neighbours(what: &str, elem: Elem, got: &[f32], exact: &[f64]) {
+    if elem == Elem::F32 {
+        return assert_close(what, got, exact, 1e-6);
+    }
+    for (i, (got, exact)) in got.iter().zip(exact).enumerate() {
+        let unit = 2f64.powi(exact.abs().log2().floor() as i32 - 7);
+        let off = (f64::from(*got) - exact).abs();
+        // Beside the rounding, the error of f32 arithmetic.
+        assert!(off <= unit * 1.001 + 1e-37, "{what}[{i}]: {got} is no neighbour of {exact}");
+    }
+}
+
+/// All of the element type, each value one of the two neighbours of the exact one.
+pub fn rounded(machine: &dyn Machine) {
+    steps(machine, false, false, |arena, [p, m, v], what| {
+        let elem = arena.on.elem;
+        assert_neighbours(&format!("p {what}"), elem, &arena.parameters(), p);
+        assert_neighbours(&format!("m {what}"), elem, &arena.moments(0), m);
+        assert_neighbours(&format!("v {what}"), elem, &arena.moments(1), v);
+    });
+}
+
+/// 8-bit moments within the error that `cuda.rs` states, under either kind of parameters.
+pub fn quantised(machine: &dyn Machine) {
+    for master in [true, false] {
+        steps(machine, master, true, |arena, [p, m, v], what| {
+            if master {
+                assert_close(&format!("p {what}"), &arena.parameters(), p, 1e-6);
+            } else {
+                assert_neighbours(&format!("p {what}"), arena.on.elem, &arena.parameters(), p);
+            }
+            for (which, exact, floor) in [(0, m, 2f64.powi(-17)), (1, v, 2f64.powi(-33))] {
+                let scales = arena.scale(which);
+                for (block, exact) in exact.chunks(cuda::BLOCK).enumerate() {
+                    let largest = exact.iter().fold(0.0f64, |a, x| a.max(x.abs()));
+                    assert_close(&format!("scale {which} {what}"), &[scales[block]], &[largest], 1e-6);
+                }
+                for (i, (got, exact)) in arena.moments(which).iter().zip(exact).enumerate() {
+                    let bound = (exact.abs() / 8.0).max(floor * f64::from(scales[i / cuda::BLOCK]));
+                    let off = (f64::from(*got) - exact).abs();
+                    assert!(
+                        off <= bound * 1.001 + 1e-30,
+                        "moment {which} {what}[{i}]: {got}, exactly {exact}"
+                    );
+                    assert!(which == 0 || *exact < 1e-30 || *got > 0.0, "{what}[{i}]: {exact} became 0");
+                }
+            }
+        });
+    }
+}
+
+/// The mean of stochastic roundings over many seeds is the value: of parameters, of bf16 and of 8-bit moments.
+pub fn unbiased(machine: &dyn Machine) {
+    const SEEDS: u32 = 400;
+    let n = 256;
+    for eight_bit in [false, true] {
+        let groups = [Group { end: n, hyper: Hyper { step: 1, ..groups(n, 1)[0].hyper } }];
+        let g: Vec<f32> = values(5, n).into_iter().map(|v| v + 1.5 * v.signum()).collect();
+        let mut sums = [0; 3].map(|_| vec![0.0; n]);
+        let mut exact = None;
+        for seed in 0..SEEDS {
+            let arena = Arena::new(machine, Elem::Bf16, n, false, eight_bit);
+            let before = [arena.parameters(), arena.moments(0), arena.moments(1)];
+            arena.update(&g, false, &groups, seed, None);
+            exact.get_or_insert_with(|| expected(before.each_ref().map(Vec::as_slice), &g, &groups, 1.0));
+            for (sum, got) in sums.iter_mut().zip([arena.parameters(), arena.moments(0), arena.moments(1)]) {
+                sum.iter_mut().zip(got).for_each(|(s, x)| *s += f64::from(x) / f64::from(SEEDS));
+            }
+        }
+        for (which, (mean, exact)) in sums.iter().zip(exact.unwrap()).enumerate() {
+            // Spread of one rounding: half a unit at most, 2⁻⁸ of the value in bf16, 2⁻⁴ in 8 bits. Six deviations of the
+            // mean: all of 1,536 values lie within but once in 10⁵ tests, and the seeds are fixed.
+            let unit = if eight_bit && which > 0 { 2f64.powi(-3) } else { 2f64.powi(-7) };
+            for (i, (mean, exact)) in mean.iter().zip(&exact).enumerate() {
+                let deviation = exact.abs() * unit / 2.0 / f64::from(SEEDS).sqrt();
+                let off = (mean - exact).abs();
+                assert!(off < 6.0 * deviation, "{which} [{i}] of {eight_bit}: mean {mean}, exactly {exact}");
+            }
+            // And of all elements together the relative bias is far below a unit.
+            let bias: f64 = mean.iter().zip(&exact).map(|(m, e)| (m - e) / e).sum::<f64>() / n as f64;
+            let limit = 6.0 * unit / 2.0 / (f64::from(SEEDS) * n as f64).sqrt();
+            assert!(bias.abs() < limit, "{which} of {eight_bit}: a bias of {bias:.1e}, {limit:.1e} allowed");
+        }
+    }
+}
