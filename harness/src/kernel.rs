@@ -23,8 +23,8 @@ pub fn run(args: &KernelArgs) -> Result<Exit> {
     let before = nvml.as_ref().and_then(|g| g.look(&[]));
     println!("{} ({}), {} repetitions, L2 cold", on.name(), on.arch(), args.repetitions);
     let mut all = Vec::new();
-    let measured = gpu::bench::each(&on, &mut |bench| {
-        if interrupt::requested() || !args.wants(bench.op) {
+    let measured = gpu::bench::each(&on, |op| args.wants(op), &mut |bench| {
+        if interrupt::requested() {
             return Ok(());
         }
         let measured = bench.measure(&on, args.repetitions)?;
@@ -55,6 +55,7 @@ fn table(all: &[Measured]) -> Table {
         "kernel",
         "shape",
         "µs [95 %]",
+        "TFLOP/s",
         "TB/s",
         "copy TB/s",
         "of the copy [95 %]",
@@ -70,6 +71,9 @@ fn table(all: &[Measured]) -> Table {
             m.op.to_string(),
             m.case.clone(),
             spread(median_estimate(&m.cold), 1e6, 1, ""),
+            median_estimate(&m.cold)
+                .filter(|_| m.flops > 0)
+                .map_or("–".into(), |e| format!("{:.0}", m.flops as f64 / e.median / 1e12)),
             rate(&m.cold),
             rate(&m.copy),
             spread(ratio_estimate(&pairs), 100.0, 0, " %"),

@@ -12,6 +12,9 @@ use crate::{
     },
 };
 
+/// Operations that [`each`] times.
+pub const OPS: &[&str] = &["adamw_master", "adamw_rounded", "adamw_rounded_8bit", "adamw_norm"];
+
 /// Parameters of Qwen2.5-0.5B and of Qwen2.5-1.5B.
 const LENGTHS: [usize; 2] = [494_032_768, 1_543_714_304];
 

@@ -9,6 +9,9 @@ use crate::{
     },
 };
 
+/// Operations that [`each`] times.
+pub const OPS: &[&str] = &["embedding_forward", "embedding_backward"];
+
 /// Tokens of the benches, of Qwen2.5-0.5B's vocabulary and width.
 const TOKENS: [usize; 2] = [16_384, 65_536];
 

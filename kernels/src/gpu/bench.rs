@@ -3,7 +3,7 @@
 //! Each repetition first writes a buffer larger than the L2 cache, so that operands come from memory, then runs the kernel
 //! between two device events. A copy of as many bytes is timed in the same way, in turn with the kernel.
 
-use super::{Buffer, Elem, Gpu, GpuError};
+use super::{Buffer, Elem, Gpu, GpuError, matmul::Matmul};
 use crate::cases::values;
 
 /// Larger than the L2 cache of any GPU at hand (50 MB on an H100, 60 MB on an H200).
@@ -77,13 +77,25 @@ impl Bench<'_> {
 /// Takes benches, one at a time.
 pub type Taker<'t> = dyn FnMut(Bench) -> Result<(), GpuError> + 't;
 
-/// Calls `f` with every bench, operation by operation: the operands of one shape are on the GPU at a time.
-pub fn each(on: &Gpu, f: &mut Taker) -> Result<(), GpuError> {
-    crate::adamw::bench::each(on, f)?;
-    crate::embedding::bench::each(on, f)?;
-    crate::rmsnorm::bench::each(on, f)?;
-    crate::swiglu::bench::each(on, f)?;
-    crate::qk_rope::bench::each(on, f)
+/// Benches of one kernel: their operations, and what makes them.
+type Group<'a> = (&'static [&'static str], &'a dyn Fn(&mut Taker) -> Result<(), GpuError>);
+
+/// Calls `f` with every bench that is wanted, operation by operation: the operands of one shape are on the GPU at a time.
+pub fn each(on: &Gpu, wants: impl Fn(&str) -> bool, f: &mut Taker) -> Result<(), GpuError> {
+    let products = Matmul::new(on, None)?;
+    let groups: [Group; 6] = [
+        (crate::adamw::bench::OPS, &|f| crate::adamw::bench::each(on, f)),
+        (crate::embedding::bench::OPS, &|f| crate::embedding::bench::each(on, f)),
+        (crate::linear_ce::bench::OPS, &|f| crate::linear_ce::bench::each(on, &products, f)),
+        (crate::qk_rope::bench::OPS, &|f| crate::qk_rope::bench::each(on, f)),
+        (crate::rmsnorm::bench::OPS, &|f| crate::rmsnorm::bench::each(on, f)),
+        (crate::swiglu::bench::OPS, &|f| crate::swiglu::bench::each(on, f)),
+    ];
+    // Operands of what nobody wants are not made.
+    for (_, each) in groups.iter().filter(|(ops, _)| ops.iter().any(|op| wants(op))) {
+        each(&mut |bench| if wants(bench.op) { f(bench) } else { Ok(()) })?;
+    }
+    Ok(())
 }
 
 /// `rows` × `columns` of bf16 on the GPU: a block of random rows again and again, random enough for the wires and quick to

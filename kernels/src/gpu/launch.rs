@@ -85,6 +85,7 @@ impl Needs {
 pub const UNITS: &[&Unit] = &[
     &crate::adamw::cuda::UNIT,
     &crate::embedding::cuda::UNIT,
+    &crate::linear_ce::cuda::UNIT,
     &crate::qk_rope::cuda::UNIT,
     &crate::rmsnorm::cuda::UNIT,
     &crate::swiglu::cuda::UNIT,
@@ -119,6 +120,11 @@ pub struct Ptr(pub u64);
 impl Ptr {
     /// No operand.
     pub const NULL: Ptr = Ptr(0);
+
+    /// So many bytes on.
+    pub fn offset(self, bytes: usize) -> Ptr {
+        Ptr(self.0 + bytes as u64)
+    }
 }
 
 /// An argument of a kernel; its type must be that of the parameter.

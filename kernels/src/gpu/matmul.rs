@@ -174,16 +174,30 @@ impl<'a> Matmul<'a> {
         // SAFETY: `preference` outlives the call.
         check("preference", unsafe { sys::cublasLtMatmulPreferenceCreate(&mut preference) })?;
         let bytes = WORKSPACE_BYTES as u64;
-        let limit = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        // Parts of a sum are added in f32, never in the type of the output, which would round each of them.
+        let reduction = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
+        let settings: [(_, *const c_void, usize); 2] = [
+            (
+                Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                (&raw const bytes).cast(),
+                size_of_val(&bytes),
+            ),
+            (
+                Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                (&raw const reduction).cast(),
+                size_of_val(&reduction),
+            ),
+        ];
         let [left, right, out] = plan.layouts;
         // SAFETY: the library's own plain struct; zeros are valid, and it is only written.
         let mut results: [sys::cublasLtMatmulHeuristicResult_t; CANDIDATES] = unsafe { std::mem::zeroed() };
         let mut found = 0;
         // SAFETY: all handles are alive, and the array has as many places as are asked for.
         let status = unsafe {
-            let size = size_of::<u64>();
-            let set =
-                sys::cublasLtMatmulPreferenceSetAttribute(preference, limit, (&raw const bytes).cast(), size);
+            let set = settings.map(|(attribute, value, size)| {
+                sys::cublasLtMatmulPreferenceSetAttribute(preference, attribute, value, size)
+            });
             let got = sys::cublasLtMatmulAlgoGetHeuristic(
                 self.handle,
                 plan.descriptor,
@@ -197,7 +211,7 @@ impl<'a> Matmul<'a> {
                 &mut found,
             );
             sys::cublasLtMatmulPreferenceDestroy(preference);
-            if set == CUBLAS_STATUS_SUCCESS { got } else { set }
+            set.into_iter().find(|s| *s != CUBLAS_STATUS_SUCCESS).unwrap_or(got)
         };
         check(&plan.product.name(), status)?;
         let usable = results[..found as usize].iter().filter(|r| r.state == CUBLAS_STATUS_SUCCESS);

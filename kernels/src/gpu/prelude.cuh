@@ -10,6 +10,7 @@ typedef long long i64;
 
 #define WARP 32
 #define ALL_LANES 0xffffffffu
+#define MINUS_INFINITY __uint_as_float(0xff800000u)
 
 __device__ __forceinline__ float bf16_to_float(u16 bits) { return __uint_as_float((u32)bits << 16); }
 
@@ -142,6 +143,38 @@ __device__ __forceinline__ float block_sum(float x, float* scratch) {
     if (lane == 0) scratch[warp] = x;
     __syncthreads();
     return warp_sum(lane < warps ? scratch[lane] : 0.0f);
+}
+
+// 2^x.
+__device__ __forceinline__ float power_of_2(float x) {
+#ifdef __CUDACC_RTC__
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return exp2f(x);
+#endif
+}
+
+#ifdef __CUDACC_RTC__
+// 16 bytes of global to shared memory, past the registers; zeros where not `valid`. They are there, for this thread, after
+// the wait for their group; all but the last N groups are waited for.
+__device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool valid = true) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((u32)__cvta_generic_to_shared(shared)), "l"(global),
+                 "r"(valid ? 16 : 0)
+                 : "memory");
+}
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N>
+__device__ __forceinline__ void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+#endif
+
+// A pack to shared memory, by cp_async_16.
+__device__ __forceinline__ void copy_pack(Pack* shared, const elem* p) {
+#pragma unroll
+    for (int i = 0; i < (int)sizeof(Pack) / 16; i++) cp_async_16((uint4*)shared + i, (const uint4*)p + i);
 }
 
 // A kernel that a launch lets begin before the one ahead of it has ended (`Launcher::launch_early`): what that one writes is

@@ -20,7 +20,9 @@
 //! * Deterministic for any number of threads.
 #![allow(non_snake_case)] // x_TD is tokens × hidden; see the legend in the crate documentation
 
+pub mod bench;
 pub mod cases;
+pub mod cuda;
 mod eager;
 mod fused;
 mod online;

@@ -9,6 +9,10 @@ use crate::gpu::{
     bench::{Bench, Taker, matrix},
 };
 
+/// Operations that [`each`] times.
+pub const OPS: &[&str] =
+    &["qk_rope_forward", "qk_rope_backward", "qk_rope_bias_forward", "qk_rope_bias_backward"];
+
 /// Tokens and heads: Qwen2.5-0.5B's and those of a 7B model with grouped keys.
 const SHAPES: [Shape; 3] = [
     Shape { tokens: 16_384, heads: 14, kv_heads: 2, head_dim: 64 },

@@ -9,6 +9,10 @@ use crate::{
     },
 };
 
+/// Operations that [`each`] times.
+pub const OPS: &[&str] =
+    &["rmsnorm_forward", "rmsnorm_add_forward", "rmsnorm_backward", "rmsnorm_add_backward"];
+
 /// Tokens and hidden sizes of the benches: Qwen2.5-0.5B's and a 7B model's rows.
 const SHAPES: [(usize, usize); 4] = [(16_384, 896), (65_536, 896), (16_384, 4096), (65_536, 4096)];
 

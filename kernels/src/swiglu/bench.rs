@@ -6,6 +6,9 @@ use crate::gpu::{
     bench::{Bench, Taker, matrix},
 };
 
+/// Operations that [`each`] times.
+pub const OPS: &[&str] = &["swiglu_forward", "swiglu_backward"];
+
 /// Tokens; the width is Qwen2.5-0.5B's.
 const TOKENS: [usize; 2] = [16_384, 65_536];
 const FFN: usize = 4864;

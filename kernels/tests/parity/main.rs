@@ -9,6 +9,7 @@ mod adamw;
 mod embedding;
 mod emulator;
 mod graph;
+mod linear_ce;
 mod long;
 mod machine;
 mod matmul;
@@ -38,6 +39,7 @@ macro_rules! parity {
 parity! {
     adamw { norm, master, rounded, quantised, unbiased }
     embedding { forward, backward }
+    linear_ce { forward_backward, chunks, magnitudes }
     matmul { products }
     qk_rope { forward, backward }
     rmsnorm { forward, backward }

@@ -1,0 +1,229 @@
+//! Linear cross-entropy against the f64 equations, whoever runs it.
+
+use chronicals_kernels::{
+    cases::values,
+    gpu::{Elem, Ptr},
+    linear_ce::{
+        IGNORE_INDEX, Options, Shape,
+        cuda::{self, Gradients, Operands as Inputs, Plan},
+    },
+};
+
+use crate::machine::{Machine, Memory, Operands, assert_close, rounded};
+
+/// Tokens, width, vocabulary, and which labels are ignored: every n-th, none (0) or all (1). One token; a vocabulary of
+/// one; odd ones; nothing but ignored rows; several warps a row; more columns than registers hold, and shared memory.
+const CASES: [(usize, usize, usize, usize); 8] = [
+    (1, 8, 11, 0),
+    (3, 8, 1, 0),
+    (9, 16, 13, 3),
+    (4, 8, 9, 1),
+    (300, 24, 1003, 2),
+    (20, 8, 4500, 0),
+    (2, 8, 70_001, 0),
+    (1, 8, 210_003, 0),
+];
+
+const SCALE: f32 = 0.037;
+
+const OPTIONS: [Options; 3] = [
+    Options { label_smoothing: 0.0, z_loss: 0.0 },
+    Options { label_smoothing: 0.1, z_loss: 0.0 },
+    Options { label_smoothing: 0.2, z_loss: 1e-3 },
+];
+
+fn wide(v: &[f32]) -> Vec<f64> {
+    v.iter().map(|x| f64::from(*x)).collect()
+}
+
+/// A batch of one case: x, W, labels.
+struct Batch {
+    shape: Shape,
+    elem: Elem,
+    x: Vec<f32>,
+    w: Vec<f32>,
+    labels: Vec<i32>,
+}
+
+impl Batch {
+    /// Logits have about the size of `magnitude`.
+    fn new(
+        (tokens, hidden, vocab, ignore): (usize, usize, usize, usize),
+        elem: Elem,
+        magnitude: f32,
+    ) -> Self {
+        let label = |t: usize| match ignore {
+            n if n > 0 && t.is_multiple_of(n) => IGNORE_INDEX,
+            // The last column among them.
+            _ => {
+                if t == 1 {
+                    vocab as i32 - 1
+                } else {
+                    (t * 7919 % vocab) as i32
+                }
+            }
+        };
+        let x = values(1, tokens * hidden).into_iter().map(|v| v * magnitude).collect();
+        Self {
+            shape: Shape { tokens, hidden, vocab },
+            elem,
+            x: rounded(elem, x),
+            w: rounded(elem, values(2, vocab * hidden)),
+            labels: (0..tokens).map(label).collect(),
+        }
+    }
+
+    fn rows(&self) -> usize {
+        self.labels.iter().filter(|y| **y != IGNORE_INDEX).count()
+    }
+}
+
+/// Loss, dx and dW.
+struct Expected {
+    loss: f64,
+    dx: Vec<f64>,
+    dw: Vec<f64>,
+}
+
+/// The equations of the contract, from the logits as the element type holds them.
+fn expected(batch: &Batch, opts: Options) -> Expected {
+    let (d, v) = (batch.shape.hidden, batch.shape.vocab);
+    let (x, w) = (wide(&batch.x), wide(&batch.w));
+    let [smoothing, c, scale] = [opts.label_smoothing, opts.z_loss, SCALE].map(f64::from);
+    let mut out = Expected { loss: 0.0, dx: vec![0.0; x.len()], dw: vec![0.0; w.len()] };
+    for (t, x) in x.chunks(d).enumerate().filter(|(t, _)| batch.labels[*t] >= 0) {
+        let z = w.chunks(d).map(|w| w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>() as f32).collect();
+        let z = wide(&rounded(batch.elem, z));
+        let y = batch.labels[t] as usize;
+        let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let lse = max + z.iter().map(|z| (z - max).exp()).sum::<f64>().ln();
+        let mean = z.iter().sum::<f64>() / v as f64;
+        out.loss += (1.0 - smoothing) * (lse - z[y]) + smoothing * (lse - mean) + c * lse * lse;
+        for j in 0..v {
+            let target = if j == y { 1.0 - smoothing } else { 0.0 };
+            let dz = scale * ((1.0 + 2.0 * c * lse) * (z[j] - lse).exp() - smoothing / v as f64 - target);
+            for i in 0..d {
+                out.dx[t * d + i] += dz * w[j * d + i];
+                out.dw[j * d + i] += dz * x[i];
+            }
+        }
+    }
+    out
+}
+
+/// What a call leaves: loss, dx, dW.
+type Left = (f64, Vec<f32>, Vec<f32>);
+
+/// A call with `plan`; the gradient of W is added to `old`.
+fn run(machine: &dyn Machine, batch: &Batch, plan: &Plan, opts: Options, old: Option<&[f32]>) -> Left {
+    let on = Operands { machine, elem: batch.elem };
+    let (x, w) = (on.input(&batch.x), on.input(&batch.w));
+    let index = cuda::index(&batch.labels, plan);
+    assert_eq!(index.len(), plan.index_len());
+    let index = machine.upload(&index.iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<u8>>());
+    let loss = machine.upload(&1000f64.to_le_bytes());
+    let scratch = machine.upload(&vec![0xff; plan.scratch_bytes()]);
+    let (dx, scale) = (on.output(batch.x.len()), on.f32().input(&[SCALE]));
+    let dw = on.f32().input(old.unwrap_or(&[0.0]));
+    let [x_TD, w_VD, index, loss_at, scratch] = [&x, &w, &index, &loss, &scratch].map(Memory::ptr);
+    let inputs = Inputs { x_TD, w_VD, index, loss: loss_at, scratch };
+    let gradients =
+        Gradients { scale: scale.ptr(), dx_TD: dx.ptr(), dw_VD: old.map(|_| -> Ptr { dw.ptr() }) };
+    // SAFETY: every operand has the length that its docs say.
+    unsafe {
+        let (launcher, products) = (machine.launcher(), machine.products());
+        cuda::forward_backward(launcher, products, &inputs, &gradients, plan, opts).unwrap();
+    }
+    let read = |loss: &Memory| f64::from_le_bytes(machine.download(loss).try_into().unwrap()) - 1000.0;
+    let left = (read(&loss), on.read(&dx), on.f32().read(&dw));
+    // The loss alone is the same.
+    let again = machine.upload(&1000f64.to_le_bytes());
+    // SAFETY: as above.
+    unsafe {
+        let inputs = Inputs { loss: again.ptr(), ..inputs };
+        cuda::forward(machine.launcher(), machine.products(), &inputs, plan, opts).unwrap();
+    }
+    assert_eq!(read(&again), left.0, "the loss alone");
+    left
+}
+
+/// Of the largest: rounding of logits' gradients and of dx to the element type; sums of a few hundred f32 products. Of bf16
+/// logits a unit in the last place of the product may fall either way, which moves their exponentials by 2⁻⁸ of them.
+fn tolerances(elem: Elem) -> (f64, f64) {
+    match elem {
+        Elem::Bf16 => (2e-3, 1.2e-2),
+        Elem::F32 => (2e-6, 2e-5),
+    }
+}
+
+fn check(machine: &dyn Machine, batch: &Batch, plan: &Plan, opts: Options, what: &str) -> Left {
+    let old = values(4, batch.w.len());
+    let exact = expected(batch, opts);
+    let (loss_tolerance, tolerance) = tolerances(batch.elem);
+    let left = run(machine, batch, plan, opts, Some(&old));
+    let (loss, dx, dw) = &left;
+    let off = (loss - exact.loss).abs();
+    // A row's loss is a difference of f32.
+    let rounding = 1e-6 * batch.rows() as f64;
+    assert!(
+        off <= loss_tolerance * exact.loss.abs() + rounding,
+        "loss {what}: {loss}, exactly {}",
+        exact.loss
+    );
+    assert_close(&format!("dx {what}"), dx, &exact.dx, tolerance);
+    let added: Vec<f32> = dw.iter().zip(&old).map(|(a, b)| a - b).collect();
+    // What is added to values near 1 is known to 2⁻²⁴.
+    let largest = exact.dw.iter().fold(1e-30f64, |m, x| m.max(x.abs()));
+    assert_close(&format!("dw {what}"), &added, &exact.dw, tolerance + 1.2e-7 / largest);
+    for (t, dx) in dx.chunks(batch.shape.hidden).enumerate().filter(|(t, _)| batch.labels[*t] < 0) {
+        assert!(dx.iter().all(|d| *d == 0.0), "dx {what}: row {t}, which has no loss");
+    }
+    left
+}
+
+/// Every case with every option, its rows compacted exactly, with padding, and not at all.
+pub fn forward_backward(machine: &dyn Machine) {
+    for (case, elem) in CASES.into_iter().flat_map(|c| Elem::ALL.map(|e| (c, e))) {
+        let batch = Batch::new(case, elem, 1.0);
+        let plans = [batch.rows(), (batch.rows() + 3).min(batch.shape.tokens), batch.shape.tokens]
+            .map(|rows| Plan::new(batch.shape, elem, rows));
+        // Large vocabularies are slow to emulate, and the options are the same code.
+        let few = batch.shape.vocab > 10_000;
+        for opts in OPTIONS.into_iter().skip(if few { 2 } else { 0 }) {
+            // All of such a gradient but the z-loss cancels, down to the last places.
+            if batch.shape.vocab == 1 && opts.z_loss > 0.0 {
+                continue;
+            }
+            for plan in &plans[if few { 2 } else { 0 }..] {
+                let what = format!("{case:?} {} {opts:?} {} rows", elem.name(), plan.rows);
+                let left = check(machine, &batch, plan, opts, &what);
+                let old = values(4, batch.w.len());
+                assert!(run(machine, &batch, plan, opts, Some(&old)) == left, "{what}: other bits");
+                let (loss, dx, _) = run(machine, &batch, plan, opts, None);
+                assert!((loss, dx) == (left.0, left.1), "{what}: a head that does not train");
+            }
+        }
+    }
+}
+
+/// Chunks smaller than the batch, the last one ragged, with and without compaction.
+pub fn chunks(machine: &dyn Machine) {
+    for elem in Elem::ALL {
+        let batch = Batch::new((45, 16, 203, 4), elem, 2.0);
+        for rows in [batch.rows(), batch.shape.tokens] {
+            for chunk in [1, 7, 16] {
+                let plan = Plan { chunk, ..Plan::new(batch.shape, elem, rows) };
+                check(machine, &batch, &plan, OPTIONS[2], &format!("{} {rows} by {chunk}", elem.name()));
+            }
+        }
+    }
+}
+
+/// Logits of hundreds, of which one exponential is all of the sum, and of nothing.
+pub fn magnitudes(machine: &dyn Machine) {
+    for (elem, magnitude) in Elem::ALL.into_iter().flat_map(|e| [1e-6, 300.0, 1e4].map(|m| (e, m))) {
+        let batch = Batch::new((12, 8, 517, 5), elem, magnitude);
+        let plan = Plan::new(batch.shape, elem, batch.rows());
+        check(machine, &batch, &plan, OPTIONS[0], &format!("{} ×{magnitude}", elem.name()));
+    }
+}
