@@ -15,7 +15,9 @@
 
 #![allow(non_snake_case)] // shape suffixes, see the crate's legend
 
+pub mod bench;
 pub mod cases;
+pub mod cuda;
 mod eager;
 mod fused;
 pub mod reference;

@@ -83,7 +83,8 @@ type Group<'a> = (&'static [&'static str], &'a dyn Fn(&mut Taker) -> Result<(), 
 /// Calls `f` with every bench that is wanted, operation by operation: the operands of one shape are on the GPU at a time.
 pub fn each(on: &Gpu, wants: impl Fn(&str) -> bool, f: &mut Taker) -> Result<(), GpuError> {
     let products = Matmul::new(on, None)?;
-    let groups: [Group; 6] = [
+    let groups: [Group; 7] = [
+        (crate::attention::bench::OPS, &|f| crate::attention::bench::each(on, f)),
         (crate::adamw::bench::OPS, &|f| crate::adamw::bench::each(on, f)),
         (crate::embedding::bench::OPS, &|f| crate::embedding::bench::each(on, f)),
         (crate::linear_ce::bench::OPS, &|f| crate::linear_ce::bench::each(on, &products, f)),

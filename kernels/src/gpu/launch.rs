@@ -84,6 +84,8 @@ impl Needs {
 /// Every unit of this crate.
 pub const UNITS: &[&Unit] = &[
     &crate::adamw::cuda::UNIT,
+    &crate::attention::cuda::MMA,
+    &crate::attention::cuda::PLAIN,
     &crate::embedding::cuda::UNIT,
     &crate::linear_ce::cuda::UNIT,
     &crate::qk_rope::cuda::UNIT,

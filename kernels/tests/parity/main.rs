@@ -6,6 +6,7 @@
 #![allow(non_snake_case)] // shape suffixes, see the crate's legend
 
 mod adamw;
+mod attention;
 mod embedding;
 mod emulator;
 mod graph;
@@ -38,6 +39,7 @@ macro_rules! parity {
 
 parity! {
     adamw { norm, master, rounded, quantised, unbiased }
+    attention { forward_backward, magnitudes, isolation }
     embedding { forward, backward }
     linear_ce { forward_backward, chunks, magnitudes }
     matmul { products }

@@ -1,0 +1,258 @@
+// The backward pass by mma.sync; it follows forward.cu. Two kernels without atomics, so that sums have one order:
+//
+//   attention_dq    a block has 128 queries of a head and walks over their keys, as the forward pass does
+//   attention_dkv   a block has 128 keys of a key/value head and walks over the queries of all heads that share it
+//
+// Each computes scores and their gradients anew: seven products in place of five, and no partial sums in memory.
+
+// Keys of a step of attention_dq: fewer where a head's rows take more registers.
+template <int D>
+struct DqStep {
+    static constexpr int KEYS = D == 64 ? 32 : 16;
+};
+
+// Dynamic shared memory: queries, gradients of the output, two steps of keys and values, delta and lse of the
+// queries.
+template <int D>
+__device__ __forceinline__ void dq(const u16* dout_T, const u16* qkv_TQ, const u16* out_T, const float* lse_HT,
+                                   const u32* tiles, float* delta_HT, u16* dqkv_TQ, i64 T, int H, int G, float scale) {
+    constexpr int KEYS = DqStep<D>::KEYS, N = KEYS / 8;
+    extern __shared__ __align__(128) u16 shared[];
+    const Tile tile = tile_at(tiles, blockIdx.x / H);
+    if (tile.len == 0) return;
+    const int h = blockIdx.x % H, first = tile.block * BLOCK, valid = min((int)tile.len - first, BLOCK);
+    const Packed<D> packed{H, G};
+    const i64 stride = packed.stride(), out_stride = (i64)H * D;
+    const u16* rows = qkv_TQ + tile.begin * stride;
+    const u16 *k = rows + packed.k(h / (H / G)), *v = rows + packed.v(h / (H / G));
+    const i64 out_at = (tile.begin + first) * out_stride + h * D;
+    u16 *queries = shared, *douts = shared + BLOCK * D, *steps = shared + 2 * BLOCK * D;
+    const int count = (first + valid + KEYS - 1) / KEYS, warp_row = threadIdx.x / WARP * 16 * M;
+    auto fetch = [&](int i) {
+        u16* to = steps + i % 2 * 2 * KEYS * D;
+        copy_tile<D, KEYS>(to, k + (i64)i * KEYS * stride, stride, (int)tile.len - i * KEYS);
+        copy_tile<D, KEYS>(to + KEYS * D, v + (i64)i * KEYS * stride, stride, (int)tile.len - i * KEYS);
+    };
+    copy_tile<D, BLOCK>(queries, rows + first * stride + packed.q(h), stride, valid);
+    copy_tile<D, BLOCK>(douts, dout_T + out_at, out_stride, valid);
+    fetch(0);
+    cp_async_commit();
+    // delta of row threadIdx.x: what the softmax takes off every gradient of its scores.
+    float *deltas = (float*)(steps + 4 * KEYS * D), *lse = deltas + BLOCK;
+    float delta = 0.0f;
+    const int own = threadIdx.x;
+    if (own < valid) {
+#pragma unroll
+        for (int c = 0; c < D; c += PACK) {
+            float a[PACK], b[PACK];
+            unpack(load_pack(out_T + out_at + own * out_stride + c), a);
+            unpack(load_pack(dout_T + out_at + own * out_stride + c), b);
+#pragma unroll
+            for (int j = 0; j < PACK; j++) delta += a[j] * b[j];
+        }
+        delta_HT[h * T + tile.begin + first + own] = delta;
+    }
+    deltas[own] = delta;
+    lse[own] = own < valid ? LOG2_E * lse_HT[h * T + tile.begin + first + own] : 0.0f;
+    float out[M][D / 8][4] = {};
+    for (int i = 0; i < count; i++) {
+        if (i + 1 < count) fetch(i + 1);
+        cp_async_commit();
+        cp_async_wait<1>();
+        __syncthreads();
+        const u16* step = steps + i % 2 * 2 * KEYS * D;
+        const int last_key = i * KEYS + KEYS - 1, first_query = first + warp_row;
+        if (i * KEYS < first_query + 16 * M) {
+            float p[M][N][4], ds[M][N][4];
+            scores<D, N>(p, queries, warp_row, step);
+            scores<D, N>(ds, douts, warp_row, step + KEYS * D);
+            const bool masked = last_key > first_query;
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const int row = row_of(m, 2 * half);
+                    const float shift = lse[warp_row + row], mean = deltas[warp_row + row];
+#pragma unroll
+                    for (int n = 0; n < N; n++)
+#pragma unroll
+                        for (int e = 2 * half; e < 2 * half + 2; e++) {
+                            const float share = power_of_2(fmaf(p[m][n][e], scale * LOG2_E, -shift));
+                            const bool seen = !masked || i * KEYS + column_of(n, e) <= first_query + row;
+                            ds[m][n][e] = seen ? share * (ds[m][n][e] - mean) : 0.0f;
+                        }
+                }
+            weigh<D, N>(out, ds, step);
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < D / 8; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) out[m][n][e] *= scale;
+    store_rows<D>(out, queries, warp_row, dqkv_TQ + (tile.begin + first) * stride + packed.q(h), stride, valid);
+}
+
+// Queries of a step of attention_dkv.
+template <int D>
+struct DkvStep {
+    static constexpr int QUERIES = D == 64 ? 64 : 32;
+};
+
+// x of 16 rows of a warp, transposed with respect to `scores`: rows are the warp's keys, which `a` holds, columns the tile's
+// rows: 16 x 8 N.
+template <int D, int N>
+__device__ __forceinline__ void key_scores(float s[N][4], const u32 a[D / 16][4], const u16* other) {
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) s[n][e] = 0.0f;
+#pragma unroll
+    for (int k = 0; k < D / 16; k++)
+#pragma unroll
+        for (int n = 0; n < N; n += 2) {
+            u32 b[4];
+            load_b_transposed<D>(b, other, 8 * n, 2 * k);
+            mma_m16n8k16_bf16(s[n], a[k], b);
+            mma_m16n8k16_bf16(s[n + 1], a[k], b + 2);
+        }
+}
+
+// out += p (16 keys x 8 N queries, rounded to bf16) times the rows of `tile`: 16 x D.
+template <int D, int N>
+__device__ __forceinline__ void key_weigh(float out[D / 8][4], const float p[N][4], const u16* tile) {
+#pragma unroll
+    for (int k = 0; k < N / 2; k++) {
+        u32 a[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) a[i] = pair_of(p[2 * k + i / 2][2 * (i % 2)], p[2 * k + i / 2][2 * (i % 2) + 1]);
+#pragma unroll
+        for (int n = 0; n < D / 8; n += 2) {
+            u32 b[4];
+            load_b<D>(b, tile, 16 * k, n);
+            mma_m16n8k16_bf16(out[n], a, b);
+            mma_m16n8k16_bf16(out[n + 1], a, b + 2);
+        }
+    }
+}
+
+// Keys, or values, of a warp, out of a tile that may be overwritten after.
+template <int D>
+__device__ __forceinline__ void load_keys(u32 a[D / 16][4], const u16* tile, int row) {
+#pragma unroll
+    for (int k = 0; k < D / 16; k++) load_a<D>(a[k], tile, row, 2 * k);
+}
+
+// 16 rows of a warp, times `factor`, through the warp's own rows of `tile` to memory.
+template <int D>
+__device__ __forceinline__ void store_keys(const float x[D / 8][4], float factor, u16* tile, int row, u16* to, i64 stride,
+                                           int valid) {
+    const int lane = threadIdx.x % WARP;
+    __syncwarp();
+#pragma unroll
+    for (int n = 0; n < D / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i += 2)
+            *(u32*)(tile + chunk_at<D>(row + row_of(0, i), n) + column_of(0, 0)) =
+                pair_of(factor * x[n][i], factor * x[n][i + 1]);
+    __syncwarp();
+    for (int i = lane; i < 16 * (D / PACK); i += WARP) {
+        const int r = row + i / (D / PACK), chunk = i % (D / PACK);
+        if (r < valid) *(uint4*)(to + r * stride + chunk * PACK) = *(const uint4*)(tile + chunk_at<D>(r, chunk));
+    }
+    __syncwarp();
+}
+
+// Dynamic shared memory: keys, values, two steps of queries and gradients of the output, and their lse and delta.
+template <int D>
+__device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const float* lse_HT, const float* delta_HT,
+                                    const u32* tiles, u16* dqkv_TQ, i64 T, int H, int G, float scale) {
+    constexpr int QUERIES = DkvStep<D>::QUERIES, N = QUERIES / 8;
+    extern __shared__ __align__(128) u16 shared[];
+    const Tile tile = tile_at(tiles, blockIdx.x / G);
+    if (tile.len == 0) return;
+    const int g = blockIdx.x % G, group = H / G, first = tile.block * BLOCK, valid = min((int)tile.len - first, BLOCK);
+    const Packed<D> packed{H, G};
+    const i64 stride = packed.stride(), out_stride = (i64)H * D;
+    const u16 *rows = qkv_TQ + tile.begin * stride, *dout = dout_T + tile.begin * out_stride;
+    u16 *keys = shared, *values = shared + BLOCK * D, *steps = shared + 2 * BLOCK * D;
+    float* statistics = (float*)(steps + 4 * QUERIES * D);
+    // From the first query that sees a key of the block.
+    const int from = first / QUERIES, steps_of_head = ((int)tile.len + QUERIES - 1) / QUERIES - from;
+    const int count = group * steps_of_head;
+    auto fetch = [&](int i) {
+        const int h = g * group + i / steps_of_head, query = (from + i % steps_of_head) * QUERIES;
+        const int left = (int)tile.len - query;
+        u16* to = steps + i % 2 * 2 * QUERIES * D;
+        copy_tile<D, QUERIES>(to, rows + query * stride + packed.q(h), stride, left);
+        copy_tile<D, QUERIES>(to + QUERIES * D, dout + query * out_stride + h * D, out_stride, left);
+        float* to_lse = statistics + i % 2 * 2 * QUERIES;
+        if (threadIdx.x < QUERIES) {
+            const i64 at = h * T + tile.begin + query + threadIdx.x;
+            const bool inside = (int)threadIdx.x < left;
+            // Rows past the end have no share in anything: 2^-huge.
+            to_lse[threadIdx.x] = inside ? LOG2_E * lse_HT[at] : 1e30f;
+            to_lse[QUERIES + threadIdx.x] = inside ? delta_HT[at] : 0.0f;
+        }
+    };
+    copy_tile<D, BLOCK>(keys, rows + first * stride + packed.k(g), stride, valid);
+    copy_tile<D, BLOCK>(values, rows + first * stride + packed.v(g), stride, valid);
+    fetch(0);
+    cp_async_commit();
+    const int warp_row = threadIdx.x / WARP * 16, first_key = first + warp_row;
+    float dk[D / 8][4] = {}, dv[D / 8][4] = {};
+    for (int i = 0; i < count; i++) {
+        if (i + 1 < count) fetch(i + 1);
+        cp_async_commit();
+        cp_async_wait<1>();
+        __syncthreads();
+        const u16 *queries = steps + i % 2 * 2 * QUERIES * D, *douts = queries + QUERIES * D;
+        const float* lse = statistics + i % 2 * 2 * QUERIES;
+        const int query = (from + i % steps_of_head) * QUERIES;
+        if (first_key < query + QUERIES) {
+            u32 a[D / 16][4];
+            float p[N][4], ds[N][4];
+            load_keys<D>(a, keys, warp_row);
+            key_scores<D, N>(p, a, queries);
+            load_keys<D>(a, values, warp_row);
+            key_scores<D, N>(ds, a, douts);
+            const bool masked = first_key + 15 > query;
+#pragma unroll
+            for (int n = 0; n < N; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const int column = column_of(n, e);
+                    const float share = power_of_2(fmaf(p[n][e], scale * LOG2_E, -lse[column]));
+                    p[n][e] = !masked || first_key + row_of(0, e) <= query + column ? share : 0.0f;
+                    ds[n][e] = p[n][e] * (ds[n][e] - lse[QUERIES + column]);
+                }
+            key_weigh<D, N>(dv, p, douts);
+            key_weigh<D, N>(dk, ds, queries);
+        }
+        __syncthreads();
+    }
+    u16* to = dqkv_TQ + (tile.begin + first) * stride;
+    store_keys<D>(dk, scale, keys, warp_row, to + packed.k(g), stride, valid);
+    store_keys<D>(dv, 1.0f, values, warp_row, to + packed.v(g), stride, valid);
+}
+
+#define KEY_BOUNDS __launch_bounds__(256, 1)
+
+#define BACKWARD_ENTRIES(D) \
+    extern "C" __global__ void BLOCK_BOUNDS attention_dq_##D( \
+        const u16* __restrict__ dout_T, const u16* __restrict__ qkv_TQ, const u16* __restrict__ out_T, \
+        const float* __restrict__ lse_HT, const u32* __restrict__ tiles, float* __restrict__ delta_HT, \
+        u16* __restrict__ dqkv_TQ, i64 T, int H, int G, float scale) { \
+        dq<D>(dout_T, qkv_TQ, out_T, lse_HT, tiles, delta_HT, dqkv_TQ, T, H, G, scale); \
+    } \
+    extern "C" __global__ void KEY_BOUNDS attention_dkv_##D( \
+        const u16* __restrict__ dout_T, const u16* __restrict__ qkv_TQ, const float* __restrict__ lse_HT, \
+        const float* __restrict__ delta_HT, const u32* __restrict__ tiles, u16* __restrict__ dqkv_TQ, i64 T, int H, int G, \
+        float scale) { \
+        dkv<D>(dout_T, qkv_TQ, lse_HT, delta_HT, tiles, dqkv_TQ, T, H, G, scale); \
+    }
+
+BACKWARD_ENTRIES(64)
+BACKWARD_ENTRIES(128)
