@@ -11,9 +11,12 @@ use chronicals_kernels::{
 
 use crate::machine::{Machine, Memory, Operands, assert_close, rounded};
 
-/// Heads, key/value heads, head dimension, and lengths of the documents: one token; the edges of steps, of a warp's rows and
+/// Heads, key/value heads, head dimension.
+type Heads = (usize, usize, usize);
+
+/// Lengths of the documents: one token; the edges of steps, of a warp's rows and
 /// of blocks; no tokens; many small documents; groups of one, of several, and one for all; either head dimension.
-const CASES: [((usize, usize, usize), &[u32]); 7] = [
+const CASES: [(Heads, &[u32]); 7] = [
     ((1, 1, 64), &[1]),
     ((2, 1, 64), &[31, 32, 33, 0, 63, 64, 65]),
     ((2, 2, 64), &[127, 128, 129]),
@@ -46,12 +49,7 @@ pub struct Batch {
 
 impl Batch {
     /// Queries and keys have about the size of `magnitude`.
-    pub fn new(
-        (heads, kv_heads, head_dim): (usize, usize, usize),
-        lengths: &[u32],
-        elem: Elem,
-        magnitude: f32,
-    ) -> Self {
+    pub fn new((heads, kv_heads, head_dim): Heads, lengths: &[u32], elem: Elem, magnitude: f32) -> Self {
         let shape = Shape { heads, kv_heads, head_dim };
         let ends = lengths.iter().scan(0, |end, len| {
             *end += len;
@@ -164,7 +162,14 @@ fn check(batch: &Batch, left: &Left, what: &str) {
     let (q, k) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
     for (name, from, to) in [("dq", 0, q), ("dk", q, q + k), ("dv", q + k, q + 2 * k)] {
         let exact: Vec<f64> = dqkv.chunks(s.packed()).flat_map(|row| &row[from..to]).copied().collect();
-        assert_close(&format!("{name} {what}"), &columns(&left.dqkv, s, from, to), &exact, tolerance);
+        let got = columns(&left.dqkv, s, from, to);
+        // Of one token dq and dk cancel to nothing, as far as rounding lets them.
+        let cancelled = exact.iter().all(|x| x.abs() < 1e-6);
+        if cancelled {
+            assert!(got.iter().all(|x| x.abs() < 1e-6), "{name} {what} is not nothing");
+        } else {
+            assert_close(&format!("{name} {what}"), &got, &exact, tolerance);
+        }
     }
 }
 

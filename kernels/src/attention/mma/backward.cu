@@ -5,18 +5,12 @@
 //
 // Each computes scores and their gradients anew: seven products in place of five, and no partial sums in memory.
 
-// Keys of a step of attention_dq: fewer where a head's rows take more registers.
-template <int D>
-struct DqStep {
-    static constexpr int KEYS = D == 64 ? 32 : 16;
-};
-
 // Dynamic shared memory: queries, gradients of the output, two steps of keys and values, delta and lse of the
 // queries.
-template <int D>
+template <int D, int M, int KEYS>
 __device__ __forceinline__ void dq(const u16* dout_T, const u16* qkv_TQ, const u16* out_T, const float* lse_HT,
                                    const u32* tiles, float* delta_HT, u16* dqkv_TQ, i64 T, int H, int G, float scale) {
-    constexpr int KEYS = DqStep<D>::KEYS, N = KEYS / 8;
+    constexpr int N = KEYS / 8;
     extern __shared__ __align__(128) u16 shared[];
     const Tile tile = tile_at(tiles, blockIdx.x / H);
     if (tile.len == 0) return;
@@ -40,7 +34,7 @@ __device__ __forceinline__ void dq(const u16* dout_T, const u16* qkv_TQ, const u
     // delta of row threadIdx.x: what the softmax takes off every gradient of its scores.
     float *deltas = (float*)(steps + 4 * KEYS * D), *lse = deltas + BLOCK;
     float delta = 0.0f;
-    const int own = threadIdx.x;
+    const int own = threadIdx.x;  // of at least BLOCK threads
     if (own < valid) {
 #pragma unroll
         for (int c = 0; c < D; c += PACK) {
@@ -52,20 +46,20 @@ __device__ __forceinline__ void dq(const u16* dout_T, const u16* qkv_TQ, const u
         }
         delta_HT[h * T + tile.begin + first + own] = delta;
     }
-    deltas[own] = delta;
-    lse[own] = own < valid ? LOG2_E * lse_HT[h * T + tile.begin + first + own] : 0.0f;
+    if (own < BLOCK) deltas[own] = delta;
+    if (own < BLOCK) lse[own] = own < valid ? LOG2_E * lse_HT[h * T + tile.begin + first + own] : 0.0f;
     float out[M][D / 8][4] = {};
     for (int i = 0; i < count; i++) {
+        cp_async_wait<0>();
+        __syncthreads();
         if (i + 1 < count) fetch(i + 1);
         cp_async_commit();
-        cp_async_wait<1>();
-        __syncthreads();
         const u16* step = steps + i % 2 * 2 * KEYS * D;
         const int last_key = i * KEYS + KEYS - 1, first_query = first + warp_row;
         if (i * KEYS < first_query + 16 * M) {
             float p[M][N][4], ds[M][N][4];
-            scores<D, N>(p, queries, warp_row, step);
-            scores<D, N>(ds, douts, warp_row, step + KEYS * D);
+            scores<D, M, N>(p, queries, warp_row, step);
+            scores<D, M, N>(ds, douts, warp_row, step + KEYS * D);
             const bool masked = last_key > first_query;
 #pragma unroll
             for (int m = 0; m < M; m++)
@@ -82,9 +76,8 @@ __device__ __forceinline__ void dq(const u16* dout_T, const u16* qkv_TQ, const u
                             ds[m][n][e] = seen ? share * (ds[m][n][e] - mean) : 0.0f;
                         }
                 }
-            weigh<D, N>(out, ds, step);
+            weigh<D, M, N>(out, ds, step);
         }
-        __syncthreads();
     }
 #pragma unroll
     for (int m = 0; m < M; m++)
@@ -92,14 +85,8 @@ __device__ __forceinline__ void dq(const u16* dout_T, const u16* qkv_TQ, const u
         for (int n = 0; n < D / 8; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) out[m][n][e] *= scale;
-    store_rows<D>(out, queries, warp_row, dqkv_TQ + (tile.begin + first) * stride + packed.q(h), stride, valid);
+    store_rows<D, M>(out, queries, warp_row, dqkv_TQ + (tile.begin + first) * stride + packed.q(h), stride, valid);
 }
-
-// Queries of a step of attention_dkv.
-template <int D>
-struct DkvStep {
-    static constexpr int QUERIES = D == 64 ? 64 : 32;
-};
 
 // x of 16 rows of a warp, transposed with respect to `scores`: rows are the warp's keys, which `a` holds, columns the tile's
 // rows: 16 x 8 N.
@@ -166,10 +153,10 @@ __device__ __forceinline__ void store_keys(const float x[D / 8][4], float factor
 }
 
 // Dynamic shared memory: keys, values, two steps of queries and gradients of the output, and their lse and delta.
-template <int D>
+template <int D, int QUERIES>
 __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const float* lse_HT, const float* delta_HT,
                                     const u32* tiles, u16* dqkv_TQ, i64 T, int H, int G, float scale) {
-    constexpr int QUERIES = DkvStep<D>::QUERIES, N = QUERIES / 8;
+    constexpr int N = QUERIES / 8;
     extern __shared__ __align__(128) u16 shared[];
     const Tile tile = tile_at(tiles, blockIdx.x / G);
     if (tile.len == 0) return;
@@ -204,10 +191,10 @@ __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const 
     const int warp_row = threadIdx.x / WARP * 16, first_key = first + warp_row;
     float dk[D / 8][4] = {}, dv[D / 8][4] = {};
     for (int i = 0; i < count; i++) {
+        cp_async_wait<0>();
+        __syncthreads();
         if (i + 1 < count) fetch(i + 1);
         cp_async_commit();
-        cp_async_wait<1>();
-        __syncthreads();
         const u16 *queries = steps + i % 2 * 2 * QUERIES * D, *douts = queries + QUERIES * D;
         const float* lse = statistics + i % 2 * 2 * QUERIES;
         const int query = (from + i % steps_of_head) * QUERIES;
@@ -231,7 +218,6 @@ __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const 
             key_weigh<D, N>(dv, p, douts);
             key_weigh<D, N>(dk, ds, queries);
         }
-        __syncthreads();
     }
     u16* to = dqkv_TQ + (tile.begin + first) * stride;
     store_keys<D>(dk, scale, keys, warp_row, to + packed.k(g), stride, valid);
@@ -245,13 +231,13 @@ __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const 
         const u16* __restrict__ dout_T, const u16* __restrict__ qkv_TQ, const u16* __restrict__ out_T, \
         const float* __restrict__ lse_HT, const u32* __restrict__ tiles, float* __restrict__ delta_HT, \
         u16* __restrict__ dqkv_TQ, i64 T, int H, int G, float scale) { \
-        dq<D>(dout_T, qkv_TQ, out_T, lse_HT, tiles, delta_HT, dqkv_TQ, T, H, G, scale); \
+        dq<D, 2, D == 64 ? 32 : 16>(dout_T, qkv_TQ, out_T, lse_HT, tiles, delta_HT, dqkv_TQ, T, H, G, scale); \
     } \
     extern "C" __global__ void KEY_BOUNDS attention_dkv_##D( \
         const u16* __restrict__ dout_T, const u16* __restrict__ qkv_TQ, const float* __restrict__ lse_HT, \
         const float* __restrict__ delta_HT, const u32* __restrict__ tiles, u16* __restrict__ dqkv_TQ, i64 T, int H, int G, \
         float scale) { \
-        dkv<D>(dout_T, qkv_TQ, lse_HT, delta_HT, tiles, dqkv_TQ, T, H, G, scale); \
+        dkv<D, D == 64 ? 64 : 32>(dout_T, qkv_TQ, lse_HT, delta_HT, tiles, dqkv_TQ, T, H, G, scale); \
     }
 
 BACKWARD_ENTRIES(64)

@@ -29,11 +29,8 @@ struct Packed {
     __device__ __forceinline__ int v(int g) const { return (H + G + g) * D; }
 };
 
-// Rows of a warp's tiles: two of 16.
-#define M 2
-
-// s = a tile's rows (from `row`) times the transposed rows of `other`: 32 x 8 N.
-template <int D, int N>
+// Below, a warp has M tiles of 16 rows. s = a tile's rows (from `row`) times the transposed rows of `other`: 16 M x 8 N.
+template <int D, int M, int N>
 __device__ __forceinline__ void scores(float s[M][N][4], const u16* tile, int row, const u16* other) {
 #pragma unroll
     for (int m = 0; m < M; m++)
@@ -59,8 +56,8 @@ __device__ __forceinline__ void scores(float s[M][N][4], const u16* tile, int ro
     }
 }
 
-// out += p (32 x 8 N, rounded to bf16) times the rows of `tile`: 32 x D.
-template <int D, int N>
+// out += p (32 x 8 N, rounded to bf16) times the rows of `tile`: 16 M x D.
+template <int D, int M, int N>
 __device__ __forceinline__ void weigh(float out[M][D / 8][4], const float p[M][N][4], const u16* tile) {
 #pragma unroll
     for (int k = 0; k < N / 2; k++) {
@@ -82,12 +79,12 @@ __device__ __forceinline__ void weigh(float out[M][D / 8][4], const float p[M][N
     }
 }
 
-// Row, within a warp's 32, of element i of tile m; column of element i of tile n.
+// Row, within a warp's, of element i of tile m; column of element i of tile n.
 __device__ __forceinline__ int row_of(int m, int i) { return 16 * m + threadIdx.x % WARP / 4 + 8 * (i / 2); }
 __device__ __forceinline__ int column_of(int n, int i) { return 8 * n + 2 * (threadIdx.x % 4) + i % 2; }
 
-// x of a warp's 32 rows, through the warp's own rows of `tile`, to memory; rows from `valid` on are left out.
-template <int D>
+// x of a warp's rows, through the warp's own rows of `tile`, to memory; rows from `valid` on are left out.
+template <int D, int M>
 __device__ __forceinline__ void store_rows(const float x[M][D / 8][4], u16* tile, int row, u16* to, i64 stride, int valid) {
     const int lane = threadIdx.x % WARP;
     __syncwarp();
@@ -106,6 +103,7 @@ __device__ __forceinline__ void store_rows(const float x[M][D / 8][4], u16* tile
 }
 
 // Running maximum and sum of a thread's rows. The sum is the thread's own part until the end.
+template <int M>
 struct Softmax {
     float max[M][2], sum[M][2];
 
@@ -140,17 +138,10 @@ struct Softmax {
     }
 };
 
-// Keys of a step: fewer where the rows of a head take more registers.
-template <int D>
-struct Step {
-    static constexpr int KEYS = D == 64 ? 64 : 32;
-};
-
 // Dynamic shared memory: queries, then two steps of keys and values.
-template <int D>
+template <int D, int M, int KEYS>
 __device__ __forceinline__ void forward(const u16* qkv_TQ, const u32* tiles, u16* out_T, float* lse_HT, i64 T, int H, int G,
                                         float scale_log2) {
-    constexpr int KEYS = Step<D>::KEYS;
     extern __shared__ __align__(128) u16 shared[];
     const Tile tile = tile_at(tiles, blockIdx.x / H);
     if (tile.len == 0) return;
@@ -170,20 +161,21 @@ __device__ __forceinline__ void forward(const u16* qkv_TQ, const u32* tiles, u16
     fetch(0);
     cp_async_commit();
     float out[M][D / 8][4] = {};
-    Softmax softmax;
+    Softmax<M> softmax;
 #pragma unroll
     for (int i = 0; i < 2 * M; i++) softmax.max[i / 2][i % 2] = MINUS_INFINITY, softmax.sum[i / 2][i % 2] = 0.0f;
     for (int i = 0; i < count; i++) {
+        cp_async_wait<0>();
+        // And everybody is done with the step before, whose place the next one takes.
+        __syncthreads();
         if (i + 1 < count) fetch(i + 1);
         cp_async_commit();
-        cp_async_wait<1>();
-        __syncthreads();
         const u16* step = steps + i % 2 * 2 * KEYS * D;
         // Of the warp's queries the last sees the most keys, the first the fewest.
         const int last_key = i * KEYS + KEYS - 1, first_query = first + warp_row;
         if (i * KEYS < first_query + 16 * M) {
             float s[M][KEYS / 8][4];
-            scores<D, KEYS / 8>(s, queries, warp_row, step);
+            scores<D, M, KEYS / 8>(s, queries, warp_row, step);
             if (last_key > first_query) {
 #pragma unroll
                 for (int m = 0; m < M; m++)
@@ -193,10 +185,9 @@ __device__ __forceinline__ void forward(const u16* qkv_TQ, const u32* tiles, u16
                         for (int e = 0; e < 4; e++)
                             if (i * KEYS + column_of(n, e) > first_query + row_of(m, e)) s[m][n][e] = MINUS_INFINITY;
             }
-            softmax.absorb<KEYS / 8, D / 8>(s, out, scale_log2);
-            weigh<D, KEYS / 8>(out, s, step + KEYS * D);
+            softmax.template absorb<KEYS / 8, D / 8>(s, out, scale_log2);
+            weigh<D, M, KEYS / 8>(out, s, step + KEYS * D);
         }
-        __syncthreads();
     }
 #pragma unroll
     for (int m = 0; m < M; m++)
@@ -213,7 +204,7 @@ __device__ __forceinline__ void forward(const u16* qkv_TQ, const u32* tiles, u16
 #pragma unroll
                 for (int i = 2 * half; i < 2 * half + 2; i++) out[m][n][i] /= sum;
         }
-    store_rows<D>(out, queries, warp_row, out_T + (tile.begin + first) * (i64)(H * D) + h * D, H * D, valid);
+    store_rows<D, M>(out, queries, warp_row, out_T + (tile.begin + first) * (i64)(H * D) + h * D, H * D, valid);
 }
 
 #define BLOCK_BOUNDS __launch_bounds__(128, 2)
@@ -221,11 +212,11 @@ __device__ __forceinline__ void forward(const u16* qkv_TQ, const u32* tiles, u16
 extern "C" __global__ void BLOCK_BOUNDS attention_forward_64(const u16* __restrict__ qkv_TQ, const u32* __restrict__ tiles,
                                                              u16* __restrict__ out_T, float* __restrict__ lse_HT, i64 T, int H,
                                                              int G, float scale_log2) {
-    forward<64>(qkv_TQ, tiles, out_T, lse_HT, T, H, G, scale_log2);
+    forward<64, 2, 64>(qkv_TQ, tiles, out_T, lse_HT, T, H, G, scale_log2);
 }
 
 extern "C" __global__ void BLOCK_BOUNDS attention_forward_128(const u16* __restrict__ qkv_TQ, const u32* __restrict__ tiles,
                                                               u16* __restrict__ out_T, float* __restrict__ lse_HT, i64 T,
                                                               int H, int G, float scale_log2) {
-    forward<128>(qkv_TQ, tiles, out_T, lse_HT, T, H, G, scale_log2);
+    forward<128, 2, 32>(qkv_TQ, tiles, out_T, lse_HT, T, H, G, scale_log2);
 }
