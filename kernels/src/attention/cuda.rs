@@ -95,31 +95,63 @@ pub fn scratch_floats(tokens: usize, shape: Shape) -> usize {
     tokens * shape.heads
 }
 
-/// A launch's name, unit and shared memory.
-struct Choice {
-    entry: Entry,
-    shared: usize,
-}
-
-/// `attention_<pass>_<K>`, or the plain one. `rows` is what the block keeps of rows of K elements, `step` the rows of one of
-/// two steps, `floats` what it keeps besides.
-fn choose(
-    elem: Elem,
-    shape: Shape,
-    names: [&'static str; 3],
+/// A kernel on tensor cores, at a head dimension, as `mma/` has it.
+#[derive(Clone, Copy)]
+struct Tiling {
+    name: &'static str,
+    threads: u32,
+    /// Rows of K elements that a block keeps in shared memory, and of one of the two steps that follow.
     rows: usize,
     step: usize,
+    /// f32 that it keeps besides.
     floats: usize,
-) -> Choice {
+}
+
+/// A kernel's tilings at head dimensions of 64 and 128, and its plain version. Measured: larger steps are faster as long as
+/// the scores of one leave no register to spill.
+struct Pass {
+    tilings: [Tiling; 2],
+    plain: &'static str,
+}
+
+const FORWARD: Pass = Pass {
+    tilings: [
+        Tiling { name: "attention_forward_64", threads: 128, rows: BLOCK, step: 2 * 128, floats: 0 },
+        Tiling { name: "attention_forward_128", threads: 128, rows: BLOCK, step: 2 * 32, floats: 0 },
+    ],
+    plain: "attention_plain_forward",
+};
+
+const DQ: Pass = Pass {
+    tilings: [
+        Tiling { name: "attention_dq_64", threads: 128, rows: 2 * BLOCK, step: 2 * 32, floats: 2 * BLOCK },
+        Tiling { name: "attention_dq_128", threads: 128, rows: 2 * BLOCK, step: 2 * 16, floats: 2 * BLOCK },
+    ],
+    plain: "attention_plain_dq",
+};
+
+const DKV: Pass = Pass {
+    tilings: [
+        Tiling { name: "attention_dkv_64", threads: 256, rows: 2 * BLOCK, step: 2 * 128, floats: 4 * 128 },
+        Tiling { name: "attention_dkv_128", threads: 256, rows: 2 * BLOCK, step: 2 * 64, floats: 4 * 64 },
+    ],
+    plain: "attention_plain_dkv",
+};
+
+/// The entry of a pass, and its grid: a block for each tile and each of `heads`.
+fn choose(elem: Elem, shape: Shape, pass: &Pass, tiles: usize, heads: usize) -> (Entry, Grid) {
     let k = shape.head_dim;
     assert!(shape.kv_heads > 0 && shape.heads.is_multiple_of(shape.kv_heads), "{shape:?}");
+    let blocks = ((tiles * heads) as u32, 1);
     if elem == Elem::F32 {
         assert!(k.is_multiple_of(8) && k <= 128, "heads of {k} are no multiple of 8 up to 128");
-        return Choice { entry: Entry { unit: &PLAIN, name: names[2], elem }, shared: 0 };
+        let entry = Entry { unit: &PLAIN, name: pass.plain, elem };
+        return (entry, Grid { blocks, threads: 128, shared: 0 });
     }
     assert!(k == 64 || k == 128, "heads of {k} are neither 64 nor 128");
-    let name = names[usize::from(k == 128)];
-    Choice { entry: Entry { unit: &MMA, name, elem }, shared: (rows + 2 * step) * k * 2 + 4 * floats }
+    let Tiling { name, threads, rows, step, floats } = pass.tilings[usize::from(k == 128)];
+    let shared = ((rows + 2 * step) * k * elem.bytes() + 4 * floats) as u32;
+    (Entry { unit: &MMA, name, elem }, Grid { blocks, threads, shared })
 }
 
 /// T, H, G, for plain kernels K, and the scale.
@@ -150,8 +182,7 @@ pub unsafe fn forward(
     lse_HT: Ptr,
     shape: Shape,
 ) -> Result<(), GpuError> {
-    let names = ["attention_forward_64", "attention_forward_128", "attention_plain_forward"];
-    let choice = choose(elem, shape, names, BLOCK, if shape.head_dim == 128 { 64 } else { 128 }, 0);
+    let (entry, grid) = choose(elem, shape, &FORWARD, documents.count, shape.heads);
     if documents.count == 0 {
         return Ok(());
     }
@@ -159,10 +190,8 @@ pub unsafe fn forward(
     let scale = shape.scale() * if elem == Elem::F32 { 1.0 } else { std::f32::consts::LOG2_E };
     let mut args = [qkv_TQ, documents.tiles, out_T, lse_HT].map(Arg::Ptr).to_vec();
     args.extend(extents(elem, documents, shape, scale));
-    let blocks = (documents.count * shape.heads) as u32;
-    let grid = Grid { blocks: (blocks, 1), threads: 128, shared: choice.shared as u32 };
     // SAFETY: the caller's promise is the same.
-    unsafe { on.launch(choice.entry, grid, &args) }
+    unsafe { on.launch(entry, grid, &args) }
 }
 
 /// `dqkv_TQ`, overwritten, from `dout_T` and what the forward pass left. `scratch` holds [`scratch_floats`].
@@ -185,29 +214,21 @@ pub unsafe fn backward(
     dqkv_TQ: Ptr,
     shape: Shape,
 ) -> Result<(), GpuError> {
-    let wide = shape.head_dim == 128;
-    let dq = ["attention_dq_64", "attention_dq_128", "attention_plain_dq"];
-    let dq = choose(elem, shape, dq, 2 * BLOCK, if wide { 32 } else { 64 }, 2 * BLOCK);
-    let dkv = ["attention_dkv_64", "attention_dkv_128", "attention_plain_dkv"];
-    let queries = if wide { 32 } else { 64 };
-    let dkv = choose(elem, shape, dkv, 2 * BLOCK, 2 * queries, 4 * queries);
     if documents.count == 0 {
         return Ok(());
     }
     let extents = extents(elem, documents, shape, shape.scale());
     let mut args = [dout_T, qkv_TQ, out_T, lse_HT, documents.tiles, scratch, dqkv_TQ].map(Arg::Ptr).to_vec();
     args.extend(&extents);
-    let blocks = (documents.count * shape.heads) as u32;
-    let grid = Grid { blocks: (blocks, 1), threads: 128, shared: dq.shared as u32 };
+    let (entry, grid) = choose(elem, shape, &DQ, documents.count, shape.heads);
     // SAFETY: the caller's promise is the same.
-    unsafe { on.launch(dq.entry, grid, &args)? };
+    unsafe { on.launch(entry, grid, &args)? };
     let by_keys = documents.tiles.offset(4 * 4 * documents.count);
     let mut args = [dout_T, qkv_TQ, lse_HT, scratch, by_keys, dqkv_TQ].map(Arg::Ptr).to_vec();
     args.extend(&extents);
-    let blocks = (documents.count * shape.kv_heads) as u32;
-    let grid = Grid { blocks: (blocks, 1), threads: 256, shared: dkv.shared as u32 };
+    let (entry, grid) = choose(elem, shape, &DKV, documents.count, shape.kv_heads);
     // SAFETY: as above; what the launch before left of δ is there.
-    unsafe { on.launch(dkv.entry, grid, &args) }
+    unsafe { on.launch(entry, grid, &args) }
 }
 
 #[cfg(test)]

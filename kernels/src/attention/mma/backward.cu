@@ -5,6 +5,19 @@
 //
 // Each computes scores and their gradients anew: seven products in place of five, and no partial sums in memory.
 
+// x times `factor`, as store_rows.
+template <int D, int M>
+__device__ __forceinline__ void store_scaled(float x[M][D / 8][4], float factor, u16* tile, int row, u16* to, i64 stride,
+                                             int valid) {
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < D / 8; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) x[m][n][e] *= factor;
+    store_rows<D, M>(x, tile, row, to, stride, valid);
+}
+
 // Dynamic shared memory: queries, gradients of the output, two steps of keys and values, delta and lse of the
 // queries.
 template <int D, int M, int KEYS>
@@ -79,84 +92,16 @@ __device__ __forceinline__ void dq(const u16* dout_T, const u16* qkv_TQ, const u
             weigh<D, M, N>(out, ds, step);
         }
     }
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int n = 0; n < D / 8; n++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) out[m][n][e] *= scale;
-    store_rows<D, M>(out, queries, warp_row, dqkv_TQ + (tile.begin + first) * stride + packed.q(h), stride, valid);
+    u16* to = dqkv_TQ + (tile.begin + first) * stride + packed.q(h);
+    store_scaled<D, M>(out, scale, queries, warp_row, to, stride, valid);
 }
 
-// x of 16 rows of a warp, transposed with respect to `scores`: rows are the warp's keys, which `a` holds, columns the tile's
-// rows: 16 x 8 N.
-template <int D, int N>
-__device__ __forceinline__ void key_scores(float s[N][4], const u32 a[D / 16][4], const u16* other) {
-#pragma unroll
-    for (int n = 0; n < N; n++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) s[n][e] = 0.0f;
-#pragma unroll
-    for (int k = 0; k < D / 16; k++)
-#pragma unroll
-        for (int n = 0; n < N; n += 2) {
-            u32 b[4];
-            load_b_transposed<D>(b, other, 8 * n, 2 * k);
-            mma_m16n8k16_bf16(s[n], a[k], b);
-            mma_m16n8k16_bf16(s[n + 1], a[k], b + 2);
-        }
-}
-
-// out += p (16 keys x 8 N queries, rounded to bf16) times the rows of `tile`: 16 x D.
-template <int D, int N>
-__device__ __forceinline__ void key_weigh(float out[D / 8][4], const float p[N][4], const u16* tile) {
-#pragma unroll
-    for (int k = 0; k < N / 2; k++) {
-        u32 a[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) a[i] = pair_of(p[2 * k + i / 2][2 * (i % 2)], p[2 * k + i / 2][2 * (i % 2) + 1]);
-#pragma unroll
-        for (int n = 0; n < D / 8; n += 2) {
-            u32 b[4];
-            load_b<D>(b, tile, 16 * k, n);
-            mma_m16n8k16_bf16(out[n], a, b);
-            mma_m16n8k16_bf16(out[n + 1], a, b + 2);
-        }
-    }
-}
-
-// Keys, or values, of a warp, out of a tile that may be overwritten after.
-template <int D>
-__device__ __forceinline__ void load_keys(u32 a[D / 16][4], const u16* tile, int row) {
-#pragma unroll
-    for (int k = 0; k < D / 16; k++) load_a<D>(a[k], tile, row, 2 * k);
-}
-
-// 16 rows of a warp, times `factor`, through the warp's own rows of `tile` to memory.
-template <int D>
-__device__ __forceinline__ void store_keys(const float x[D / 8][4], float factor, u16* tile, int row, u16* to, i64 stride,
-                                           int valid) {
-    const int lane = threadIdx.x % WARP;
-    __syncwarp();
-#pragma unroll
-    for (int n = 0; n < D / 8; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i += 2)
-            *(u32*)(tile + chunk_at<D>(row + row_of(0, i), n) + column_of(0, 0)) =
-                pair_of(factor * x[n][i], factor * x[n][i + 1]);
-    __syncwarp();
-    for (int i = lane; i < 16 * (D / PACK); i += WARP) {
-        const int r = row + i / (D / PACK), chunk = i % (D / PACK);
-        if (r < valid) *(uint4*)(to + r * stride + chunk * PACK) = *(const uint4*)(tile + chunk_at<D>(r, chunk));
-    }
-    __syncwarp();
-}
-
-// Dynamic shared memory: keys, values, two steps of queries and gradients of the output, and their lse and delta.
-template <int D, int QUERIES>
+// Dynamic shared memory: keys, values, two steps of queries and gradients of the output, and their lse and delta. PART of a
+// step's queries have their scores in registers at a time.
+template <int D, int QUERIES, int PART>
 __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const float* lse_HT, const float* delta_HT,
                                     const u32* tiles, u16* dqkv_TQ, i64 T, int H, int G, float scale) {
-    constexpr int N = QUERIES / 8;
+    constexpr int N = PART / 8;
     extern __shared__ __align__(128) u16 shared[];
     const Tile tile = tile_at(tiles, blockIdx.x / G);
     if (tile.len == 0) return;
@@ -189,7 +134,7 @@ __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const 
     fetch(0);
     cp_async_commit();
     const int warp_row = threadIdx.x / WARP * 16, first_key = first + warp_row;
-    float dk[D / 8][4] = {}, dv[D / 8][4] = {};
+    float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {};
     for (int i = 0; i < count; i++) {
         cp_async_wait<0>();
         __syncthreads();
@@ -198,47 +143,47 @@ __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const 
         const u16 *queries = steps + i % 2 * 2 * QUERIES * D, *douts = queries + QUERIES * D;
         const float* lse = statistics + i % 2 * 2 * QUERIES;
         const int query = (from + i % steps_of_head) * QUERIES;
-        if (first_key < query + QUERIES) {
-            u32 a[D / 16][4];
-            float p[N][4], ds[N][4];
-            load_keys<D>(a, keys, warp_row);
-            key_scores<D, N>(p, a, queries);
-            load_keys<D>(a, values, warp_row);
-            key_scores<D, N>(ds, a, douts);
-            const bool masked = first_key + 15 > query;
+#pragma unroll
+        for (int part = 0; part < QUERIES; part += PART) {
+            if (first_key >= query + part + PART) continue;
+            // Rows are keys here, columns queries: probabilities and gradients are then what the products below take.
+            float p[1][N][4], ds[1][N][4];
+            scores<D, 1, N>(p, keys, warp_row, queries + part * D);
+            scores<D, 1, N>(ds, values, warp_row, douts + part * D);
+            const bool masked = first_key + 15 > query + part;
 #pragma unroll
             for (int n = 0; n < N; n++)
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
-                    const int column = column_of(n, e);
-                    const float share = power_of_2(fmaf(p[n][e], scale * LOG2_E, -lse[column]));
-                    p[n][e] = !masked || first_key + row_of(0, e) <= query + column ? share : 0.0f;
-                    ds[n][e] = p[n][e] * (ds[n][e] - lse[QUERIES + column]);
+                    const int column = part + column_of(n, e);
+                    const float share = power_of_2(fmaf(p[0][n][e], scale * LOG2_E, -lse[column]));
+                    p[0][n][e] = !masked || first_key + row_of(0, e) <= query + column ? share : 0.0f;
+                    ds[0][n][e] = p[0][n][e] * (ds[0][n][e] - lse[QUERIES + column]);
                 }
-            key_weigh<D, N>(dv, p, douts);
-            key_weigh<D, N>(dk, ds, queries);
+            weigh<D, 1, N>(dv, p, douts + part * D);
+            weigh<D, 1, N>(dk, ds, queries + part * D);
         }
     }
     u16* to = dqkv_TQ + (tile.begin + first) * stride;
-    store_keys<D>(dk, scale, keys, warp_row, to + packed.k(g), stride, valid);
-    store_keys<D>(dv, 1.0f, values, warp_row, to + packed.v(g), stride, valid);
+    store_scaled<D, 1>(dk, scale, keys, warp_row, to + packed.k(g), stride, valid);
+    store_rows<D, 1>(dv, values, warp_row, to + packed.v(g), stride, valid);
 }
 
 #define KEY_BOUNDS __launch_bounds__(256, 1)
 
-#define BACKWARD_ENTRIES(D) \
+#define BACKWARD_ENTRIES(D, M, KEYS, QUERIES, PART) \
     extern "C" __global__ void BLOCK_BOUNDS attention_dq_##D( \
         const u16* __restrict__ dout_T, const u16* __restrict__ qkv_TQ, const u16* __restrict__ out_T, \
         const float* __restrict__ lse_HT, const u32* __restrict__ tiles, float* __restrict__ delta_HT, \
         u16* __restrict__ dqkv_TQ, i64 T, int H, int G, float scale) { \
-        dq<D, 2, D == 64 ? 32 : 16>(dout_T, qkv_TQ, out_T, lse_HT, tiles, delta_HT, dqkv_TQ, T, H, G, scale); \
+        dq<D, M, KEYS>(dout_T, qkv_TQ, out_T, lse_HT, tiles, delta_HT, dqkv_TQ, T, H, G, scale); \
     } \
     extern "C" __global__ void KEY_BOUNDS attention_dkv_##D( \
         const u16* __restrict__ dout_T, const u16* __restrict__ qkv_TQ, const float* __restrict__ lse_HT, \
         const float* __restrict__ delta_HT, const u32* __restrict__ tiles, u16* __restrict__ dqkv_TQ, i64 T, int H, int G, \
         float scale) { \
-        dkv<D, D == 64 ? 64 : 32>(dout_T, qkv_TQ, lse_HT, delta_HT, tiles, dqkv_TQ, T, H, G, scale); \
+        dkv<D, QUERIES, PART>(dout_T, qkv_TQ, lse_HT, delta_HT, tiles, dqkv_TQ, T, H, G, scale); \
     }
 
-BACKWARD_ENTRIES(64)
-BACKWARD_ENTRIES(128)
+BACKWARD_ENTRIES(64, 2, 32, 128, 64)
+BACKWARD_ENTRIES(128, 2, 16, 64, 32)

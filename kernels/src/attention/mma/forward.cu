@@ -212,7 +212,7 @@ __device__ __forceinline__ void forward(const u16* qkv_TQ, const u32* tiles, u16
 extern "C" __global__ void BLOCK_BOUNDS attention_forward_64(const u16* __restrict__ qkv_TQ, const u32* __restrict__ tiles,
                                                              u16* __restrict__ out_T, float* __restrict__ lse_HT, i64 T, int H,
                                                              int G, float scale_log2) {
-    forward<64, 2, 64>(qkv_TQ, tiles, out_T, lse_HT, T, H, G, scale_log2);
+    forward<64, 2, 128>(qkv_TQ, tiles, out_T, lse_HT, T, H, G, scale_log2);
 }
 
 extern "C" __global__ void BLOCK_BOUNDS attention_forward_128(const u16* __restrict__ qkv_TQ, const u32* __restrict__ tiles,
