@@ -12,7 +12,7 @@ use chronicals_kernels::{
 use crate::machine::{Machine, Memory, Operands, assert_close, rounded};
 
 /// Heads, key/value heads, head dimension.
-type Heads = (usize, usize, usize);
+pub type Heads = (usize, usize, usize);
 
 /// Lengths of the documents: one token; the edges of steps, of a warp's rows and
 /// of blocks; no tokens; many small documents; groups of one, of several, and one for all; either head dimension.
@@ -104,7 +104,7 @@ pub fn run(machine: &dyn Machine, batch: &Batch, padding: usize) -> Left {
 }
 
 /// out and lse of a query, and its probabilities, by the equations of the contract.
-fn query(batch: &Batch, qkv: &[f64], t: usize, h: usize) -> (Vec<f64>, f64, Vec<f64>) {
+pub fn query(batch: &Batch, qkv: &[f64], t: usize, h: usize) -> (Vec<f64>, f64, Vec<f64>) {
     let (s, k) = (batch.shape, batch.shape.head_dim);
     let row = |t: usize, head: usize| &qkv[t * s.packed() + head * k..][..k];
     let g = h / s.group();

@@ -3,11 +3,15 @@
 use chronicals_kernels::{
     cases::values,
     gpu::Elem,
+    linear_ce,
     qk_rope::{self, Tables},
     rmsnorm, swiglu,
 };
 
-use crate::machine::{Machine, Memory, Operands, assert_close, rounded};
+use crate::{
+    attention,
+    machine::{Machine, Memory, Operands, assert_close, rounded},
+};
 
 const TOKENS: usize = 128 << 10;
 
@@ -139,4 +143,89 @@ pub fn qk_rope(machine: &dyn Machine) {
         sums.iter_mut().zip(&row[v..]).for_each(|(sum, d)| *sum += f64::from(*d));
     }
     assert_close("dbias of v", &on.f32().read(&dbias)[v..], &sums, SUM_TOLERANCE);
+}
+
+/// One document: out, lse and dq of the rows that are looked at, and dk and dv of the last keys, which few queries see.
+pub fn attention(machine: &dyn Machine) {
+    let batch = attention::Batch::new((2, 1, 64), &[TOKENS as u32], Elem::Bf16, 1.0);
+    let left = attention::run(machine, &batch, 0);
+    let (s, k) = (batch.shape, 64);
+    let (qkv, dout) = (wide(&batch.qkv), wide(&batch.dout));
+    let row = |v: &[f64], t: usize, width: usize, from: usize| v[t * width + from..][..k].to_vec();
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    // Gradients of the scores of a query, its output and lse.
+    let of_query = |t: usize, h: usize| {
+        let (out, lse, p) = attention::query(&batch, &qkv, t, h);
+        let d = row(&dout, t, s.out(), h * k);
+        let delta = dot(&d, &out);
+        let ds = |(j, p): (usize, &f64)| p * (dot(&d, &row(&qkv, j, s.packed(), 3 * k)) - delta) / 8.0;
+        let ds: Vec<f64> = p.iter().enumerate().map(ds).collect();
+        (out, lse, p, ds)
+    };
+    for (t, h) in ROWS.into_iter().flat_map(|t| [(t, 0), (t, 1)]) {
+        let (out, lse, _, ds) = of_query(t, h);
+        let what = format!("query {t} of head {h}");
+        // Means of a hundred thousand values are small; what they are rounded to is as small.
+        assert_close(&format!("out {what}"), &left.out[t * s.out() + h * k..][..k], &out, 2e-2);
+        assert_close(&format!("lse {what}"), &[left.lse[h * TOKENS + t]], &[lse], 5e-6);
+        let mut dq = vec![0.0; k];
+        for (j, ds) in ds.iter().enumerate() {
+            dq.iter_mut().zip(row(&qkv, j, s.packed(), 2 * k)).for_each(|(sum, key)| *sum += ds * key);
+        }
+        if t > 0 {
+            assert_close(&format!("dq {what}"), &left.dqkv[t * s.packed() + h * k..][..k], &dq, 2e-2);
+        }
+    }
+    let first = TOKENS - 60;
+    let (mut dk, mut dv) = (vec![0.0; 60 * k], vec![0.0; 60 * k]);
+    for (t, h) in (first..TOKENS).flat_map(|t| [(t, 0), (t, 1)]) {
+        let (_, _, p, ds) = of_query(t, h);
+        let (q, d) = (row(&qkv, t, s.packed(), h * k), row(&dout, t, s.out(), h * k));
+        for (j, c) in (first..=t).flat_map(|j| (0..k).map(move |c| (j, c))) {
+            dk[(j - first) * k + c] += ds[j] * q[c];
+            dv[(j - first) * k + c] += p[j] * d[c];
+        }
+    }
+    let columns = |from: usize| -> Vec<f32> {
+        let rows = left.dqkv[first * s.packed()..].chunks(s.packed());
+        rows.flat_map(|row| &row[from..from + k]).copied().collect()
+    };
+    assert_close("dk of the last keys", &columns(2 * k), &dk, 2e-2);
+    assert_close("dv of the last keys", &columns(3 * k), &dv, 2e-2);
+}
+
+/// 32,768 rows of 151,936 logits in one chunk: offsets beyond 2³². Their gradients of x, of the rows at both ends.
+pub fn linear_ce(machine: &dyn Machine) {
+    use linear_ce::cuda::{self, Gradients, Operands as Inputs, Plan};
+    let (t, d, v) = (32 << 10, 16, 151_936);
+    let shape = linear_ce::Shape { tokens: t, hidden: d, vocab: v };
+    let plan = Plan { chunk: t, ..Plan::new(shape, Elem::Bf16, t) };
+    let on = on(machine);
+    let (x, w) = (bf16(1, t * d), bf16(2, v * d));
+    let labels: Vec<i32> = (0..t).map(|i| (i * 7919 % v) as i32).collect();
+    let index: Vec<u8> = cuda::index(&labels, &plan).iter().flat_map(|i| i.to_le_bytes()).collect();
+    let held = [on.input(&x), on.input(&w), machine.upload(&index), machine.upload(&[0; 8])];
+    let [x_TD, w_VD, index, loss] = held.each_ref().map(Memory::ptr);
+    let (scratch, dx) = (machine.upload(&vec![0xff; plan.scratch_bytes()]), on.output(t * d));
+    let scale = on.f32().input(&[1.0]);
+    let inputs = Inputs { x_TD, w_VD, index, loss, scratch: scratch.ptr() };
+    let gradients = Gradients { scale: scale.ptr(), dx_TD: dx.ptr(), dw_VD: None };
+    // SAFETY: every operand has the length that its docs say.
+    unsafe {
+        let (launcher, products) = (machine.launcher(), machine.products());
+        cuda::forward_backward(launcher, products, &inputs, &gradients, &plan, Default::default()).unwrap();
+    }
+    let dx = on.read(&dx);
+    for row in [0, 14_135, t - 2, t - 1] {
+        let x = wide(&x[row * d..][..d]);
+        let logit = |w: &[f32]| w.iter().zip(&x).map(|(w, x)| f64::from(*w) * x).sum::<f64>();
+        let z: Vec<f64> = w.chunks(d).map(logit).collect();
+        let sum: f64 = z.iter().map(|z| z.exp()).sum();
+        let mut exact = vec![0.0; d];
+        for (j, (w, z)) in w.chunks(d).zip(&z).enumerate() {
+            let dz = z.exp() / sum - f64::from(u8::from(j == labels[row] as usize));
+            exact.iter_mut().zip(w).for_each(|(sum, w)| *sum += dz * f64::from(*w));
+        }
+        assert_close(&format!("dx of row {row}"), &dx[row * d..][..d], &exact, 1.2e-2);
+    }
 }

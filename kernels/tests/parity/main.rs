@@ -48,5 +48,5 @@ parity! {
     swiglu { forward, backward }
     ;
     graph { replays }
-    long { qk_rope, rmsnorm, swiglu }
+    long { attention, linear_ce, qk_rope, rmsnorm, swiglu }
 }
