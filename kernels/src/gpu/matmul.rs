@@ -221,7 +221,8 @@ impl<'a> Matmul<'a> {
     /// Random elements: products of zeros run faster than real ones.
     fn random(&self, len: usize, elem: Elem) -> Result<Buffer, GpuError> {
         const BLOCK: usize = 1 << 20;
-        let len = len.max(1);
+        // Whole packs: algorithms read the pack in which a row ends, which the operands of a product have.
+        let len = len.max(1).next_multiple_of(8);
         self.on.repeat(&elem.encode(&values(1, BLOCK.min(len))), len * elem.bytes())
     }
 }

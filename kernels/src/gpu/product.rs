@@ -96,7 +96,8 @@ pub trait Products {
     ///
     /// # Safety
     /// Operands lie in this machine's memory with the extents of `product`, 16-byte aligned, until the product has run, and
-    /// C overlaps nothing. `bias` is read only where the product has one.
+    /// C overlaps nothing. `bias` is read only where the product has one. The 16 bytes in which a row of A or B ends may be
+    /// read beyond its end.
     ///
     /// # Errors
     /// The shape has no algorithm, or the operands are refused.

@@ -32,7 +32,9 @@ pub fn products(machine: &dyn Machine) {
 
 fn check(machine: &dyn Machine, p: &Product) {
     let [a_len, b_len, c_len] = p.spans();
-    let (a, b) = (rounded(p.elem, values(1, a_len)), rounded(p.elem, values(2, b_len)));
+    // Whole packs, of which the library may read the end.
+    let [a, b] =
+        [(1, a_len), (2, b_len)].map(|(seed, len)| rounded(p.elem, values(seed, len.next_multiple_of(8))));
     let (old, bias) = (rounded(p.out, values(3, c_len)), rounded(p.out, values(4, p.n)));
     let (on, to) = (Operands { machine, elem: p.elem }, Operands { machine, elem: p.out });
     // What lies between the rows of C stays; without accumulation C itself is not read.
