@@ -88,6 +88,7 @@ pub const UNITS: &[&Unit] = &[
     &crate::attention::cuda::PLAIN,
     &crate::embedding::cuda::UNIT,
     &crate::linear_ce::cuda::UNIT,
+    &crate::lora::cuda::UNIT,
     &crate::qk_rope::cuda::UNIT,
     &crate::rmsnorm::cuda::UNIT,
     &crate::swiglu::cuda::UNIT,

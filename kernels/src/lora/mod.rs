@@ -24,6 +24,7 @@
 #![allow(non_snake_case)] // x_TD is tokens × input features; see the table above
 
 pub mod cases;
+pub mod cuda;
 mod eager;
 mod fused;
 pub mod reference;

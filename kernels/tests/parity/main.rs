@@ -12,6 +12,7 @@ mod emulator;
 mod graph;
 mod linear_ce;
 mod long;
+mod lora;
 mod machine;
 mod matmul;
 mod qk_rope;
@@ -42,6 +43,7 @@ parity! {
     attention { forward_backward, magnitudes, isolation }
     embedding { forward, backward }
     linear_ce { forward_backward, chunks, magnitudes }
+    lora { forward, backward }
     matmul { products }
     qk_rope { forward, backward }
     rmsnorm { forward, backward }

@@ -1,0 +1,186 @@
+//! LoRA on a GPU: products, and launches of `kernel.cu`. The same contract as the CPU's functions, in bf16 or f32, with the
+//! gradients of A and B in f32.
+//!
+//! A group's adapters are batched: their A are one matrix already, and their B, scaled, become one, `wide_NS`, with a block for
+//! each adapter and zeros elsewhere. Two products then make the forward pass of q, k and v, or of gate and up, and four its
+//! backward pass; merged weights never exist. The zeros cost arithmetic, not bytes: S is small beside T, D and N.
+//!
+//! ```text
+//! xa_TS = x·Aᵀ     y += xa·wideᵀ     dxa_TS = dy·wide     dB from dyᵀ·xa     dA += dxaᵀ·x     dx += dxa·A
+//! ```
+//!
+//! * Overwritten: `xa_TS`, `dxa_TS`, the scratch. Added to: `y_TN`, `dx_TD` (of the element type), `da_SD`, `db` (f32).
+//! * Deterministic, as cuBLASLt's products are.
+
+use super::{Segment, Shape, b_len, placed, stacked_rank};
+use crate::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Product, Products, Ptr, Unit};
+
+/// `kernel.cu`.
+pub static UNIT: Unit = Unit {
+    name: "lora",
+    source: include_str!("kernel.cu"),
+    entries: &["lora_widen", "lora_collect"],
+    elems: &Elem::ALL,
+    needs: Needs::Ampere,
+};
+
+/// A group of adapters with one input.
+#[derive(Clone, Copy, Debug)]
+pub struct Group {
+    /// Extents.
+    pub shape: Shape,
+    /// Element type.
+    pub elem: Elem,
+    /// S: the sum of the ranks.
+    pub s: usize,
+    /// Adapters.
+    pub count: usize,
+    /// Factor of the update, α/r.
+    pub scale: f32,
+}
+
+impl Group {
+    /// # Panics
+    /// If D, N or S is not a multiple of 8, or a segment ends beyond N.
+    pub fn new(segments: &[Segment], shape: Shape, elem: Elem, scale: f32) -> Self {
+        let s = stacked_rank(segments);
+        let extents = [shape.inputs, shape.outputs, s];
+        assert!(extents.iter().all(|n| *n > 0 && n.is_multiple_of(8)), "{extents:?} are no multiples of 8");
+        let inside = |s: &Segment| s.offset + s.width <= shape.outputs;
+        assert!(segments.iter().all(inside), "a segment ends beyond {} columns", shape.outputs);
+        assert!(b_len(segments) <= i32::MAX as usize, "{} elements of B", b_len(segments));
+        Self { shape, elem, s, count: segments.len(), scale }
+    }
+
+    /// Bytes of scratch: `wide_NS`, and its gradient in f32.
+    pub fn scratch_bytes(&self) -> usize {
+        self.wide_bytes() + 4 * self.shape.outputs * self.s
+    }
+
+    fn wide_bytes(&self) -> usize {
+        (self.shape.outputs * self.s * self.elem.bytes()).next_multiple_of(256)
+    }
+
+    fn grid(&self) -> Grid {
+        Grid { blocks: (self.shape.outputs as u32, 1), threads: 128, shared: 0 }
+    }
+
+    fn launch_args(&self, pointers: [Ptr; 3]) -> Vec<Arg> {
+        let [count, s] = [self.count, self.s].map(|n| Arg::I32(n as i32));
+        [pointers.map(Arg::Ptr).as_slice(), &[count, s, Arg::F32(self.scale)]].concat()
+    }
+
+    fn entry(&self, name: &'static str) -> Entry {
+        Entry { unit: &UNIT, name, elem: self.elem }
+    }
+}
+
+/// The segments as the kernels read them, five i32 each: offset, width, rank, first row of A, first element of B.
+pub fn table(segments: &[Segment]) -> Vec<i32> {
+    let row = |p: super::Placed| [p.segment.offset, p.segment.width, p.segment.r, p.s, p.b];
+    placed(segments).flat_map(row).map(|n| n as i32).collect()
+}
+
+/// What both passes read.
+#[derive(Clone, Copy, Debug)]
+pub struct Operands {
+    /// Input of the layer, T × D.
+    pub x_TD: Ptr,
+    /// The A stacked, S × D.
+    pub a_SD: Ptr,
+    /// The B, one after another.
+    pub b: Ptr,
+    /// x·Aᵀ, T × S: written by [`forward`], read by [`backward`].
+    pub xa_TS: Ptr,
+    /// [`table`] of the segments.
+    pub table: Ptr,
+    /// [`Group::scratch_bytes`].
+    pub scratch: Ptr,
+}
+
+/// `xa_TS = x·Aᵀ` and `y_TN += xa·wideᵀ`.
+///
+/// # Safety
+/// As [`Launcher::launch`]: operands have the lengths that their docs say, 16-byte aligned, and outputs overlap nothing. `on`
+/// and `products` are of one machine.
+///
+/// # Errors
+/// As [`Launcher::launch`] and [`Products::product`].
+pub unsafe fn forward(
+    on: &dyn Launcher,
+    products: &dyn Products,
+    group: &Group,
+    operands: &Operands,
+    y_TN: Ptr,
+) -> Result<(), GpuError> {
+    let Group { shape: Shape { tokens, inputs, outputs }, elem, s, .. } = *group;
+    let down = Product::linear_forward(tokens, s, inputs, elem);
+    let up = Product { accumulate: true, ..Product::linear_forward(tokens, outputs, s, elem) };
+    let Operands { x_TD, a_SD, xa_TS, scratch: wide_NS, .. } = *operands;
+    // SAFETY: the caller's promise; the scratch begins with the wide matrix.
+    unsafe {
+        widen(on, group, operands)?;
+        products.product(&down, x_TD, a_SD, Ptr::NULL, xa_TS)?;
+        products.product(&up, xa_TS, wide_NS, Ptr::NULL, y_TN)
+    }
+}
+
+/// Gradients.
+#[derive(Clone, Copy, Debug)]
+pub struct Gradients {
+    /// Of the packed output, T × N.
+    pub dy_TN: Ptr,
+    /// Scratch, T × S; overwritten.
+    pub dxa_TS: Ptr,
+    /// f32; added to.
+    pub da_SD: Ptr,
+    /// f32; added to.
+    pub db: Ptr,
+    /// T × D; added to. None where nothing before the layer trains.
+    pub dx_TD: Option<Ptr>,
+}
+
+/// Gradients of [`forward`].
+///
+/// # Safety
+/// As [`forward`]; `xa_TS` is what it left.
+///
+/// # Errors
+/// As [`forward`].
+pub unsafe fn backward(
+    on: &dyn Launcher,
+    products: &dyn Products,
+    group: &Group,
+    operands: &Operands,
+    gradients: &Gradients,
+) -> Result<(), GpuError> {
+    let Group { shape: Shape { tokens, inputs, outputs }, elem, s, .. } = *group;
+    let Gradients { dy_TN, dxa_TS, da_SD, db, dx_TD } = *gradients;
+    let Operands { x_TD, a_SD, xa_TS, scratch: wide_NS, .. } = *operands;
+    let dwide_NS = wide_NS.offset(group.wide_bytes());
+    let dxa = Product::linear_dgrad(tokens, outputs, s, elem);
+    let dwide = Product { accumulate: false, ..Product::linear_wgrad(tokens, outputs, s, elem) };
+    let da = Product::linear_wgrad(tokens, s, inputs, elem);
+    let dx = Product { accumulate: true, ..Product::linear_dgrad(tokens, s, inputs, elem) };
+    // SAFETY: the caller's promise; the gradient of the wide matrix lies behind it in the scratch.
+    unsafe {
+        widen(on, group, operands)?;
+        products.product(&dxa, dy_TN, wide_NS, Ptr::NULL, dxa_TS)?;
+        products.product(&dwide, dy_TN, xa_TS, Ptr::NULL, dwide_NS)?;
+        let args = group.launch_args([dwide_NS, operands.table, db]);
+        on.launch(group.entry("lora_collect"), group.grid(), &args)?;
+        products.product(&da, dxa_TS, x_TD, Ptr::NULL, da_SD)?;
+        match dx_TD {
+            Some(to) => products.product(&dx, dxa_TS, a_SD, Ptr::NULL, to),
+            None => Ok(()),
+        }
+    }
+}
+
+/// # Safety
+/// As [`forward`].
+unsafe fn widen(on: &dyn Launcher, group: &Group, operands: &Operands) -> Result<(), GpuError> {
+    let args = group.launch_args([operands.b, operands.table, operands.scratch]);
+    // SAFETY: the caller's promise is the same.
+    unsafe { on.launch(group.entry("lora_widen"), group.grid(), &args) }
+}

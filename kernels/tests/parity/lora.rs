@@ -1,0 +1,191 @@
+//! LoRA against the f64 equations, whoever runs it.
+
+use chronicals_kernels::{
+    cases::values,
+    gpu::Elem,
+    lora::{
+        Segment, Shape, b_len,
+        cuda::{self, Gradients, Group, Operands as Inputs},
+        reference, stacked_rank,
+    },
+};
+
+use crate::machine::{Machine, Memory, Operands, assert_close, rounded};
+
+const SCALE: f32 = 1.5;
+
+const fn segment(offset: usize, width: usize, r: usize) -> Segment {
+    Segment { offset, width, r }
+}
+
+/// Tokens, inputs, outputs and adapters: one of all columns and one token; q, k and v, of several ranks, one of them odd;
+/// columns that no adapter has; the last alone.
+const CASES: [(usize, usize, usize, &[Segment]); 4] = [
+    (1, 8, 16, &[segment(0, 16, 8)]),
+    (37, 40, 64, &[segment(0, 32, 8), segment(32, 16, 5), segment(48, 16, 3)]),
+    (50, 24, 80, &[segment(8, 30, 4), segment(48, 24, 12)]),
+    (130, 72, 48, &[segment(40, 8, 16)]),
+];
+
+/// x·Aᵀ, s·B and what is added to are rounded to bf16 before they meet; sums in f32.
+fn tolerance(elem: Elem) -> f64 {
+    match elem {
+        Elem::Bf16 => 1.5e-2,
+        Elem::F32 => 1e-5,
+    }
+}
+
+fn wide(v: &[f32]) -> Vec<f64> {
+    v.iter().map(|x| f64::from(*x)).collect()
+}
+
+/// A group on a machine.
+struct Case<'a> {
+    on: Operands<'a>,
+    group: Group,
+    segments: &'static [Segment],
+    x: Vec<f32>,
+    a: Vec<f32>,
+    b: Vec<f32>,
+    memory: [Memory; 6],
+}
+
+impl<'a> Case<'a> {
+    fn new(
+        machine: &'a dyn Machine,
+        elem: Elem,
+        (tokens, inputs, outputs, segments): (usize, usize, usize, &'static [Segment]),
+        magnitude_of_b: f32,
+    ) -> Self {
+        let on = Operands { machine, elem };
+        let s = stacked_rank(segments);
+        let group = Group::new(segments, Shape { tokens, inputs, outputs }, elem, SCALE);
+        let [x, a] = [(1, tokens * inputs), (2, s * inputs)].map(|(seed, n)| rounded(elem, values(seed, n)));
+        let b = values(3, b_len(segments)).into_iter().map(|v| v * magnitude_of_b).collect();
+        let b = rounded(elem, b);
+        let table: Vec<u8> = cuda::table(segments).iter().flat_map(|i| i.to_le_bytes()).collect();
+        let memory = [
+            on.input(&x),
+            on.input(&a),
+            on.input(&b),
+            on.output(tokens * s),
+            machine.upload(&table),
+            machine.upload(&vec![0xff; group.scratch_bytes()]),
+        ];
+        Self { on, group, segments, x, a, b, memory }
+    }
+
+    fn inputs(&self) -> Inputs {
+        let [x_TD, a_SD, b, xa_TS, table, scratch] = self.memory.each_ref().map(Memory::ptr);
+        Inputs { x_TD, a_SD, b, xa_TS, table, scratch }
+    }
+
+    /// y after the adapters have added to `old`.
+    fn forward(&self, old: &[f32]) -> Vec<f32> {
+        let (machine, y) = (self.on.machine, self.on.input(old));
+        // SAFETY: every operand has the length that its docs say.
+        unsafe {
+            let (launcher, products) = (machine.launcher(), machine.products());
+            cuda::forward(launcher, products, &self.group, &self.inputs(), y.ptr()).unwrap();
+        }
+        self.on.read(&y)
+    }
+
+    /// da, db and dx after the gradients were added to `old`; without dx, what was there.
+    fn backward(&self, dy: &[f32], old: &[Vec<f32>; 3], with_dx: bool) -> [Vec<f32>; 3] {
+        let (machine, f32s) = (self.on.machine, self.on.f32());
+        let (dy, dxa) = (self.on.input(dy), self.on.output(self.group.shape.tokens * self.group.s));
+        let [da, db, dx] = [f32s.input(&old[0]), f32s.input(&old[1]), self.on.input(&old[2])];
+        let gradients = Gradients {
+            dy_TN: dy.ptr(),
+            dxa_TS: dxa.ptr(),
+            da_SD: da.ptr(),
+            db: db.ptr(),
+            dx_TD: with_dx.then(|| dx.ptr()),
+        };
+        // SAFETY: as above; the forward pass left x·Aᵀ.
+        unsafe {
+            let (launcher, products) = (machine.launcher(), machine.products());
+            cuda::backward(launcher, products, &self.group, &self.inputs(), &gradients).unwrap();
+        }
+        [f32s.read(&da), f32s.read(&db), self.on.read(&dx)]
+    }
+
+    /// The equations of the contract.
+    fn expected(&self, dy: &[f32]) -> [Vec<f64>; 3] {
+        let Shape { inputs: d, outputs: n, .. } = self.group.shape;
+        let (x, a, b, dy) = (wide(&self.x), wide(&self.a), wide(&self.b), wide(dy));
+        let mut out = [vec![0.0; a.len()], vec![0.0; b.len()], vec![0.0; x.len()]];
+        let places: Vec<Vec<i32>> = cuda::table(self.segments).chunks(5).map(<[i32]>::to_vec).collect();
+        for (t, (x, dy)) in x.chunks(d).zip(dy.chunks(n)).enumerate() {
+            for place in &places {
+                let [offset, width, r, s, first] = [0, 1, 2, 3, 4].map(|i: usize| place[i] as usize);
+                for k in 0..r {
+                    let row = &a[(s + k) * d..][..d];
+                    let xa: f64 = row.iter().zip(x).map(|(a, x)| a * x).sum();
+                    let mut dxa = 0.0;
+                    for j in 0..width {
+                        let dy = f64::from(SCALE) * dy[offset + j];
+                        dxa += dy * b[first + j * r + k];
+                        out[1][first + j * r + k] += dy * xa;
+                    }
+                    for c in 0..d {
+                        out[0][(s + k) * d + c] += dxa * x[c];
+                        out[2][t * d + c] += dxa * row[c];
+                    }
+                }
+            }
+        }
+        out
+    }
+}
+
+fn each(machine: &dyn Machine, mut check: impl FnMut(&Case, String)) {
+    for (case, elem) in CASES.into_iter().flat_map(|c| Elem::ALL.map(|e| (c, e))) {
+        // At the first step B is nothing.
+        for magnitude in [0.0, 1.0] {
+            check(
+                &Case::new(machine, elem, case, magnitude),
+                format!("{case:?} {} ×{magnitude}", elem.name()),
+            );
+        }
+    }
+}
+
+/// Forward; columns without an adapter keep their bits.
+pub fn forward(machine: &dyn Machine) {
+    each(machine, |case, what| {
+        let Shape { tokens, outputs: n, .. } = case.group.shape;
+        let old = rounded(case.on.elem, values(4, tokens * n));
+        let got = case.forward(&old);
+        let scale = f64::from(SCALE);
+        let (x, a, b) = (wide(&case.x), wide(&case.a), wide(&case.b));
+        let exact = reference::forward(&x, &a, &b, scale, case.segments, &wide(&old), case.group.shape);
+        assert_close(&format!("y {what}"), &got, &exact, tolerance(case.on.elem));
+        let of_none = |j: usize| !case.segments.iter().any(|s| (s.offset..s.offset + s.width).contains(&j));
+        for (i, y) in got.iter().enumerate().filter(|(i, _)| of_none(i % n)) {
+            assert_eq!(*y, old[i], "{what}: column {} has no adapter", i % n);
+        }
+        assert_eq!(case.forward(&old), got, "{what}: another run, other bits");
+    });
+}
+
+/// Gradients onto what is there, with and without dx.
+pub fn backward(machine: &dyn Machine) {
+    each(machine, |case, what| {
+        let Shape { tokens, inputs, outputs } = case.group.shape;
+        case.forward(&vec![0.0; tokens * outputs]);
+        let dy = rounded(case.on.elem, values(5, tokens * outputs));
+        let lengths = [case.a.len(), case.b.len(), tokens * inputs];
+        let old = [6, 7, 8].map(|seed| rounded(case.on.elem, values(seed, lengths[seed as usize - 6])));
+        let exact = case.expected(&dy);
+        let got = case.backward(&dy, &old, true);
+        for (i, name) in ["da", "db", "dx"].into_iter().enumerate() {
+            let sum: Vec<f64> = exact[i].iter().zip(&old[i]).map(|(e, o)| e + f64::from(*o)).collect();
+            assert_close(&format!("{name} {what}"), &got[i], &sum, tolerance(case.on.elem));
+        }
+        assert!(case.backward(&dy, &old, true) == got, "{what}: another run, other bits");
+        let without = case.backward(&dy, &old, false);
+        assert!(without[..2] == got[..2] && without[2] == old[2], "{what}: without dx");
+    });
+}
