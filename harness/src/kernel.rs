@@ -1,6 +1,7 @@
 //! `chronibench kernel`: every CUDA kernel alone, beside a copy of its bytes.
 
 use chronibench_analysis::stats::{Estimate, median_estimate, ratio_estimate};
+use chronibench_protocol::record::GpuSample;
 use chronicals_kernels::gpu::{self, GpuError, bench::Measured, compile::Cache};
 use comfy_table::Table;
 use serde_json::{Value, json};
@@ -20,35 +21,43 @@ pub fn run(args: &KernelArgs) -> Result<Exit> {
     let failed = |e: GpuError| Error::environment(e.what, e.at).hint(e.hint);
     let on = gpu::Gpu::open(0, Cache::of_user()).map_err(failed)?;
     let nvml = Gpu::open().ok();
-    let before = nvml.as_ref().and_then(|g| g.look(&[]));
     println!("{} ({}), {} repetitions, L2 cold", on.name(), on.arch(), args.repetitions);
     let mut all = Vec::new();
-    let measured = gpu::bench::each(&on, |op| args.wants(op), &mut |bench| {
+    let ran = gpu::bench::each(&on, |op| args.wants(op), &mut |bench| {
         if interrupt::requested() {
             return Ok(());
         }
+        let look = || nvml.as_ref().and_then(|g| g.look(&[]));
+        let before = look();
         let measured = bench.measure(&on, args.repetitions)?;
         eprintln!("{:<24} {}", measured.op, measured.case);
-        all.push(measured);
+        all.push(Row { measured, before, after: look() });
         Ok(())
     });
-    measured.map_err(failed)?;
-    let after = nvml.as_ref().and_then(|g| g.look(&[]));
+    // What was measured before a failure is not lost by it.
     println!("{}", table(&all));
     if let Some(file) = &args.out {
         let record = json!({
-            "schema": "chronibench.kernels/1",
+            "schema": "chronibench.kernels/2",
             "environment": environment::describe(nvml.as_ref())?,
-            "device": { "name": on.name(), "arch": on.arch(), "before": before, "after": after },
+            "device": { "name": on.name(), "arch": on.arch() },
             "kernels": all.iter().map(record).collect::<Vec<_>>(),
         });
         write_whole(file, &serde_json::to_vec(&record).expect("plain data"))?;
         println!("record: {}", file.display());
     }
+    ran.map_err(failed)?;
     Ok(if interrupt::requested() { Exit::Interrupted } else { Exit::Pass })
 }
 
-fn table(all: &[Measured]) -> Table {
+/// A kernel's times, and the GPU (clock, temperature, power, reasons of throttling) before and after them.
+struct Row {
+    measured: Measured,
+    before: Option<GpuSample>,
+    after: Option<GpuSample>,
+}
+
+fn table(all: &[Row]) -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
     table.set_header([
@@ -61,7 +70,7 @@ fn table(all: &[Measured]) -> Table {
         "of the copy [95 %]",
         "µs, L2 warm",
     ]);
-    for m in all {
+    for Row { measured: m, .. } in all {
         let rate = |times: &[f64]| {
             median_estimate(times)
                 .map_or("–".into(), |e| format!("{:.2}", m.bytes as f64 / e.median / 1e12))
@@ -91,9 +100,9 @@ fn spread(estimate: Option<Estimate>, scale: f64, digits: usize, unit: &str) -> 
     format!("{:.digits$}{unit}{}", e.median * scale, interval.unwrap_or_default())
 }
 
-fn record(m: &Measured) -> Value {
+fn record(Row { measured: m, before, after }: &Row) -> Value {
     json!({
         "kernel": m.op, "case": m.case, "bytes": m.bytes, "flops": m.flops,
-        "cold_s": m.cold, "warm_s": m.warm, "copy_s": m.copy,
+        "cold_s": m.cold, "warm_s": m.warm, "copy_s": m.copy, "before": before, "after": after,
     })
 }

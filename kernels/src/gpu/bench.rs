@@ -47,8 +47,8 @@ impl Bench<'_> {
     pub fn measure(&self, on: &Gpu, repetitions: usize) -> Result<Measured, GpuError> {
         let flush = on.alloc(FLUSH_BYTES)?;
         let half = (self.bytes / 2) as usize;
-        let (from, to) = (on.alloc(half)?, on.alloc(half)?);
-        on.fill(&from, 1)?;
+        // Of random bytes, as the operands of kernels are: constant ones take less power.
+        let (from, to) = (on.repeat(&Elem::Bf16.encode(&values(3, 1 << 20)), half)?, on.alloc(half)?);
         for _ in 0..3 {
             (self.run)()?;
             on.copy(&from, &to)?;
