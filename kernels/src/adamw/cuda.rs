@@ -28,7 +28,7 @@
 //!   Apart from that, both are unbiased.
 
 use super::Hyper;
-use crate::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Ptr, Unit};
+use crate::gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit};
 
 /// `kernel.cu`.
 pub static UNIT: Unit = Unit {
@@ -207,10 +207,6 @@ pub fn scales(n: usize) -> usize {
     n.div_ceil(BLOCK)
 }
 
-fn entry(name: &'static str, elem: Elem) -> Entry {
-    Entry { unit: &UNIT, name, elem }
-}
-
 fn check(n: usize) {
     assert!(n > 0 && n.is_multiple_of(8), "an arena of {n} is no multiple of 8");
 }
@@ -239,11 +235,11 @@ pub unsafe fn norm(
     let grid = Grid { blocks: (blocks, 1), threads: THREADS, shared: 0 };
     let args = [Arg::Ptr(g), Arg::Ptr(scratch), Arg::I64(n as i64)];
     // SAFETY: the caller's promise is the same; there are no more blocks than scratch has floats.
-    unsafe { on.launch(entry(name, elem), grid, &args)? };
+    unsafe { on.launch(UNIT.entry(name, elem), grid, &args)? };
     let args = [Arg::Ptr(scratch), Arg::Ptr(clip), Arg::I32(blocks as i32), Arg::F32(max_norm)];
     // SAFETY: as above.
     unsafe {
-        on.launch(entry("adamw_clip", elem), Grid { blocks: (1, 1), threads: THREADS, shared: 0 }, &args)
+        on.launch(UNIT.entry("adamw_clip", elem), Grid { blocks: (1, 1), threads: THREADS, shared: 0 }, &args)
     }
 }
 
@@ -275,7 +271,7 @@ pub unsafe fn update(
     let grid =
         Grid { blocks: (warps.div_ceil(THREADS as usize / 32) as u32, 1), threads: THREADS, shared: 0 };
     // SAFETY: the caller's promise is the same.
-    unsafe { on.launch(entry(state.entries()[usize::from(of_elem)], elem), grid, &args) }
+    unsafe { on.launch(UNIT.entry(state.entries()[usize::from(of_elem)], elem), grid, &args) }
 }
 
 /// A first moment of its code and its block's scale.

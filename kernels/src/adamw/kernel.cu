@@ -354,42 +354,17 @@ __device__ __forceinline__ void update(P* p, elem* copy, M* m, M* v, float* m_sc
     if (copy) store_nearest(copy, place, ps);
 }
 
-extern "C" __global__ void adamw_master_f32(float* p, elem* copy, float* m, float* v, float* m_scale, float* v_scale,
-    const float* g, const Hyper* hyper, const Clip* clip, i64 n, int groups) {
-    update(p, copy, m, v, m_scale, v_scale, g, hyper, clip, n, groups);
-}
+#define UPDATE_ENTRY(NAME, P, M, G) \
+    extern "C" __global__ void NAME(P* p, elem* copy, M* m, M* v, float* m_scale, float* v_scale, const G* g, \
+                                    const Hyper* hyper, const Clip* clip, i64 n, int groups) { \
+        update(p, copy, m, v, m_scale, v_scale, g, hyper, clip, n, groups); \
+    }
 
-extern "C" __global__ void adamw_master_elem(float* p, elem* copy, float* m, float* v, float* m_scale, float* v_scale,
-    const elem* g, const Hyper* hyper, const Clip* clip, i64 n, int groups) {
-    update(p, copy, m, v, m_scale, v_scale, g, hyper, clip, n, groups);
-}
-
-extern "C" __global__ void adamw_rounded_f32(elem* p, elem* copy, elem* m, elem* v, float* m_scale, float* v_scale,
-    const float* g, const Hyper* hyper, const Clip* clip, i64 n, int groups) {
-    update(p, copy, m, v, m_scale, v_scale, g, hyper, clip, n, groups);
-}
-
-extern "C" __global__ void adamw_rounded_elem(elem* p, elem* copy, elem* m, elem* v, float* m_scale, float* v_scale,
-    const elem* g, const Hyper* hyper, const Clip* clip, i64 n, int groups) {
-    update(p, copy, m, v, m_scale, v_scale, g, hyper, clip, n, groups);
-}
-
-extern "C" __global__ void adamw_master_8bit_f32(float* p, elem* copy, u8* m, u8* v, float* m_scale, float* v_scale,
-    const float* g, const Hyper* hyper, const Clip* clip, i64 n, int groups) {
-    update(p, copy, m, v, m_scale, v_scale, g, hyper, clip, n, groups);
-}
-
-extern "C" __global__ void adamw_master_8bit_elem(float* p, elem* copy, u8* m, u8* v, float* m_scale, float* v_scale,
-    const elem* g, const Hyper* hyper, const Clip* clip, i64 n, int groups) {
-    update(p, copy, m, v, m_scale, v_scale, g, hyper, clip, n, groups);
-}
-
-extern "C" __global__ void adamw_rounded_8bit_f32(elem* p, elem* copy, u8* m, u8* v, float* m_scale, float* v_scale,
-    const float* g, const Hyper* hyper, const Clip* clip, i64 n, int groups) {
-    update(p, copy, m, v, m_scale, v_scale, g, hyper, clip, n, groups);
-}
-
-extern "C" __global__ void adamw_rounded_8bit_elem(elem* p, elem* copy, u8* m, u8* v, float* m_scale, float* v_scale,
-    const elem* g, const Hyper* hyper, const Clip* clip, i64 n, int groups) {
-    update(p, copy, m, v, m_scale, v_scale, g, hyper, clip, n, groups);
-}
+UPDATE_ENTRY(adamw_master_f32, float, float, float)
+UPDATE_ENTRY(adamw_master_elem, float, float, elem)
+UPDATE_ENTRY(adamw_rounded_f32, elem, elem, float)
+UPDATE_ENTRY(adamw_rounded_elem, elem, elem, elem)
+UPDATE_ENTRY(adamw_master_8bit_f32, float, u8, float)
+UPDATE_ENTRY(adamw_master_8bit_elem, float, u8, elem)
+UPDATE_ENTRY(adamw_rounded_8bit_f32, elem, u8, float)
+UPDATE_ENTRY(adamw_rounded_8bit_elem, elem, u8, elem)

@@ -1,7 +1,7 @@
 //! Attention on a GPU, for [`crate::gpu::bench`].
 
 use super::{
-    Shape,
+    Shape, cu_seqlens,
     cuda::{self, Documents},
 };
 use crate::{
@@ -52,11 +52,7 @@ fn flops(shape: Shape, lengths: &[u32]) -> u64 {
 /// Calls `f` with the benches of every case.
 pub fn each(on: &Gpu, f: &mut Taker) -> Result<(), GpuError> {
     for (name, shape, lengths) in cases() {
-        let ends = lengths.iter().scan(0, |end, len| {
-            *end += len;
-            Some(*end)
-        });
-        let cu: Vec<u32> = std::iter::once(0).chain(ends).collect();
+        let cu = cu_seqlens(&lengths);
         let t = *cu.last().expect("a document") as usize;
         let count = cuda::most_tiles(t, lengths.len());
         let tiles: Vec<u8> = cuda::tiles(&cu, count).iter().flat_map(|i| i.to_le_bytes()).collect();

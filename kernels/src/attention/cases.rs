@@ -18,12 +18,7 @@ pub struct Case {
 impl Case {
     /// Document boundaries.
     pub fn cu_seqlens(&self) -> Vec<u32> {
-        let lengths = self.documents.iter().copied().flatten();
-        let ends = lengths.scan(0, |end, len| {
-            *end += len;
-            Some(*end)
-        });
-        std::iter::once(0).chain(ends).collect()
+        super::cu_seqlens(&self.documents.concat())
     }
 
     /// The layout over [`cu_seqlens`](Self::cu_seqlens).

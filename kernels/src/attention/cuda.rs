@@ -16,6 +16,8 @@ pub static MMA: Unit = Unit {
     source: concat!(
         "#line 1 \"mma.cuh\"\n",
         include_str!("../gpu/mma.cuh"),
+        "#line 1 \"attention/tiles.cuh\"\n",
+        include_str!("tiles.cuh"),
         "#line 1 \"attention/mma/forward.cu\"\n",
         include_str!("mma/forward.cu"),
         "#line 1 \"attention/mma/backward.cu\"\n",
@@ -36,7 +38,7 @@ pub static MMA: Unit = Unit {
 /// `plain.cu`.
 pub static PLAIN: Unit = Unit {
     name: "attention_plain",
-    source: include_str!("plain.cu"),
+    source: concat!(include_str!("tiles.cuh"), include_str!("plain.cu")),
     entries: &["attention_plain_forward", "attention_plain_dq", "attention_plain_dkv"],
     elems: &[Elem::F32],
     needs: Needs::Ampere,
@@ -145,13 +147,13 @@ fn choose(elem: Elem, shape: Shape, pass: &Pass, tiles: usize, heads: usize) -> 
     let blocks = ((tiles * heads) as u32, 1);
     if elem == Elem::F32 {
         assert!(k.is_multiple_of(8) && k <= 128, "heads of {k} are no multiple of 8 up to 128");
-        let entry = Entry { unit: &PLAIN, name: pass.plain, elem };
+        let entry = PLAIN.entry(pass.plain, elem);
         return (entry, Grid { blocks, threads: 128, shared: 0 });
     }
     assert!(k == 64 || k == 128, "heads of {k} are neither 64 nor 128");
     let Tiling { name, threads, rows, step, floats } = pass.tilings[usize::from(k == 128)];
     let shared = ((rows + 2 * step) * k * elem.bytes() + 4 * floats) as u32;
-    (Entry { unit: &MMA, name, elem }, Grid { blocks, threads, shared })
+    (MMA.entry(name, elem), Grid { blocks, threads, shared })
 }
 
 /// T, H, G, for plain kernels K, and the scale.
@@ -256,11 +258,7 @@ mod tests {
     #[test]
     fn any_split_fits_the_most_tiles() {
         for lengths in [vec![128u32; 5], vec![129; 5], vec![1; 40], vec![0, 127, 0, 500, 2]] {
-            let ends = lengths.iter().scan(0, |end, len| {
-                *end += len;
-                Some(*end)
-            });
-            let cu: Vec<u32> = std::iter::once(0).chain(ends).collect();
+            let cu = super::super::cu_seqlens(&lengths);
             let count = most_tiles(*cu.last().unwrap() as usize, lengths.len());
             tiles(&cu, count);
         }

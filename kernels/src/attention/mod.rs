@@ -27,6 +27,15 @@ mod tile;
 
 use crate::Variant;
 
+/// Boundaries of documents of these lengths, from 0.
+pub fn cu_seqlens(lengths: &[u32]) -> Vec<u32> {
+    let ends = lengths.iter().scan(0, |end, len| {
+        *end += len;
+        Some(*end)
+    });
+    std::iter::once(0).chain(ends).collect()
+}
+
 /// Extent of a packed row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {

@@ -1,17 +1,6 @@
 // Attention in f32, for debugging: a warp for each query, or key, one product of two rows at a time. No tensor cores and no
-// tiles, so that little can be wrong. The contract is in mod.rs.
-
-#define BLOCK 128
-
-// As in mma/forward.cu.
-struct Tile {
-    u32 begin, len, block, unused;
-};
-
-__device__ __forceinline__ Tile tile_at(const u32* tiles, int i) {
-    const uint4 t = ((const uint4*)tiles)[i];
-    return Tile{t.x, t.y, t.z, t.w};
-}
+// tiles, so that little can be wrong. The contract is in mod.rs. It follows
+// tiles.cuh.
 
 // Elements of a row of at most 128 that a lane has: every 32nd.
 #define HELD 4

@@ -7,7 +7,7 @@
 
 use std::cmp::Reverse;
 
-use crate::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Ptr, Unit};
+use crate::gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit};
 
 /// `kernel.cu`.
 pub static UNIT: Unit = Unit {
@@ -109,10 +109,6 @@ pub fn index(ids: &[u32], vocabulary: usize) -> Vec<i32> {
     index
 }
 
-fn entry(name: &'static str, elem: Elem) -> Entry {
-    Entry { unit: &UNIT, name, elem }
-}
-
 fn check(shape: Shape) {
     assert!(
         shape.hidden > 0 && shape.hidden.is_multiple_of(8),
@@ -149,7 +145,7 @@ pub unsafe fn forward(
     let grid = Grid { blocks: (blocks, 1), threads: GATHER_THREADS as u32, shared: 0 };
     let args = [[ids_T, table_VD, x_TD].map(Arg::Ptr).as_slice(), &extent(shape)].concat();
     // SAFETY: the caller's promise is the same.
-    unsafe { on.launch(entry("embedding_gather", elem), grid, &args) }
+    unsafe { on.launch(UNIT.entry("embedding_gather", elem), grid, &args) }
 }
 
 /// `dtable_VD[ids[t]] += dx_TD[t]`; `dtable_VD` is f32, `index` that of the ids, `scratch` holds [`scratch_floats`].
@@ -173,14 +169,14 @@ pub unsafe fn backward(
     let grid = |blocks: usize| Grid { blocks: (blocks as u32, 1), threads, shared: 0 };
     let args = [[index, dx_TD, dtable_VD, scratch].map(Arg::Ptr).as_slice(), &extent(shape)].concat();
     // SAFETY: the caller's promise is the same; an index has at most T pieces.
-    unsafe { on.launch(entry("embedding_scatter", elem), grid(shape.tokens), &args)? };
+    unsafe { on.launch(UNIT.entry("embedding_scatter", elem), grid(shape.tokens), &args)? };
     let long = most_long(shape.tokens);
     if long == 0 {
         return Ok(());
     }
     let args = [[index, scratch, dtable_VD].map(Arg::Ptr).as_slice(), &extent(shape)].concat();
     // SAFETY: as above.
-    unsafe { on.launch(entry("embedding_combine", elem), grid(long), &args) }
+    unsafe { on.launch(UNIT.entry("embedding_combine", elem), grid(long), &args) }
 }
 
 #[cfg(test)]

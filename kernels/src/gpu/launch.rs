@@ -65,6 +65,13 @@ pub struct Unit {
     pub needs: Needs,
 }
 
+impl Unit {
+    /// One of its entry points.
+    pub fn entry(&'static self, name: &'static str, elem: Elem) -> Entry {
+        Entry { unit: self, name, elem }
+    }
+}
+
 /// Architectures that have a unit's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Needs {

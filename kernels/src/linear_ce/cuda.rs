@@ -11,9 +11,7 @@
 //!   bits for the same plan.
 
 use super::{IGNORE_INDEX, Options, Shape};
-use crate::gpu::{
-    Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Product, Products, Ptr, Unit, product::Matrix,
-};
+use crate::gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Product, Products, Ptr, Unit, product::Matrix};
 
 /// `kernel.cu`.
 pub static UNIT: Unit = Unit {
@@ -245,7 +243,7 @@ unsafe fn run(
         let args = [Arg::Ptr(scratch.losses), Arg::Ptr(operands.loss), Arg::I32(rows as i32)];
         let grid = Grid { blocks: (1, 1), threads: 1024, shared: 0 };
         // SAFETY: as above.
-        unsafe { on.launch(Entry { unit: &UNIT, name: "linear_ce_sum", elem }, grid, &args)? };
+        unsafe { on.launch(UNIT.entry("linear_ce_sum", elem), grid, &args)? };
     }
     if let Some(g) = gradients.filter(|_| plan.compacts()) {
         // SAFETY: as above; places of tokens without a loss are −1, and their rows are not read.
@@ -318,7 +316,7 @@ pub(super) unsafe fn rows(
     let terms = [opts.label_smoothing, opts.z_loss].map(Arg::F32);
     let args = [pointers.into_iter().map(Arg::Ptr).collect(), extents.to_vec(), terms.to_vec()].concat();
     // SAFETY: the caller's promise is the same.
-    unsafe { on.launch(Entry { unit: &UNIT, name, elem }, grid, &args) }
+    unsafe { on.launch(UNIT.entry(name, elem), grid, &args) }
 }
 
 /// Threads of a row's block, and packs a thread that it keeps in shared memory.
@@ -348,5 +346,5 @@ unsafe fn move_rows(
     let grid = Grid { blocks: (blocks as u32, 1), threads, shared: 0 };
     let args = [Arg::Ptr(from), Arg::Ptr(places), Arg::Ptr(to), Arg::I32(d as i32)];
     // SAFETY: the caller's promise is the same.
-    unsafe { on.launch(Entry { unit: &UNIT, name, elem: plan.elem }, grid, &args) }
+    unsafe { on.launch(UNIT.entry(name, plan.elem), grid, &args) }
 }

@@ -71,7 +71,7 @@ impl Group {
     }
 
     fn entry(&self, name: &'static str) -> Entry {
-        Entry { unit: &UNIT, name, elem: self.elem }
+        UNIT.entry(name, self.elem)
     }
 }
 

@@ -6,7 +6,7 @@
 //! operands, written forward and read backward.
 
 use super::Shape;
-use crate::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Ptr, Unit};
+use crate::gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit};
 
 /// `kernel.cu` and `backward.cu`.
 pub static UNIT: Unit = Unit {
@@ -141,10 +141,6 @@ pub fn scratch_floats(processors: u32, shape: Shape, bias: bool, norm: bool) -> 
     bias + norm
 }
 
-fn entry(name: &'static str, elem: Elem) -> Entry {
-    Entry { unit: &UNIT, name, elem }
-}
-
 fn check(shape: Shape) {
     let k = shape.head_dim;
     assert!(k > 0 && k.is_multiple_of(16) && k <= 512, "heads of {k} are no multiple of 16 up to 512");
@@ -191,7 +187,7 @@ pub unsafe fn forward(
         (Some(_), Some(_)) => "qk_rope_bias_norm_forward",
     };
     // SAFETY: the caller's promise is the same.
-    unsafe { on.launch(entry(name, elem), layout.forward_grid(shape), &args) }
+    unsafe { on.launch(UNIT.entry(name, elem), layout.forward_grid(shape), &args) }
 }
 
 /// Rotation by the angle times `sign`: all of the forward pass without bias and norm, and of its backward.
@@ -211,7 +207,7 @@ unsafe fn rotate(
     let pointers = [qkv_TQ, rotation.cos, rotation.sin, rotation.positions].map(Arg::Ptr);
     let args = [pointers.as_slice(), &[Arg::F32(sign)], &layout.args(shape)].concat();
     // SAFETY: the caller's promise is the same.
-    unsafe { on.launch(entry("qk_rope_forward", elem), layout.forward_grid(shape), &args) }
+    unsafe { on.launch(UNIT.entry("qk_rope_forward", elem), layout.forward_grid(shape), &args) }
 }
 
 /// Turns the gradient of [`forward`]'s result into the gradient of its input, in place in `dqkv_TQ`; `dbias_Q` (f32) and
@@ -262,7 +258,7 @@ pub unsafe fn backward(
     };
     let args: Vec<Arg> = pointers.into_iter().map(Arg::Ptr).chain(layout.args(shape)).collect();
     // SAFETY: the caller's promise is the same.
-    unsafe { on.launch(entry(name, elem), grid, &args)? };
+    unsafe { on.launch(UNIT.entry(name, elem), grid, &args)? };
     let (x, y, k, q) = (grid.blocks.0, grid.blocks.1, shape.head_dim, shape.packed());
     if let Some(dbias) = dbias_Q {
         // SAFETY: the scratch begins with a row of Q floats of every block in x.
@@ -294,5 +290,5 @@ unsafe fn add_rows(
     let args = [Arg::Ptr(part), Arg::Ptr(out), Arg::I32(rows as i32), stride, width];
     let grid = Grid { blocks: ((columns as u32).div_ceil(8), 1), threads: 1024, shared: 0 };
     // SAFETY: the caller's promise is the same; it waits before it reads, and nothing before it writes `out`.
-    unsafe { on.launch_early(entry("qk_rope_sum", elem), grid, &args) }
+    unsafe { on.launch_early(UNIT.entry("qk_rope_sum", elem), grid, &args) }
 }

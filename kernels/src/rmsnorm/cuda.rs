@@ -1,7 +1,7 @@
 //! Launches of `kernel.cu`. The same contract as the CPU's functions; weights' gradients are f32.
 
 use super::Shape;
-use crate::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Ptr, Unit};
+use crate::gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit};
 
 /// `kernel.cu`.
 pub static UNIT: Unit = Unit {
@@ -50,10 +50,6 @@ pub fn scratch_floats(processors: u32, shape: Shape) -> usize {
     backward_grid(processors, shape).blocks.0 as usize * shape.hidden
 }
 
-fn entry(name: &'static str, elem: Elem) -> Entry {
-    Entry { unit: &UNIT, name, elem }
-}
-
 fn check(shape: Shape) {
     assert!(
         shape.hidden > 0 && shape.hidden.is_multiple_of(8),
@@ -95,7 +91,7 @@ pub unsafe fn forward(
     let args =
         [Arg::Ptr(x_TD), Arg::Ptr(weight_D), Arg::Ptr(y_TD), Arg::Ptr(rstd_T), t, d, warps, Arg::F32(eps)];
     // SAFETY: the caller's promise is the same.
-    unsafe { on.launch(entry("rmsnorm_forward", elem), forward_grid(shape), &args) }
+    unsafe { on.launch(UNIT.entry("rmsnorm_forward", elem), forward_grid(shape), &args) }
 }
 
 /// `sum_TD = residual_TD + delta_TD`, then [`forward`] of the sum. `sum_TD` may be `residual_TD`.
@@ -123,7 +119,7 @@ pub unsafe fn add_forward(
     let pointers = [residual_TD, delta_TD, sum_TD, weight_D, y_TD, rstd_T].map(Arg::Ptr);
     let args = [pointers.as_slice(), &[t, d, warps, Arg::F32(eps)]].concat();
     // SAFETY: the caller's promise is the same.
-    unsafe { on.launch(entry("rmsnorm_add_forward", elem), forward_grid(shape), &args) }
+    unsafe { on.launch(UNIT.entry("rmsnorm_add_forward", elem), forward_grid(shape), &args) }
 }
 
 /// Gradients. `dx_TD` is overwritten, or added to when `accumulate`; `dweight_D` (f32), where wanted, is added to, in an
@@ -155,10 +151,10 @@ pub unsafe fn backward(
     let name = if accumulate { "rmsnorm_add_backward" } else { "rmsnorm_backward" };
     let grid = backward_grid(on.processors(), shape);
     // SAFETY: the caller's promise is the same.
-    unsafe { on.launch(entry(name, elem), grid, &args)? };
+    unsafe { on.launch(UNIT.entry(name, elem), grid, &args)? };
     let Some((dweight, scratch)) = dweight_D else { return Ok(()) };
     let args = [Arg::Ptr(scratch), Arg::Ptr(dweight), Arg::I32(grid.blocks.0 as i32), d];
     let grid = Grid { blocks: (shape.hidden as u32 / 8, 1), threads: 1024, shared: 0 };
     // SAFETY: as above; it waits before it reads the partial sums, and nothing before it writes the gradient.
-    unsafe { on.launch_early(entry("rmsnorm_dweight", elem), grid, &args) }
+    unsafe { on.launch_early(UNIT.entry("rmsnorm_dweight", elem), grid, &args) }
 }

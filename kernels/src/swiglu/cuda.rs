@@ -1,7 +1,7 @@
 //! Launches of `kernel.cu`. The same contract as the CPU's functions: the backward pass is in place, and reads what the
 //! forward read. A pass moves each operand once: `3·T·F` elements forward, `5·T·F` backward.
 
-use crate::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Ptr, Unit};
+use crate::gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit};
 
 /// `kernel.cu`.
 pub static UNIT: Unit = Unit {
@@ -84,5 +84,5 @@ unsafe fn launch(
     let grid = Grid { blocks: (packs.div_ceil(PACKS * THREADS), 1), threads: THREADS, shared: 0 };
     let args = [Arg::Ptr(gate_up_T2F), Arg::Ptr(act_TF), Arg::U32(packs), Arg::U32(row as u32)];
     // SAFETY: the caller's promise is the same.
-    unsafe { on.launch(Entry { unit: &UNIT, name, elem }, grid, &args) }
+    unsafe { on.launch(UNIT.entry(name, elem), grid, &args) }
 }

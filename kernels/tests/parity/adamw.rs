@@ -10,16 +10,12 @@ use chronicals_kernels::{
     gpu::{Elem, Ptr},
 };
 
-use crate::machine::{self, Machine, Memory, Operands, assert_close};
+use crate::machine::{self, Machine, Memory, Operands, assert_close, wide};
 
 /// One pack; a warp's chunk but for a pack; a chunk and a pack; several blocks; a ragged end.
 const LENGTHS: [usize; 5] = [8, 248, 264, 4096, 10_008];
 
 const SEED: u32 = 7;
-
-fn wide(v: &[f32]) -> Vec<f64> {
-    v.iter().map(|x| f64::from(*x)).collect()
-}
 
 fn grads(of_elem: bool, at: Ptr) -> Grads {
     if of_elem { Grads::Elem(at) } else { Grads::F32(at) }

@@ -2,14 +2,14 @@
 
 use chronicals_kernels::{
     attention::{
-        Shape,
+        Shape, cu_seqlens,
         cuda::{self, Documents},
     },
     cases::values,
     gpu::Elem,
 };
 
-use crate::machine::{Machine, Memory, Operands, assert_close, rounded};
+use crate::machine::{Machine, Memory, Operands, assert_close, rounded, wide};
 
 /// Heads, key/value heads, head dimension.
 pub type Heads = (usize, usize, usize);
@@ -34,10 +34,6 @@ fn tolerance(elem: Elem) -> f64 {
     }
 }
 
-fn wide(v: &[f32]) -> Vec<f64> {
-    v.iter().map(|x| f64::from(*x)).collect()
-}
-
 /// A batch of documents.
 pub struct Batch {
     pub shape: Shape,
@@ -51,11 +47,7 @@ impl Batch {
     /// Queries and keys have about the size of `magnitude`.
     pub fn new((heads, kv_heads, head_dim): Heads, lengths: &[u32], elem: Elem, magnitude: f32) -> Self {
         let shape = Shape { heads, kv_heads, head_dim };
-        let ends = lengths.iter().scan(0, |end, len| {
-            *end += len;
-            Some(*end)
-        });
-        let cu_seqlens: Vec<u32> = std::iter::once(0).chain(ends).collect();
+        let cu_seqlens = cu_seqlens(lengths);
         let tokens = *cu_seqlens.last().unwrap() as usize;
         let scaled = (heads + kv_heads) * head_dim;
         let qkv = values(1, tokens * shape.packed()).into_iter().enumerate();

@@ -9,7 +9,7 @@ use chronicals_kernels::{
     },
 };
 
-use crate::machine::{Machine, Memory, Operands, assert_close, rounded};
+use crate::machine::{Machine, Memory, Operands, assert_close, rounded, wide};
 
 /// Tokens, width, vocabulary, and which labels are ignored: every n-th, none (0) or all (1). One token; a vocabulary of
 /// one; odd ones; nothing but ignored rows; several warps a row; more columns than registers hold, and shared memory.
@@ -31,10 +31,6 @@ const OPTIONS: [Options; 3] = [
     Options { label_smoothing: 0.1, z_loss: 0.0 },
     Options { label_smoothing: 0.2, z_loss: 1e-3 },
 ];
-
-fn wide(v: &[f32]) -> Vec<f64> {
-    v.iter().map(|x| f64::from(*x)).collect()
-}
 
 /// A batch of one case: x, W, labels.
 struct Batch {

@@ -10,7 +10,7 @@ use chronicals_kernels::{
 
 use crate::{
     attention,
-    machine::{Machine, Memory, Operands, assert_close, rounded},
+    machine::{Machine, Memory, Operands, assert_close, rounded, wide},
 };
 
 const TOKENS: usize = 128 << 10;
@@ -30,10 +30,6 @@ fn bf16(seed: u64, len: usize) -> Vec<f32> {
 
 fn picked(v: &[f32], width: usize) -> Vec<f32> {
     ROWS.iter().flat_map(|t| &v[t * width..][..width]).copied().collect()
-}
-
-fn wide(v: &[f32]) -> Vec<f64> {
-    v.iter().map(|x| f64::from(*x)).collect()
 }
 
 fn on(machine: &dyn Machine) -> Operands<'_> {

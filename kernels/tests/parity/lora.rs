@@ -10,7 +10,7 @@ use chronicals_kernels::{
     },
 };
 
-use crate::machine::{Machine, Memory, Operands, assert_close, rounded};
+use crate::machine::{Machine, Memory, Operands, assert_close, rounded, wide};
 
 const SCALE: f32 = 1.5;
 
@@ -33,10 +33,6 @@ fn tolerance(elem: Elem) -> f64 {
         Elem::Bf16 => 1.5e-2,
         Elem::F32 => 1e-5,
     }
-}
-
-fn wide(v: &[f32]) -> Vec<f64> {
-    v.iter().map(|x| f64::from(*x)).collect()
 }
 
 /// A group on a machine.

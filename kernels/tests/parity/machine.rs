@@ -102,6 +102,11 @@ pub fn rounded(elem: Elem, values: Vec<f32>) -> Vec<f32> {
     elem.decode(&elem.encode(&values))
 }
 
+/// As f64, for the reference.
+pub fn wide(v: &[f32]) -> Vec<f64> {
+    v.iter().map(|x| f64::from(*x)).collect()
+}
+
 /// Asserts |a − b| ≤ tolerance · scale for all elements, where `scale` is the largest |b|, and says where it failed worst.
 /// NaN anywhere fails.
 pub fn assert_close(what: &str, got: &[f32], expected: &[f64], tolerance: f64) {

@@ -6,7 +6,7 @@ use chronicals_kernels::{
     rmsnorm::{Shape, cuda, reference},
 };
 
-use crate::machine::{Machine, Memory, Operands, assert_close, rounded};
+use crate::machine::{Machine, Memory, Operands, assert_close, rounded, wide};
 
 const EPS: f32 = 1e-6;
 
@@ -24,10 +24,6 @@ fn tolerance(elem: Elem) -> f64 {
         Elem::Bf16 => 6e-3,
         Elem::F32 => 2e-6,
     }
-}
-
-fn wide(v: &[f32]) -> Vec<f64> {
-    v.iter().map(|x| f64::from(*x)).collect()
 }
 
 /// Forward, with and without the residual, at magnitudes from tiny to large.

@@ -6,7 +6,7 @@ use chronicals_kernels::{
     swiglu::{cuda, reference},
 };
 
-use crate::machine::{Machine, Operands, assert_close, rounded};
+use crate::machine::{Machine, Operands, assert_close, rounded, wide};
 
 /// Tokens and `F`: one pack; one token; rows that end inside a block; a block's work exactly, and one pack more; Qwen's row.
 const SHAPES: [(usize, usize); 7] = [(1, 8), (1, 512), (7, 40), (64, 64), (57, 72), (3, 4864), (700, 24)];
@@ -20,10 +20,6 @@ fn tolerance(elem: Elem) -> f64 {
         Elem::Bf16 => 4e-3,
         Elem::F32 => 2e-6,
     }
-}
-
-fn wide(v: &[f32]) -> Vec<f64> {
-    v.iter().map(|x| f64::from(*x)).collect()
 }
 
 /// Operands of one case: gate and up at a magnitude, with the values at which σ is at its ends.

@@ -1,23 +1,10 @@
-// Attention by mma.sync: what the passes share, and the forward pass; the contract is in attention/mod.rs. It follows mma.cuh.
+// Attention by mma.sync: what the passes share, and the forward pass; the contract is in attention/mod.rs. It follows mma.cuh and tiles.cuh.
 //
 // A block has BLOCK queries of one head of one document and walks over their keys (FlashAttention-2, arXiv 2307.08691): a warp
 // has 32 of the queries, so that what it loads of keys and values serves two products. Scores stay in registers.
 
 #define LOG2_E 1.4426950408889634f
 #define LN_2 0.6931471805599453f
-
-// Queries of a block, and of the keys' blocks of the backward pass.
-#define BLOCK 128
-
-// Of a document: its first token and its length, and which of its blocks. A length of 0 is padding.
-struct Tile {
-    u32 begin, len, block, unused;
-};
-
-__device__ __forceinline__ Tile tile_at(const u32* tiles, int i) {
-    const uint4 t = ((const uint4*)tiles)[i];
-    return Tile{t.x, t.y, t.z, t.w};
-}
 
 // Packed rows [q | k | v] of heads of D.
 template <int D>
