@@ -91,6 +91,7 @@ impl Needs {
 /// Every unit of this crate.
 pub const UNITS: &[&Unit] = &[
     &crate::adamw::cuda::UNIT,
+    &crate::attention::cuda::HOPPER,
     &crate::attention::cuda::MMA,
     &crate::attention::cuda::PLAIN,
     &crate::embedding::cuda::UNIT,
@@ -150,6 +151,16 @@ pub enum Arg {
     U32(u32),
     /// `float`
     F32(f32),
+    /// `const __grid_constant__ TensorMap` (`hopper.cuh`): rows of bf16, one right behind the other, that the copy engine reads in
+    /// boxes of 64 rows and 64 columns. The columns are a multiple of 64.
+    Matrix {
+        /// Where it begins, 16-byte aligned.
+        at: Ptr,
+        /// Its rows; those beyond read as zeros.
+        rows: usize,
+        /// Its columns.
+        columns: usize,
+    },
 }
 
 /// Runs launches in order.

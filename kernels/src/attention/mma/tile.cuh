@@ -8,19 +8,11 @@
 
 #define WARPS 4
 #define THREADS (WARPS * WARP)
-#define LOG2_E 1.4426950408889634f
-#define LN_2 0.6931471805599453f
-// Tokens of a tile of the host's lists (cuda/list.rs).
-#define BLOCK 128
 // Rows of a step: keys where queries are kept, queries where keys are.
 #define STREAM 64
 #define BEHIND_ALL 0x7fffffff
 // The lowest finite float.
 #define LOWEST (-3.402823466e38f)
-
-// Of the scores, 1 / sqrt(K).
-template <int K>
-constexpr float SCALE = K == 64 ? 0.125f : 0.08838834764831845f;
 
 // Packed rows [q | k | v] of H and twice G heads of K.
 struct Packed {
