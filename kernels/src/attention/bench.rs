@@ -9,6 +9,7 @@ use crate::{
     gpu::{
         Buffer, Elem, Gpu, GpuError,
         bench::{Bench, Taker, matrix},
+        le_bytes,
     },
 };
 
@@ -55,8 +56,7 @@ pub fn each(on: &Gpu, f: &mut Taker) -> Result<(), GpuError> {
         let cu = cu_seqlens(&lengths);
         let t = *cu.last().expect("a document") as usize;
         let count = cuda::most_tiles(t, lengths.len());
-        let tiles: Vec<u8> = cuda::tiles(&cu, count).iter().flat_map(|i| i.to_le_bytes()).collect();
-        let tiles = on.upload(&tiles)?;
+        let tiles = on.upload(&le_bytes(&cuda::tiles(&cu, count), u32::to_le_bytes))?;
         let documents = Documents { tiles: tiles.ptr(), count, tokens: t };
         let (qkv, dqkv) = (matrix(on, t, shape.packed())?, on.alloc(2 * t * shape.packed())?);
         let (out, dout) = (on.alloc(2 * t * shape.out())?, matrix(on, t, shape.out())?);

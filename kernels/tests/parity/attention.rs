@@ -6,7 +6,7 @@ use chronicals_kernels::{
         cuda::{self, Documents},
     },
     cases::values,
-    gpu::Elem,
+    gpu::{Elem, le_bytes},
 };
 
 use crate::machine::{Machine, Memory, Operands, assert_close, rounded, wide};
@@ -80,7 +80,7 @@ pub fn run(machine: &dyn Machine, batch: &Batch, padding: usize) -> Left {
     let count = cuda::most_tiles(t, batch.cu_seqlens.len() - 1) + padding;
     let tiles = cuda::tiles(&batch.cu_seqlens, count);
     assert_eq!(tiles.len(), cuda::tiles_len(count));
-    let tiles = machine.upload(&tiles.iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<u8>>());
+    let tiles = machine.upload(&le_bytes(&tiles, u32::to_le_bytes));
     let documents = Documents { tiles: tiles.ptr(), count, tokens: t };
     let (qkv, dout) = (on.input(&batch.qkv), on.input(&batch.dout));
     let (out, lse) = (on.output(t * shape.out()), on.f32().output(t * shape.heads));

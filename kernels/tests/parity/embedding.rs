@@ -6,7 +6,7 @@ use chronicals_kernels::{
         cuda::{self, Shape},
         reference,
     },
-    gpu::{Elem, Ptr},
+    gpu::{Elem, Ptr, le_bytes},
 };
 
 use crate::machine::{Machine, Memory, Operands, assert_close, rounded};
@@ -30,7 +30,7 @@ fn each(mut check: impl FnMut(Shape, Elem, Vec<u32>, String)) {
 }
 
 fn upload(machine: &dyn Machine, ids: &[i32]) -> Memory {
-    machine.upload(&ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>())
+    machine.upload(&le_bytes(ids, i32::to_le_bytes))
 }
 
 /// Rows as they are.

@@ -2,7 +2,7 @@
 
 use chronicals_kernels::{
     cases::values,
-    gpu::{Elem, Ptr},
+    gpu::{Elem, Ptr, le_bytes},
     linear_ce::{
         IGNORE_INDEX, Options, Shape,
         cuda::{self, Gradients, Operands as Inputs, Plan},
@@ -116,7 +116,7 @@ fn run(machine: &dyn Machine, batch: &Batch, plan: &Plan, opts: Options, old: Op
     let (x, w) = (on.input(&batch.x), on.input(&batch.w));
     let index = cuda::index(&batch.labels, plan);
     assert_eq!(index.len(), plan.index_len());
-    let index = machine.upload(&index.iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<u8>>());
+    let index = machine.upload(&le_bytes(&index, i32::to_le_bytes));
     let loss = machine.upload(&1000f64.to_le_bytes());
     let scratch = machine.upload(&vec![0xff; plan.scratch_bytes()]);
     let (dx, scale) = (on.output(batch.x.len()), on.f32().input(&[SCALE]));

@@ -2,7 +2,7 @@
 
 use chronicals_kernels::{
     cases::values,
-    gpu::Elem,
+    gpu::{Elem, le_bytes},
     qk_rope::{Shape, Tables, cuda, reference},
 };
 
@@ -65,8 +65,8 @@ impl Angles {
         let mut positions: Vec<u32> = (0..shape.tokens as u32).map(|t| t % 7 + 100 * (t % 3)).collect();
         *positions.last_mut().unwrap() = POSITIONS as u32 - 1;
         let f32s = Operands { machine, elem: Elem::F32 };
-        let bytes: Vec<u8> = positions.iter().flat_map(|p| p.to_le_bytes()).collect();
-        let memory = [f32s.input(tables.cos()), f32s.input(tables.sin()), machine.upload(&bytes)];
+        let positions_in = machine.upload(&le_bytes(&positions, u32::to_le_bytes));
+        let memory = [f32s.input(tables.cos()), f32s.input(tables.sin()), positions_in];
         Self { frequencies, positions, memory }
     }
 
