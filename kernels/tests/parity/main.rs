@@ -15,26 +15,64 @@ mod long;
 mod lora;
 mod machine;
 mod matmul;
+mod products;
 mod qk_rope;
 mod rmsnorm;
+mod smoke;
 mod swiglu;
 
-/// The same checks on either machine; those after the semicolon would take the emulator too long.
+/// The same checks on either machine. In this order, with a semicolon after each: checks of kernels, which `smoke` runs too;
+/// those of kernels that the emulator does not run; other checks; those that would take the emulator too long.
 macro_rules! parity {
-    ($($kernel:ident { $($check:ident),* $(,)? })*; $($only:ident { $($long:ident),* $(,)? })*) => {
+    (
+        $($kernel:ident { $($check:ident),* $(,)? })*;
+        $($device:ident { $($of_device:ident),* $(,)? })*;
+        $($other:ident { $($of_other:ident),* $(,)? })*;
+        $($only:ident { $($long:ident),* $(,)? })*
+    ) => {
+        /// Checks of kernels that run everywhere.
+        const CHECKS: &[smoke::Check] =
+            &[$($((concat!(stringify!($kernel), "::", stringify!($check)), $kernel::$check)),*),*];
+        /// Checks of kernels that run on a GPU alone.
+        const DEVICE_CHECKS: &[smoke::Check] =
+            &[$($((concat!(stringify!($device), "::", stringify!($of_device)), $device::$of_device)),*),*];
         mod emulated {
-            $(mod $kernel {
-                $(#[test] fn $check() { crate::$kernel::$check(&crate::emulator::Emulator::new()); })*
-            })*
+            parity!(
+                @emulated
+                $($kernel { $($check),* })* $($other { $($of_other),* })*
+            );
+            mod smoke {
+                #[test]
+                fn every_kernel() {
+                    crate::smoke::every_kernel(&crate::emulator::Emulator::new(), &[crate::CHECKS]);
+                }
+            }
         }
         mod gpu {
-            $(mod $kernel {
-                $(#[test] #[ignore = "needs a GPU"] fn $check() { crate::$kernel::$check(&crate::machine::Device::open()); })*
-            })*
-            $(mod $only {
-                $(#[test] #[ignore = "needs a GPU"] fn $long() { crate::$only::$long(&crate::machine::Device::open()); })*
-            })*
+            parity!(
+                @gpu
+                $($kernel { $($check),* })* $($device { $($of_device),* })*
+                $($other { $($of_other),* })* $($only { $($long),* })*
+            );
+            mod smoke {
+                #[test]
+                #[ignore = "needs a GPU"]
+                fn every_kernel() {
+                    let machine = crate::machine::Device::without_cublas();
+                    crate::smoke::every_kernel(&machine, &[crate::CHECKS, crate::DEVICE_CHECKS]);
+                }
+            }
         }
+    };
+    (@emulated $($kernel:ident { $($check:ident),* })*) => {
+        $(mod $kernel {
+            $(#[test] fn $check() { crate::$kernel::$check(&crate::emulator::Emulator::new()); })*
+        })*
+    };
+    (@gpu $($kernel:ident { $($check:ident),* })*) => {
+        $(mod $kernel {
+            $(#[test] #[ignore = "needs a GPU"] fn $check() { crate::$kernel::$check(&crate::machine::Device::open()); })*
+        })*
     };
 }
 
@@ -44,10 +82,12 @@ parity! {
     embedding { forward, backward }
     linear_ce { forward_backward, chunks, magnitudes }
     lora { forward, backward }
-    matmul { products }
     qk_rope { forward, backward }
     rmsnorm { forward, backward }
     swiglu { forward, backward }
+    ;
+    ;
+    matmul { products }
     ;
     graph { replays }
     long { attention, linear_ce, qk_rope, rmsnorm, swiglu }
