@@ -12,12 +12,12 @@ pub trait Machine {
     fn launcher(&self) -> &dyn Launcher;
     /// Runs matrix products, in order with the launches.
     fn products(&self) -> &dyn Products;
+    /// Whether it has what a unit needs.
+    fn meets(&self, needs: Needs) -> bool;
     /// Memory that holds a copy of `bytes`, 16-byte aligned.
     fn upload(&self, bytes: &[u8]) -> Memory;
     /// A copy of memory, after every launch before; panics if one of them failed.
     fn download(&self, memory: &Memory) -> Vec<u8>;
-    /// Whether it has the instructions of a unit.
-    fn has(&self, needs: Needs) -> bool;
     /// Whether checks are to be short: see [`cases`].
     fn reduced(&self) -> bool {
         false
@@ -82,6 +82,10 @@ impl Machine for Device {
         &*self.products
     }
 
+    fn meets(&self, needs: Needs) -> bool {
+        needs.met_by(self.gpu.arch())
+    }
+
     fn upload(&self, bytes: &[u8]) -> Memory {
         Memory::Gpu(self.gpu.upload(bytes).unwrap())
     }
@@ -89,10 +93,6 @@ impl Machine for Device {
     fn download(&self, memory: &Memory) -> Vec<u8> {
         let Memory::Gpu(buffer) = memory else { panic!("memory of another machine") };
         self.gpu.download(buffer).unwrap()
-    }
-
-    fn has(&self, needs: Needs) -> bool {
-        needs.met_by(self.gpu.arch())
     }
 }
 

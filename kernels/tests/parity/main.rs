@@ -21,21 +21,17 @@ mod rmsnorm;
 mod smoke;
 mod swiglu;
 
-/// The same checks on either machine. In this order, with a semicolon after each: checks of kernels, which `smoke` runs too;
-/// those of kernels that the emulator does not run; other checks; those that would take the emulator too long.
+/// The same checks on either machine. In this order: checks of kernels, which `smoke` runs too; others; those that
+/// would take the emulator too long.
 macro_rules! parity {
     (
         $($kernel:ident { $($check:ident),* $(,)? })*;
-        $($device:ident { $($of_device:ident),* $(,)? })*;
         $($other:ident { $($of_other:ident),* $(,)? })*;
         $($only:ident { $($long:ident),* $(,)? })*
     ) => {
-        /// Checks of kernels that run everywhere.
+        /// Checks of kernels.
         const CHECKS: &[smoke::Check] =
             &[$($((concat!(stringify!($kernel), "::", stringify!($check)), $kernel::$check)),*),*];
-        /// Checks of kernels that run on a GPU alone.
-        const DEVICE_CHECKS: &[smoke::Check] =
-            &[$($((concat!(stringify!($device), "::", stringify!($of_device)), $device::$of_device)),*),*];
         mod emulated {
             parity!(
                 @emulated
@@ -44,22 +40,21 @@ macro_rules! parity {
             mod smoke {
                 #[test]
                 fn every_kernel() {
-                    crate::smoke::every_kernel(&crate::emulator::Emulator::new(), &[crate::CHECKS]);
+                    crate::smoke::every_kernel(&crate::emulator::Emulator::new(), crate::CHECKS);
                 }
             }
         }
         mod gpu {
             parity!(
                 @gpu
-                $($kernel { $($check),* })* $($device { $($of_device),* })*
-                $($other { $($of_other),* })* $($only { $($long),* })*
+                $($kernel { $($check),* })* $($other { $($of_other),* })* $($only { $($long),* })*
             );
             mod smoke {
                 #[test]
                 #[ignore = "needs a GPU"]
                 fn every_kernel() {
                     let machine = crate::machine::Device::without_cublas();
-                    crate::smoke::every_kernel(&machine, &[crate::CHECKS, crate::DEVICE_CHECKS]);
+                    crate::smoke::every_kernel(&machine, crate::CHECKS);
                 }
             }
         }
@@ -85,7 +80,6 @@ parity! {
     qk_rope { forward, backward }
     rmsnorm { forward, backward }
     swiglu { forward, backward }
-    ;
     ;
     matmul { products }
     ;

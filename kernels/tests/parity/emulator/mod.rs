@@ -95,6 +95,10 @@ impl Machine for Emulator {
         self
     }
 
+    fn meets(&self, needs: Needs) -> bool {
+        needs == Needs::Ampere
+    }
+
     fn upload(&self, bytes: &[u8]) -> Memory {
         Memory::Host(Block::new(bytes))
     }
@@ -106,10 +110,6 @@ impl Machine for Emulator {
     fn download(&self, memory: &Memory) -> Vec<u8> {
         let Memory::Host(block) = memory else { panic!("memory of another machine") };
         block.bytes()
-    }
-
-    fn has(&self, needs: Needs) -> bool {
-        needs == Needs::Ampere
     }
 }
 
