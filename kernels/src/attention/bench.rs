@@ -9,6 +9,7 @@ use crate::{
     gpu::{
         Buffer, Gpu, GpuError,
         bench::{Bench, Taker, matrix},
+        le_bytes,
     },
 };
 
@@ -54,8 +55,7 @@ pub fn each(on: &Gpu, f: &mut Taker) -> Result<(), GpuError> {
     for (name, shape, lengths) in cases() {
         let cu = cu_seqlens(&lengths);
         let t = *cu.last().expect("a document") as usize;
-        let list =
-            on.upload(&cuda::documents(&cu).iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<u8>>())?;
+        let list = on.upload(&le_bytes(&cuda::documents(&cu), u32::to_le_bytes))?;
         let documents = Documents { list: list.ptr(), tokens: t };
         let (qkv, dqkv) = (matrix(on, t, shape.packed())?, on.alloc(2 * t * shape.packed())?);
         let (out, dout) = (on.alloc(2 * t * shape.out())?, matrix(on, t, shape.out())?);

@@ -6,6 +6,7 @@ use crate::{
     gpu::{
         Elem, Gpu, GpuError,
         bench::{Bench, Taker, matrix},
+        le_bytes,
     },
 };
 
@@ -29,9 +30,8 @@ pub fn each(on: &Gpu, f: &mut Taker) -> Result<(), GpuError> {
     for tokens in TOKENS {
         let shape = Shape { tokens, vocabulary: 151_936, hidden: 896 };
         let ids = ids(shape);
-        let bytes = |index: &[i32]| -> Vec<u8> { index.iter().flat_map(|i| i.to_le_bytes()).collect() };
-        let ids_in = on.upload(&bytes(&cuda::checked(&ids, shape.vocabulary)))?;
-        let index = on.upload(&bytes(&cuda::index(&ids, shape.vocabulary)))?;
+        let ids_in = on.upload(&le_bytes(&cuda::checked(&ids, shape.vocabulary), i32::to_le_bytes))?;
+        let index = on.upload(&le_bytes(&cuda::index(&ids, shape.vocabulary), i32::to_le_bytes))?;
         let (table, x) = (matrix(on, shape.vocabulary, 896)?, matrix(on, tokens, 896)?);
         let dtable = on.repeat(&[0; 4], shape.vocabulary * 896 * 4)?;
         let scratch = on.alloc(4 * cuda::scratch_floats(shape))?;

@@ -82,11 +82,13 @@ type Group<'a> = (&'static [&'static str], &'a dyn Fn(&mut Taker) -> Result<(), 
 
 /// Calls `f` with every bench that is wanted, operation by operation: the operands of one shape are on the GPU at a time.
 pub fn each(on: &Gpu, wants: impl Fn(&str) -> bool, f: &mut Taker) -> Result<(), GpuError> {
-    let groups: [Group; 7] = [
+    let groups: [Group; 9] = [
         (crate::attention::bench::OPS, &|f| crate::attention::bench::each(on, f)),
         (crate::adamw::bench::OPS, &|f| crate::adamw::bench::each(on, f)),
         (crate::embedding::bench::OPS, &|f| crate::embedding::bench::each(on, f)),
+        (crate::gemm::bench::OPS, &|f| crate::gemm::bench::each(on, &Matmul::new(on, None)?, f)),
         (crate::linear_ce::bench::OPS, &|f| crate::linear_ce::bench::each(on, &Matmul::new(on, None)?, f)),
+        (crate::lora::bench::OPS, &|f| crate::lora::bench::each(on, &Matmul::new(on, None)?, f)),
         (crate::qk_rope::bench::OPS, &|f| crate::qk_rope::bench::each(on, f)),
         (crate::rmsnorm::bench::OPS, &|f| crate::rmsnorm::bench::each(on, f)),
         (crate::swiglu::bench::OPS, &|f| crate::swiglu::bench::each(on, f)),

@@ -34,8 +34,8 @@ impl Elem {
     /// `values` as they lie in memory, rounded to nearest even.
     pub fn encode(self, values: &[f32]) -> Vec<u8> {
         match self {
-            Elem::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Elem::Bf16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+            Elem::F32 => le_bytes(values, f32::to_le_bytes),
+            Elem::Bf16 => le_bytes(values, |v| half::bf16::from_f32(v).to_le_bytes()),
         }
     }
 
@@ -48,6 +48,11 @@ impl Elem {
             }
         }
     }
+}
+
+/// `values` as they lie in memory, e.g. `le_bytes(&index, i32::to_le_bytes)`.
+pub fn le_bytes<T: Copy, const N: usize>(values: &[T], to: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    values.iter().flat_map(|&v| to(v)).collect()
 }
 
 /// CUDA C++ that is compiled as one, once for each element type: `elem` is that type in it.

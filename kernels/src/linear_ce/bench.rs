@@ -7,6 +7,7 @@ use super::{
 use crate::gpu::{
     Elem, Gpu, GpuError, Product, Products, Ptr,
     bench::{Bench, Taker, matrix},
+    le_bytes,
 };
 
 /// Operations that [`each`] times.
@@ -53,7 +54,7 @@ pub fn each(on: &Gpu, products: &dyn Products, f: &mut Taker) -> Result<(), GpuE
     let labels: Vec<i32> = (0..t).map(|i| (i * 7919 % v) as i32).collect();
     for chunk in CHUNKS {
         let plan = Plan { chunk, ..Plan::new(SHAPE, ELEM, t) };
-        let index: Vec<u8> = cuda::index(&labels, &plan).iter().flat_map(|i| i.to_le_bytes()).collect();
+        let index = le_bytes(&cuda::index(&labels, &plan), i32::to_le_bytes);
         let held = [
             on.upload(&index)?,
             on.upload(&0f64.to_le_bytes())?,

@@ -7,6 +7,7 @@ use super::{
 use crate::gpu::{
     Elem, Gpu, GpuError, Launcher,
     bench::{Bench, Taker, matrix},
+    le_bytes,
 };
 
 /// Operations that [`each`] times.
@@ -28,10 +29,10 @@ pub fn each(on: &Gpu, f: &mut Taker) -> Result<(), GpuError> {
     for shape in SHAPES {
         let Shape { tokens, heads, kv_heads, head_dim } = shape;
         let tables = Tables::new(&Tables::inverse_frequencies(1e6, head_dim), POSITIONS);
-        let positions: Vec<u8> = (0..tokens).flat_map(|t| ((t % POSITIONS) as u32).to_le_bytes()).collect();
+        let positions: Vec<u32> = (0..tokens).map(|t| (t % POSITIONS) as u32).collect();
         let (cos, sin) =
             (on.upload(&Elem::F32.encode(tables.cos()))?, on.upload(&Elem::F32.encode(tables.sin()))?);
-        let positions = on.upload(&positions)?;
+        let positions = on.upload(&le_bytes(&positions, u32::to_le_bytes))?;
         let rotation = Rotation { cos: cos.ptr(), sin: sin.ptr(), positions: positions.ptr() };
         let (qkv, bias) = (matrix(on, tokens, shape.packed())?, matrix(on, 1, shape.packed())?);
         let dbias = on.upload(&vec![0; 4 * shape.packed()])?;

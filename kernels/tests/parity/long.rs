@@ -3,7 +3,7 @@
 use chronicals_kernels::{
     attention::cuda::Path,
     cases::values,
-    gpu::Elem,
+    gpu::{Elem, le_bytes},
     linear_ce,
     qk_rope::{self, Tables},
     rmsnorm, swiglu,
@@ -109,8 +109,9 @@ pub fn qk_rope(machine: &dyn Machine) {
     let (qkv, bias) = (bf16(1, TOKENS * q), bf16(2, q));
     let frequencies = Tables::inverse_frequencies(1e6, 64);
     let tables = Tables::new(&frequencies, TOKENS);
-    let positions: Vec<u8> = (0..TOKENS as u32).flat_map(u32::to_le_bytes).collect();
-    let angles = [on.f32().input(tables.cos()), on.f32().input(tables.sin()), machine.upload(&positions)];
+    let positions: Vec<u32> = (0..TOKENS as u32).collect();
+    let positions = machine.upload(&le_bytes(&positions, u32::to_le_bytes));
+    let angles = [on.f32().input(tables.cos()), on.f32().input(tables.sin()), positions];
     let [cos, sin, positions] = angles.each_ref().map(Memory::ptr);
     let rotation = qk_rope::cuda::Rotation { cos, sin, positions };
     let (in_place, bias_in) = (on.input(&qkv), on.input(&bias));
@@ -207,7 +208,7 @@ pub fn linear_ce(machine: &dyn Machine) {
     let on = on(machine);
     let (x, w) = (bf16(1, t * d), bf16(2, v * d));
     let labels: Vec<i32> = (0..t).map(|i| (i * 7919 % v) as i32).collect();
-    let index: Vec<u8> = cuda::index(&labels, &plan).iter().flat_map(|i| i.to_le_bytes()).collect();
+    let index = le_bytes(&cuda::index(&labels, &plan), i32::to_le_bytes);
     let held = [on.input(&x), on.input(&w), machine.upload(&index), machine.upload(&[0; 8])];
     let [x_TD, w_VD, index, loss] = held.each_ref().map(Memory::ptr);
     let (scratch, dx) = (machine.upload(&vec![0xff; plan.scratch_bytes()]), on.output(t * d));
