@@ -19,7 +19,16 @@ use crate::{
 };
 
 /// Kernels that the emulator does not run, each with a reason: those of units that need more than [`Needs::Ampere`].
-const NOT_EMULATED: &[(&str, &str)] = &[];
+const NOT_EMULATED: &[(&str, &str)] = &[
+    ("attention_hopper_forward_64", WGMMA),
+    ("attention_hopper_forward_128", WGMMA),
+    ("attention_hopper_dq_64", WGMMA),
+    ("attention_hopper_dq_128", WGMMA),
+    ("attention_hopper_dkv_64", WGMMA),
+    ("attention_hopper_dkv_128", WGMMA),
+];
+
+const WGMMA: &str = "products of warpgroups and the copy engine, which only sm_90a has";
 
 /// A check's name, and what it does on a machine.
 pub type Check = (&'static str, fn(&dyn Machine));
