@@ -68,7 +68,8 @@ impl Path {
     fn check(self, documents: &Documents, shape: Shape) {
         let (k, name) = (shape.head_dim, self.name());
         assert!(shape.kv_heads > 0 && shape.heads.is_multiple_of(shape.kv_heads), "{shape:?}");
-        assert!(documents.tokens <= i32::MAX as usize, "{} tokens are no int", documents.tokens);
+        // A grid has a row of blocks for each tile, or for each half of one.
+        assert!(documents.tiles() < 1 << 15, "{} tokens are too many for one launch", documents.tokens);
         match self {
             Path::Plain => assert!(
                 k > 0 && k.is_multiple_of(8) && k <= 128,
@@ -105,7 +106,7 @@ struct Backward {
 /// As [`Launcher::launch`].
 ///
 /// # Panics
-/// The path has no kernel for the shape.
+/// The path has no kernel for the shape, or the tokens, more than four million, make too many blocks.
 pub unsafe fn forward(
     on: &dyn Launcher,
     path: Path,

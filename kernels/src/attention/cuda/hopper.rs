@@ -96,8 +96,8 @@ unsafe fn launch(
     let tiles = Elem::Bf16.bytes() * k * (kept + stages * 2 * step);
     // A barrier of what is kept, and two of each stage.
     let shared = tiles + 4 * floats + 8 * (1 + 2 * stages);
-    let blocks = documents.tiles() * (BLOCK / rows) * heads;
-    let grid = Grid { blocks: (blocks as u32, 1), threads, shared: shared as u32 };
+    let blocks = (heads as u32, (documents.tiles() * (BLOCK / rows)) as u32);
+    let grid = Grid { blocks, threads, shared: shared as u32 };
     let extents = [documents.tokens, shape.heads, shape.kv_heads].map(|n| Arg::I32(n as i32));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(UNIT.entry(name, Elem::Bf16), grid, &[operands, &extents].concat()) }

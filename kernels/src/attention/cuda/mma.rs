@@ -79,8 +79,8 @@ unsafe fn launch(
 ) -> Result<(), GpuError> {
     let Tiling { name, rows, kept, floats } = pass[usize::from(shape.head_dim == 128)];
     let shared = Elem::Bf16.bytes() * (rows * kept + 4 * STREAM) * shape.head_dim + 4 * floats;
-    let blocks = documents.tiles() * (BLOCK / rows) * heads;
-    let grid = Grid { blocks: (blocks as u32, 1), threads: THREADS, shared: shared as u32 };
+    let blocks = (heads as u32, (documents.tiles() * (BLOCK / rows)) as u32);
+    let grid = Grid { blocks, threads: THREADS, shared: shared as u32 };
     let extents = [documents.tokens, shape.heads, shape.kv_heads].map(|n| Arg::I32(n as i32));
     let args: Vec<Arg> = operands.iter().copied().map(Arg::Ptr).chain(extents).collect();
     // SAFETY: the caller's promise is the same.

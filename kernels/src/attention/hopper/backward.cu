@@ -32,7 +32,7 @@ __device__ __forceinline__ void dq(const TensorMap& map, const TensorMap& dout_m
                                    int H, int G) {
     extern __shared__ __align__(1024) unsigned char shared[];
     constexpr u32 TILE = BLOCK * D * 2, STEP = KEYS * D * 2;
-    const int h = blockIdx.x % H, g = h / (H / G), first = tiles[blockIdx.x / H] * BLOCK, end = min(first + BLOCK, T);
+    const int h = blockIdx.x, g = h / (H / G), first = tiles[blockIdx.y] * BLOCK, end = min(first + BLOCK, T);
     const int start = first - (first - (int)begin_T[first] + KEYS - 1) / KEYS * KEYS;
     const u32 queries = shared_address(shared), douts = queries + TILE, steps = douts + TILE, queries_came = steps + STAGES * 2 * STEP;
     const Ring<STAGES, STAGES / 2, 8> ring{queries_came + 8, (end - start + KEYS - 1) / KEYS};
@@ -190,7 +190,7 @@ __device__ __forceinline__ void dkv(const TensorMap& map, const TensorMap& dout_
     extern __shared__ __align__(1024) unsigned char shared[];
     constexpr int KEYS = 64, QUERIES = 64, N = QUERIES / 2;
     constexpr u32 TILE = KEYS * D * 2, STEP = QUERIES * D * 2, STATISTICS = 4 * 2 * QUERIES * 4;
-    const int g = blockIdx.x % G, first = tiles[blockIdx.x / G / 2] * BLOCK + blockIdx.x / G % 2 * KEYS;
+    const int g = blockIdx.x, first = tiles[blockIdx.y / 2] * BLOCK + blockIdx.y % 2 * KEYS;
     if (first >= T) return;
     const int end = end_T[min(first + KEYS, T) - 1], group = H / G;
     const u32 keys = shared_address(shared), values = keys + TILE, steps = values + TILE, keys_came = steps + STAGES * 2 * STEP + STATISTICS;

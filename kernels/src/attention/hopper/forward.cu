@@ -51,7 +51,7 @@ __device__ __forceinline__ void forward(const TensorMap& map, const u32* tiles, 
     extern __shared__ __align__(1024) unsigned char shared[];
     constexpr u32 TILE = BLOCK * D * 2, STEP = KEYS * D * 2;
     constexpr float scale_log2 = SCALE<D> * LOG2_E;
-    const int h = blockIdx.x % H, g = h / (H / G), first = tiles[blockIdx.x / H] * BLOCK, end = min(first + BLOCK, T);
+    const int h = blockIdx.x, g = h / (H / G), first = tiles[blockIdx.y] * BLOCK, end = min(first + BLOCK, T);
     const int start = first - (first - (int)begin_T[first] + KEYS - 1) / KEYS * KEYS;
     const u32 queries = shared_address(shared), steps = queries + TILE, queries_came = steps + STAGES * 2 * STEP;
     const Ring<STAGES, STAGES / 2, 8> ring{queries_came + 8, (end - start + KEYS - 1) / KEYS};
