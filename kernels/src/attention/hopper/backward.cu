@@ -149,6 +149,9 @@ __device__ __forceinline__ void dq(const TensorMap& map, const TensorMap& dout_m
     store_product<D, BLOCK>(sum, slab.group, shared + own, to, stride, T - slab.first);
 }
 
+// The highest finite float.
+#define HIGHEST 3.402823466e38f
+
 // lse and delta of a step's queries, which a warp keeps for itself in shared memory.
 struct Statistics {
     float lse[2], delta[2];
@@ -159,7 +162,8 @@ struct Statistics {
         for (int r = 0; r < 2; r++) {
             const int at = query + r * WARP + threadIdx.x % WARP;
             lse[r] = at < T ? LOG2_E * lse_T[at] : 1e30f;
-            delta[r] = at < T ? delta_T[at] : 0.0f;
+            // Finite, so that it is nothing times the probability 0 of a key of another document.
+            delta[r] = at < T ? fminf(fmaxf(delta_T[at], -HIGHEST), HIGHEST) : 0.0f;
         }
     }
     __device__ __forceinline__ void keep(float* to) const {
