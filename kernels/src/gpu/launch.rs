@@ -98,6 +98,7 @@ pub const UNITS: &[&Unit] = &[
     &crate::lora::cuda::UNIT,
     &crate::qk_rope::cuda::UNIT,
     &crate::rmsnorm::cuda::UNIT,
+    &crate::rmsnorm::cuda_eager::UNIT,
     &crate::swiglu::cuda::UNIT,
 ];
 
