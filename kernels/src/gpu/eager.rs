@@ -75,6 +75,11 @@ impl View {
         Self { at, elem, kind: Kind::Own, row: 0, heads: 1, stride: 0, outer: 0 }
     }
 
+    /// Rows of `row` elements, `outer` apart.
+    pub(crate) fn rows(at: Ptr, elem: Elem, row: usize, outer: usize) -> Self {
+        Self { row, outer, ..Self::dense(at, elem) }
+    }
+
     /// A row of `row` elements that all rows share.
     pub(crate) fn shared(at: Ptr, elem: Elem, row: usize) -> Self {
         Self { kind: Kind::Shared, row, ..Self::dense(at, elem) }
@@ -83,6 +88,11 @@ impl View {
     /// An f32 for each row of `row` elements: `heads` in order, the next as many `outer` further.
     pub(crate) fn per_row(at: Ptr, row: usize, heads: usize, outer: usize) -> Self {
         Self { kind: Kind::PerRow, row, heads, stride: 1, outer, ..Self::dense(at, Elem::F32) }
+    }
+
+    /// The same from so many elements on.
+    pub(crate) fn from(self, elements: usize) -> Self {
+        Self { at: self.at.offset(elements * self.elem.bytes()), ..self }
     }
 
     fn args(self, width: usize) -> [Arg; 5] {

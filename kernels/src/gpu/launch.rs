@@ -100,6 +100,7 @@ pub const UNITS: &[&Unit] = &[
     &crate::rmsnorm::cuda::UNIT,
     &crate::rmsnorm::cuda_eager::UNIT,
     &crate::swiglu::cuda::UNIT,
+    &crate::swiglu::cuda_eager::UNIT,
 ];
 
 /// A `__global__` function of a unit at an element type.
