@@ -97,6 +97,7 @@ pub const UNITS: &[&Unit] = &[
     &crate::linear_ce::cuda::UNIT,
     &crate::lora::cuda::UNIT,
     &crate::qk_rope::cuda::UNIT,
+    &crate::qk_rope::cuda_eager::UNIT,
     &crate::rmsnorm::cuda::UNIT,
     &crate::rmsnorm::cuda_eager::UNIT,
     &crate::swiglu::cuda::UNIT,
