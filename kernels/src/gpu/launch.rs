@@ -91,6 +91,7 @@ impl Needs {
 /// Every unit of this crate.
 pub const UNITS: &[&Unit] = &[
     &crate::adamw::cuda::UNIT,
+    &crate::adamw::cuda_eager::UNIT,
     &crate::attention::cuda::MMA,
     &crate::attention::cuda::PLAIN,
     &crate::embedding::cuda::UNIT,
