@@ -1,7 +1,7 @@
 //! What the eager variants share: launches of `eager.cuh`, whose kernels are operators as PyTorch runs them, and the account of
 //! what they move.
 //!
-//! An operation is written once, as a list of operators over [`Operators`]. With a launcher the list runs; without one it is
+//! An operation is written once, as a list of operators over `Operators`. With a launcher the list runs; without one it is
 //! only counted: the bytes of a report, and of the scratch, are those of the launches.
 
 use super::{Arg, Elem, GpuError, Grid, Launcher, Ptr, Unit};

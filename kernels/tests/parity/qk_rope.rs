@@ -46,7 +46,7 @@ fn each(mut check: impl FnMut(Variant, Shape, Elem, (bool, bool), String)) {
 
 /// Rounding of the element type, by 2⁻⁸ at most in bf16, and of an f32 sum over a head. Eager rounds up to five times: what is
 /// normalised, its product with the weight, those with cosine and sine, and their sum.
-fn tolerance(elem: Elem, variant: Variant) -> f64 {
+pub fn tolerance(elem: Elem, variant: Variant) -> f64 {
     match (elem, variant) {
         (Elem::Bf16, Variant::Fused) => 6e-3,
         (Elem::Bf16, Variant::Eager) => 2e-2,
@@ -64,7 +64,7 @@ fn sum_tolerance(elem: Elem, variant: Variant) -> f64 {
 }
 
 /// Either variant on one shape, with the memory that it needs.
-struct Op<'a> {
+pub struct Op<'a> {
     on: Operands<'a>,
     variant: Variant,
     shape: Shape,
@@ -73,14 +73,24 @@ struct Op<'a> {
 }
 
 impl<'a> Op<'a> {
-    fn new(machine: &'a dyn Machine, elem: Elem, variant: Variant, shape: Shape) -> Self {
+    pub fn new(machine: &'a dyn Machine, elem: Elem, variant: Variant, shape: Shape) -> Self {
+        Self::with_angles(machine, elem, variant, shape, Angles::new(machine, shape))
+    }
+
+    pub fn with_angles(
+        machine: &'a dyn Machine,
+        elem: Elem,
+        variant: Variant,
+        shape: Shape,
+        angles: Angles,
+    ) -> Self {
         let saved = cuda_eager::saved_bytes(elem, true, shape);
         let scratch = cuda_eager::scratch_bytes(elem, true, true, shape);
-        let (angles, eager) = (Angles::new(machine, shape), EagerMemory::new(machine, saved, scratch));
+        let eager = EagerMemory::new(machine, saved, scratch);
         Self { on: Operands { machine, elem }, variant, shape, angles, eager }
     }
 
-    fn forward(&self, qkv: &Memory, bias: Option<Ptr>, norm: Option<cuda::NormForward>) {
+    pub fn forward(&self, qkv: &Memory, bias: Option<Ptr>, norm: Option<cuda::NormForward>) {
         let (on, elem, shape) = (self.on.machine.launcher(), self.on.elem, self.shape);
         let (qkv, rotation) = (qkv.ptr(), self.angles.rotation());
         // SAFETY: every operand has the length that its name says, and the positions are the tables'.
@@ -95,7 +105,13 @@ impl<'a> Op<'a> {
         }
     }
 
-    fn backward(&self, dqkv: &Memory, dbias: Option<Ptr>, norm: Option<cuda::NormBackward>, scratch: Ptr) {
+    pub fn backward(
+        &self,
+        dqkv: &Memory,
+        dbias: Option<Ptr>,
+        norm: Option<cuda::NormBackward>,
+        scratch: Ptr,
+    ) {
         let (on, elem, shape) = (self.on.machine.launcher(), self.on.elem, self.shape);
         let (dqkv, rotation) = (dqkv.ptr(), self.angles.rotation());
         // SAFETY: as above.
@@ -112,8 +128,8 @@ impl<'a> Op<'a> {
 }
 
 /// Angles of one case, here and on the machine.
-struct Angles {
-    frequencies: Vec<f64>,
+pub struct Angles {
+    pub frequencies: Vec<f64>,
     positions: Vec<u32>,
     memory: [Memory; 3],
 }
@@ -121,10 +137,14 @@ struct Angles {
 impl Angles {
     /// Documents of 7 tokens, the last position of the tables among them.
     fn new(machine: &dyn Machine, shape: Shape) -> Self {
-        let frequencies = Tables::inverse_frequencies(1e4, shape.head_dim);
-        let tables = Tables::new(&frequencies, POSITIONS);
         let mut positions: Vec<u32> = (0..shape.tokens as u32).map(|t| t % 7 + 100 * (t % 3)).collect();
         *positions.last_mut().unwrap() = POSITIONS as u32 - 1;
+        Self::of(machine, Tables::inverse_frequencies(1e4, shape.head_dim), positions, POSITIONS)
+    }
+
+    /// Of these positions, which tables of so many have.
+    pub fn of(machine: &dyn Machine, frequencies: Vec<f64>, positions: Vec<u32>, count: usize) -> Self {
+        let tables = Tables::new(&frequencies, count);
         let f32s = Operands { machine, elem: Elem::F32 };
         let bytes: Vec<u8> = positions.iter().flat_map(|p| p.to_le_bytes()).collect();
         let memory = [f32s.input(tables.cos()), f32s.input(tables.sin()), machine.upload(&bytes)];

@@ -21,7 +21,7 @@ fn shapes() -> impl Iterator<Item = Shape> {
 
 /// Rounding of the element type, and of an f32 sum over a row. Where it is fused a value is rounded to bf16 once, by 2⁻⁸ at
 /// most; in eager three times: as normalised or multiplied by the weight, as the result, and as added to the residual's gradient.
-fn tolerance(elem: Elem, variant: Variant) -> f64 {
+pub fn tolerance(elem: Elem, variant: Variant) -> f64 {
     match (elem, variant) {
         (Elem::Bf16, Variant::Fused) => 6e-3,
         (Elem::Bf16, Variant::Eager) => 1.2e-2,
@@ -30,7 +30,7 @@ fn tolerance(elem: Elem, variant: Variant) -> f64 {
 }
 
 /// Of the weight's gradient: f32 throughout where it is fused; eager rounds each term, and their sum, to the element type.
-fn weight_tolerance(elem: Elem, variant: Variant) -> f64 {
+pub fn weight_tolerance(elem: Elem, variant: Variant) -> f64 {
     match (elem, variant) {
         (Elem::Bf16, Variant::Eager) => 8e-3,
         _ => 1e-5,
@@ -38,7 +38,7 @@ fn weight_tolerance(elem: Elem, variant: Variant) -> f64 {
 }
 
 /// Either variant on one shape, with the memory that it needs.
-struct Op<'a> {
+pub struct Op<'a> {
     on: Operands<'a>,
     variant: Variant,
     shape: Shape,
@@ -47,7 +47,7 @@ struct Op<'a> {
 }
 
 impl<'a> Op<'a> {
-    fn new(machine: &'a dyn Machine, elem: Elem, variant: Variant, shape: Shape) -> Self {
+    pub fn new(machine: &'a dyn Machine, elem: Elem, variant: Variant, shape: Shape) -> Self {
         let on = Operands { machine, elem };
         let (saved, scratch) = (cuda_eager::saved_bytes(elem, shape), cuda_eager::scratch_bytes(elem, shape));
         let floats = cuda::scratch_floats(machine.launcher().processors(), shape);
@@ -56,7 +56,7 @@ impl<'a> Op<'a> {
     }
 
     /// y and rstd of x, or of the sum of x and delta, which goes to the second of `sum`.
-    fn forward(&self, x: Ptr, sum: Option<[Ptr; 2]>, w: Ptr, y: &Memory, rstd: &Memory) {
+    pub fn forward(&self, x: Ptr, sum: Option<[Ptr; 2]>, w: Ptr, y: &Memory, rstd: &Memory) {
         let (on, elem, shape) = (self.on.machine.launcher(), self.on.elem, self.shape);
         let (y, rstd) = (y.ptr(), rstd.ptr());
         // SAFETY: every operand has the length that its name says.
@@ -79,7 +79,7 @@ impl<'a> Op<'a> {
     }
 
     /// dx, and dw where it is wanted. Eager's own forward pass leaves what its backward pass reads.
-    fn backward(&self, [dy, x, rstd, w]: [Ptr; 4], dx: &Memory, accumulate: bool, dw: Option<Ptr>) {
+    pub fn backward(&self, [dy, x, rstd, w]: [Ptr; 4], dx: &Memory, accumulate: bool, dw: Option<Ptr>) {
         let (on, elem, shape) = (self.on.machine.launcher(), self.on.elem, self.shape);
         // SAFETY: every operand has the length that its name says.
         unsafe {

@@ -16,7 +16,7 @@ const SHAPES: [(usize, usize); 7] = [(1, 8), (1, 512), (7, 40), (64, 64), (57, 7
 const MAGNITUDES: [f32; 4] = [1e-3, 1.0, 20.0, 1e4];
 
 /// Rounding of the element type, by 2⁻⁸ at most, and of the device's exponential. Eager also rounds silu and its gradient.
-fn tolerance(elem: Elem, variant: Variant) -> f64 {
+pub fn tolerance(elem: Elem, variant: Variant) -> f64 {
     match (elem, variant) {
         (Elem::Bf16, Variant::Fused) => 4e-3,
         (Elem::Bf16, Variant::Eager) => 8e-3,
@@ -25,7 +25,7 @@ fn tolerance(elem: Elem, variant: Variant) -> f64 {
 }
 
 /// Either variant on one shape, with the memory that it needs.
-struct Op<'a> {
+pub struct Op<'a> {
     on: Operands<'a>,
     variant: Variant,
     shape: (usize, usize),
@@ -33,14 +33,19 @@ struct Op<'a> {
 }
 
 impl<'a> Op<'a> {
-    fn new(machine: &'a dyn Machine, elem: Elem, variant: Variant, (tokens, ffn): (usize, usize)) -> Self {
+    pub fn new(
+        machine: &'a dyn Machine,
+        elem: Elem,
+        variant: Variant,
+        (tokens, ffn): (usize, usize),
+    ) -> Self {
         let saved = cuda_eager::saved_bytes(elem, tokens, ffn);
         let scratch = cuda_eager::scratch_bytes(elem, tokens, ffn);
         let eager = EagerMemory::new(machine, saved, scratch);
         Self { on: Operands { machine, elem }, variant, shape: (tokens, ffn), eager }
     }
 
-    fn forward(&self, gate_up: &Memory, act: &Memory) {
+    pub fn forward(&self, gate_up: &Memory, act: &Memory) {
         let (on, elem, (tokens, ffn)) = (self.on.machine.launcher(), self.on.elem, self.shape);
         let (x, y) = (gate_up.ptr(), act.ptr());
         // SAFETY: every operand has the length that its name says.
@@ -54,7 +59,7 @@ impl<'a> Op<'a> {
     }
 
     /// In place, behind a forward pass.
-    fn backward(&self, gate_up: &Memory, dact: &Memory) {
+    pub fn backward(&self, gate_up: &Memory, dact: &Memory) {
         let (on, elem, (tokens, ffn)) = (self.on.machine.launcher(), self.on.elem, self.shape);
         let (x, d) = (gate_up.ptr(), dact.ptr());
         // SAFETY: as above.
