@@ -96,6 +96,7 @@ impl Needs {
 /// Every unit of this crate.
 pub const UNITS: &[&Unit] = &[
     &crate::adamw::cuda::UNIT,
+    &crate::adamw::cuda_eager::UNIT,
     &crate::attention::cuda::HOPPER,
     &crate::attention::cuda::MMA,
     &crate::attention::cuda::PLAIN,
@@ -103,8 +104,11 @@ pub const UNITS: &[&Unit] = &[
     &crate::linear_ce::cuda::UNIT,
     &crate::lora::cuda::UNIT,
     &crate::qk_rope::cuda::UNIT,
+    &crate::qk_rope::cuda_eager::UNIT,
     &crate::rmsnorm::cuda::UNIT,
+    &crate::rmsnorm::cuda_eager::UNIT,
     &crate::swiglu::cuda::UNIT,
+    &crate::swiglu::cuda_eager::UNIT,
 ];
 
 /// A `__global__` function of a unit at an element type.

@@ -72,7 +72,7 @@ macro_rules! parity {
 }
 
 parity! {
-    adamw { norm, master, rounded, quantised, unbiased }
+    adamw { norm, master, rounded, rounded_to_nearest, quantised, unbiased, eager_is_not_quantised }
     attention { forward_backward, magnitudes, isolation }
     embedding { forward, backward }
     linear_ce { forward_backward, chunks, magnitudes }
