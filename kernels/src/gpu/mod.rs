@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`library`] | where the driver, NVRTC and cuBLASLt are |
 //! | [`compile`] | CUDA C++ to CUBIN, with a cache |
+//! | [`cast`] | copies between bf16 and f32 |
 //! | [`launch`] | what a kernel's `cuda.rs` says: source, grid, arguments |
 //! | [`device`] | memory, streams, events; runs launches |
 //! | [`graph`] | work that is captured once and run again |
@@ -16,6 +17,7 @@
 
 mod algorithms;
 pub mod bench;
+pub mod cast;
 pub mod compile;
 pub mod device;
 mod error;
