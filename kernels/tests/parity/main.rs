@@ -44,7 +44,7 @@ parity! {
     embedding { forward, backward }
     linear_ce { forward_backward, chunks, magnitudes }
     lora { forward, backward }
-    matmul { products }
+    matmul { products, batches }
     qk_rope { forward, backward }
     rmsnorm { forward, backward }
     swiglu { forward, backward }

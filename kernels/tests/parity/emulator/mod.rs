@@ -60,10 +60,12 @@ impl Products for Emulator {
             [read(a, spans[0], p.elem), read(b, spans[1], p.elem), read(c, spans[2], p.out), bias]
         };
         let mut out = old.clone();
-        for (i, j) in (0..p.m).flat_map(|i| (0..p.n).map(move |j| (i, j))) {
-            let term = |l| f64::from(left[p.a.at(i, l)]) * f64::from(right[p.b.at(l, j)]);
+        let places = (0..p.m).flat_map(|i| (0..p.n).map(move |j| (i, j)));
+        for (batch, (i, j)) in (0..p.batch.count).flat_map(|b| places.clone().map(move |at| (b, at))) {
+            let [a, b, c] = p.batch.strides.map(|stride| batch * stride);
+            let term = |l| f64::from(left[a + p.a.at(i, l)]) * f64::from(right[b + p.b.at(l, j)]);
             let sum: f64 = (0..p.k).map(term).sum();
-            let at = i * p.ldc + j;
+            let at = c + i * p.ldc + j;
             let kept = if p.accumulate { f64::from(old[at]) } else { 0.0 };
             let bias = if p.bias { f64::from(bias[j]) } else { 0.0 };
             out[at] = (sum + kept + bias) as f32;
