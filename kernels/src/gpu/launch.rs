@@ -97,6 +97,7 @@ pub const UNITS: &[&Unit] = &[
     &crate::linear_ce::cuda::UNIT,
     &crate::linear_ce::cuda_eager::UNIT,
     &crate::lora::cuda::UNIT,
+    &crate::lora::cuda_eager::UNIT,
     &super::cast::UNIT,
     &crate::qk_rope::cuda::UNIT,
     &crate::rmsnorm::cuda::UNIT,

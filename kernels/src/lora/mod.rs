@@ -25,6 +25,7 @@
 
 pub mod cases;
 pub mod cuda;
+pub mod cuda_eager;
 mod eager;
 mod fused;
 pub mod reference;

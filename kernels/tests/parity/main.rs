@@ -43,7 +43,7 @@ parity! {
     attention { forward_backward, magnitudes, isolation }
     embedding { forward, backward }
     linear_ce { forward_backward, chunks, magnitudes }
-    lora { forward, backward }
+    lora { forward, backward, refusal }
     matmul { products, batches }
     qk_rope { forward, backward }
     rmsnorm { forward, backward }
