@@ -2,12 +2,12 @@
 
 use super::{
     Shape, cu_seqlens,
-    cuda::{self, Documents},
+    cuda::{self, Documents, Path},
 };
 use crate::{
     cases::values,
     gpu::{
-        Buffer, Elem, Gpu, GpuError,
+        Buffer, Gpu, GpuError,
         bench::{Bench, Taker, matrix},
     },
 };
@@ -15,7 +15,7 @@ use crate::{
 /// Operations that [`each`] times.
 pub const OPS: &[&str] = &["attention_forward", "attention_backward"];
 
-const ELEM: Elem = Elem::Bf16;
+const PATH: Path = Path::Mma;
 
 /// Documents of lengths as instruction data has them, most of them short, until there are 16,384 tokens.
 fn instructions() -> Vec<u32> {
@@ -54,10 +54,9 @@ pub fn each(on: &Gpu, f: &mut Taker) -> Result<(), GpuError> {
     for (name, shape, lengths) in cases() {
         let cu = cu_seqlens(&lengths);
         let t = *cu.last().expect("a document") as usize;
-        let count = cuda::most_tiles(t, lengths.len());
-        let tiles: Vec<u8> = cuda::tiles(&cu, count).iter().flat_map(|i| i.to_le_bytes()).collect();
-        let tiles = on.upload(&tiles)?;
-        let documents = Documents { tiles: tiles.ptr(), count, tokens: t };
+        let list =
+            on.upload(&cuda::documents(&cu).iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<u8>>())?;
+        let documents = Documents { list: list.ptr(), tokens: t };
         let (qkv, dqkv) = (matrix(on, t, shape.packed())?, on.alloc(2 * t * shape.packed())?);
         let (out, dout) = (on.alloc(2 * t * shape.out())?, matrix(on, t, shape.out())?);
         let (lse, scratch) = (on.alloc(4 * t * shape.heads)?, on.alloc(4 * cuda::scratch_floats(t, shape))?);
@@ -71,14 +70,14 @@ pub fn each(on: &Gpu, f: &mut Taker) -> Result<(), GpuError> {
             rows(shape.packed() + shape.out()) + statistics,
             flops,
             // SAFETY: the operands have the lengths that their names say and outlive the measurement.
-            Box::new(|| unsafe { cuda::forward(on, ELEM, q, &documents, o, l, shape) }),
+            Box::new(|| unsafe { cuda::forward(on, PATH, q, &documents, o, l, shape) }),
         ))?;
         f(bench(
             "attention_backward",
             rows(2 * shape.packed() + 2 * shape.out()) + statistics,
             flops / 2 * 5,
             // SAFETY: as above; the forward pass ran before.
-            Box::new(|| unsafe { cuda::backward(on, ELEM, d, q, o, l, &documents, s, dq, shape) }),
+            Box::new(|| unsafe { cuda::backward(on, PATH, d, q, o, l, &documents, s, dq, shape) }),
         ))?;
     }
     Ok(())

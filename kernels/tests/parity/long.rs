@@ -1,6 +1,7 @@
 //! 131,072 tokens in one launch, more than 2³¹ bytes of some operands: rows that are looked at, sums over all of them.
 
 use chronicals_kernels::{
+    attention::cuda::Path,
     cases::values,
     gpu::Elem,
     linear_ce,
@@ -141,10 +142,17 @@ pub fn qk_rope(machine: &dyn Machine) {
     assert_close("dbias of v", &on.f32().read(&dbias)[v..], &sums, SUM_TOLERANCE);
 }
 
-/// One document: out, lse and dq of the rows that are looked at, and dk and dv of the last keys, which few queries see.
+/// One document, on the paths of tensor cores.
 pub fn attention(machine: &dyn Machine) {
-    let batch = attention::Batch::new((2, 1, 64), &[TOKENS as u32], Elem::Bf16, 1.0);
-    let left = attention::run(machine, &batch, 0);
+    for path in attention::paths(machine).into_iter().filter(|path| path.elem() == Elem::Bf16) {
+        attention_on(machine, path);
+    }
+}
+
+/// Out, lse and dq of the rows that are looked at, and dk and dv of the last keys, which few queries see.
+fn attention_on(machine: &dyn Machine, path: Path) {
+    let batch = attention::Batch::new((2, 1, 64), &[TOKENS as u32], path, 1.0);
+    let left = attention::run(machine, &batch);
     let (s, k) = (batch.shape, 64);
     let (qkv, dout) = (wide(&batch.qkv), wide(&batch.dout));
     let row = |v: &[f64], t: usize, width: usize, from: usize| v[t * width + from..][..k].to_vec();
@@ -160,7 +168,7 @@ pub fn attention(machine: &dyn Machine) {
     };
     for (t, h) in ROWS.into_iter().flat_map(|t| [(t, 0), (t, 1)]) {
         let (out, lse, _, ds) = of_query(t, h);
-        let what = format!("query {t} of head {h}");
+        let what = format!("query {t} of head {h}, {}", path.name());
         // Means of a hundred thousand values are small; what they are rounded to is as small.
         assert_close(&format!("out {what}"), &left.out[t * s.out() + h * k..][..k], &out, 2e-2);
         assert_close(&format!("lse {what}"), &[left.lse[h * TOKENS + t]], &[lse], 5e-6);
@@ -186,8 +194,8 @@ pub fn attention(machine: &dyn Machine) {
         let rows = left.dqkv[first * s.packed()..].chunks(s.packed());
         rows.flat_map(|row| &row[from..from + k]).copied().collect()
     };
-    assert_close("dk of the last keys", &columns(2 * k), &dk, 2e-2);
-    assert_close("dv of the last keys", &columns(3 * k), &dv, 2e-2);
+    assert_close(&format!("dk of the last keys, {}", path.name()), &columns(2 * k), &dk, 2e-2);
+    assert_close(&format!("dv of the last keys, {}", path.name()), &columns(3 * k), &dv, 2e-2);
 }
 
 /// 32,768 rows of 151,936 logits in one chunk: offsets beyond 2³². Their gradients of x, of the rows at both ends.

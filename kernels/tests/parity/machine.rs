@@ -1,6 +1,8 @@
 //! Where a parity test runs: a GPU or the emulator, with the same launch code on both.
 
-use chronicals_kernels::gpu::{Buffer, Elem, Gpu, Launcher, Products, Ptr, compile::Cache, matmul::Matmul};
+use chronicals_kernels::gpu::{
+    Buffer, Elem, Gpu, Launcher, Needs, Products, Ptr, compile::Cache, matmul::Matmul,
+};
 
 /// A launcher and its memory.
 pub trait Machine {
@@ -8,6 +10,8 @@ pub trait Machine {
     fn launcher(&self) -> &dyn Launcher;
     /// Runs matrix products, in order with the launches.
     fn products(&self) -> &dyn Products;
+    /// Whether it has what a unit needs.
+    fn meets(&self, needs: Needs) -> bool;
     /// Memory that holds a copy of `bytes`, 16-byte aligned.
     fn upload(&self, bytes: &[u8]) -> Memory;
     /// A copy of memory, after every launch before; panics if one of them failed.
@@ -55,6 +59,10 @@ impl Machine for Device {
 
     fn products(&self) -> &dyn Products {
         &self.products
+    }
+
+    fn meets(&self, needs: Needs) -> bool {
+        needs.met_by(self.gpu.arch())
     }
 
     fn upload(&self, bytes: &[u8]) -> Memory {

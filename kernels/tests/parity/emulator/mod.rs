@@ -18,7 +18,7 @@ mod source;
 
 use std::{alloc::Layout, ptr::NonNull};
 
-use chronicals_kernels::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Product, Products, Ptr};
+use chronicals_kernels::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Product, Products, Ptr};
 
 use crate::machine::{Machine, Memory};
 
@@ -101,6 +101,10 @@ fn check(grid: Grid) -> Result<(), String> {
 impl Machine for Emulator {
     fn launcher(&self) -> &dyn Launcher {
         self
+    }
+
+    fn meets(&self, needs: Needs) -> bool {
+        needs == Needs::Ampere
     }
 
     fn upload(&self, bytes: &[u8]) -> Memory {
