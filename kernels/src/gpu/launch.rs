@@ -101,7 +101,9 @@ pub const UNITS: &[&Unit] = &[
     &super::cast::UNIT,
     &crate::qk_rope::cuda::UNIT,
     &crate::rmsnorm::cuda::UNIT,
+    &crate::rmsnorm::cuda_eager::UNIT,
     &crate::swiglu::cuda::UNIT,
+    &crate::swiglu::cuda_eager::UNIT,
 ];
 
 /// A `__global__` function of a unit at an element type.

@@ -7,19 +7,21 @@
 //! | [`compile`] | CUDA C++ to CUBIN, with a cache |
 //! | [`cast`] | copies between bf16 and f32 |
 //! | [`launch`] | what a kernel's `cuda.rs` says: source, grid, arguments |
+//! | [`eager`] | what the eager variants share |
 //! | [`device`] | memory, streams, events; runs launches |
 //! | [`graph`] | work that is captured once and run again |
 //! | [`product`], [`matmul`] | matrix products; by cuBLASLt, planned and tuned |
 //! | [`mod@bench`] | time of a launch beside that of a copy of its bytes |
 //!
 //! A kernel's folder holds `kernel.cu`, which follows `prelude.cuh` in one translation unit and includes nothing, and
-//! `cuda.rs`, its launch code over [`Launcher`].
+//! `cuda.rs`, its launch code over [`Launcher`]; the same for the eager variant in `eager.cu` and `cuda_eager.rs`.
 
 mod algorithms;
 pub mod bench;
 pub mod cast;
 pub mod compile;
 pub mod device;
+pub mod eager;
 mod error;
 pub mod graph;
 pub mod launch;
