@@ -12,8 +12,6 @@ pub mod gemm;
 pub mod gpu;
 pub mod linear_ce;
 pub mod lora;
-#[cfg(test)]
-mod operators;
 mod passes;
 pub mod plan;
 pub mod qk_rope;

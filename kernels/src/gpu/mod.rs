@@ -5,7 +5,6 @@
 //! |---|---|
 //! | [`library`] | where the driver, NVRTC and cuBLASLt are |
 //! | [`compile`] | CUDA C++ to CUBIN, with a cache |
-//! | [`cast`] | copies between bf16 and f32 |
 //! | [`launch`] | what a kernel's `cuda.rs` says: source, grid, arguments |
 //! | [`eager`] | what the eager variants share |
 //! | [`device`] | memory, streams, events; runs launches |
@@ -18,7 +17,6 @@
 
 mod algorithms;
 pub mod bench;
-pub mod cast;
 pub mod compile;
 pub mod device;
 pub mod eager;

@@ -102,6 +102,24 @@ impl Product {
         }
     }
 
+    /// As [`Products::product`], without a bias; nothing where an operation is only counted.
+    ///
+    /// # Safety
+    /// As there.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) unsafe fn run(
+        &self,
+        on: Option<&dyn Products>,
+        a: Ptr,
+        b: Ptr,
+        c: Ptr,
+    ) -> Result<(), GpuError> {
+        // SAFETY: the caller's promise is the same.
+        on.map_or(Ok(()), |on| unsafe { on.product(self, a, b, Ptr::NULL, c) })
+    }
+
     /// Floating-point operations.
     pub fn flops(&self) -> u64 {
         2 * self.m as u64 * self.n as u64 * self.k as u64 * self.batch.count as u64

@@ -1,36 +1,34 @@
-//! Launches of `eager.cu`: the passes that PyTorch makes for `lm_head` and HF's `ForCausalLMLoss`, over the logits of all
-//! tokens. The operands and the contract are those of [`cuda`](super::cuda); an index that leaves rows out is read, but no
-//! row is left out of a pass.
+//! Linear cross-entropy as PyTorch eager runs `lm_head` and HF's `ForCausalLMLoss`: launches of `eager.cu` over the logits of
+//! all tokens. The operands and the contract are those of [`super::cuda`], but for the scratch; an index that leaves rows out
+//! is read, but no row is left out of a pass.
 //!
-//! `e` is the element type, R the rows of the plan, V is rounded up to a multiple of 8. The forward pass:
+//! R: rows of the plan. V is rounded up to a multiple of 8. The products, which move what they must, are left out of the tables:
+//! the logits before the first row, the gradients of x and W behind the last. W's is added to in f32, as everywhere in the step.
 //!
-//! | operator | launch | when | reads | writes |
+//! # Forward
+//!
+//! | kernel | operator | reads | writes | when |
 //! |---|---|---|---|---|
-//! | `lm_head(x)` | product | | | |
-//! | `.float()` | `cast_to_f32` | bf16 | T·V e | T·V f32 |
-//! | `log_softmax` | `linear_ce_eager_log_softmax` | | T·V f32 | T·V f32 |
-//! | `log_p.sum(-1)` | `linear_ce_eager_sum` | ε > 0 | T·V f32 | T f32 |
-//! | `logsumexp` | `linear_ce_eager_logsumexp` | c > 0 | T·V f32 | T f32 |
-//! | `nll_loss`, summed | `linear_ce_eager_nll` | | T f32 + T i32 + R i32 | |
-//! | and smoothing | | ε > 0 | T f32 | |
-//! | and `lse²` | | c > 0 | T f32 | |
+//! | `linear_ce_eager_float` | float() | TV elem | TV f32 | bf16 |
+//! | `linear_ce_eager_log_softmax` | log_softmax | TV f32 | TV f32 | |
+//! | `linear_ce_eager_sum` | smoothing's sum(-1) | TV f32 | T f32 | smoothing |
+//! | `linear_ce_eager_logsumexp` | logsumexp | TV f32 | T f32 | z_loss |
+//! | `linear_ce_eager_nll` | nll_loss | T f32 + T i32 + R i32 | | |
 //!
-//! And the backward pass, as autograd makes it:
+//! # Backward
 //!
-//! | operator | launch | when | reads | writes |
+//! | kernel | operator | reads | writes | when |
 //! |---|---|---|---|---|
-//! | zeros for `nll_loss` | `linear_ce_eager_zeros` | | | T·V f32 |
-//! | of `nll_loss` | `linear_ce_eager_nll_backward` | | T i32 + R i32 | R f32 |
-//! | of the sum, added | `linear_ce_eager_mean_backward` | ε > 0 | T·V f32 + T i32 + R i32 | T·V f32 |
-//! | of `log_softmax` | `linear_ce_eager_log_softmax_backward` | | 2·T·V f32 | T·V f32 |
-//! | of `logsumexp`, added | `linear_ce_eager_z_backward` | c > 0 | 2·T·V f32 + T f32 + T i32 + R i32 | T·V f32 |
-//! | of `.float()` | `cast_to_elem` | bf16 | T·V f32 | T·V e |
-//! | of x | product | | | |
-//! | of W | product | dW | | |
+//! | `linear_ce_eager_zeros` | nll_loss's zeros | | TV f32 | |
+//! | `linear_ce_eager_nll_backward` | nll_loss's | T i32 + R i32 | R f32 | |
+//! | `linear_ce_eager_mean_backward` | with the sum's | TV f32 + T i32 + R i32 | TV f32 | smoothing |
+//! | `linear_ce_eager_log_softmax_backward` | log_softmax's | TV f32 + TV f32 | TV f32 | |
+//! | `linear_ce_eager_z_backward` | with logsumexp's | TV f32 + TV f32 + T f32 + T i32 + R i32 | TV f32 | z_loss |
+//! | `linear_ce_eager_to` | float()'s | TV f32 | TV elem | bf16 |
 //!
-//! * An operand counts once, though the rows of `log_softmax` and of its gradient are looked at twice, as PyTorch's are.
+//! * An operand counts once, though `log_softmax` and its gradient look at a row twice, as PyTorch's kernels do. Scalars, and
+//!   what nll_loss reads of an option, do not count.
 //! * A z-loss is no operator of HF's; PyTorch's own `logsumexp` and its gradient take more passes than the one each here.
-//! * The gradient of W is added to in f32 by the product, as everywhere in the step.
 
 use super::{
     Options,
@@ -38,7 +36,7 @@ use super::{
 };
 use crate::gpu::{
     Arg, Elem, GpuError, Grid, Launcher, Needs, Product, Products, Ptr, Unit,
-    cast::{self, each_pack},
+    eager::{Operators, Pass, View},
     product::Matrix,
 };
 
@@ -46,12 +44,16 @@ use crate::gpu::{
 pub static UNIT: Unit = Unit {
     name: "linear_ce_eager",
     source: concat!(
+        "#line 1 \"eager.cuh\"\n",
+        include_str!("../gpu/eager.cuh"),
         "#line 1 \"floats.cuh\"\n",
         include_str!("../gpu/floats.cuh"),
         "#line 1 \"linear_ce/eager.cu\"\n",
         include_str!("eager.cu")
     ),
     entries: &[
+        "linear_ce_eager_float",
+        "linear_ce_eager_to",
         "linear_ce_eager_log_softmax",
         "linear_ce_eager_logsumexp",
         "linear_ce_eager_sum",
@@ -70,22 +72,28 @@ pub static UNIT: Unit = Unit {
 /// gradient and that of the logits; the f32 copy of the logits and the bf16 copy of their gradient come and go in the place
 /// of the third, but a z-loss keeps the f32 copy.
 pub fn scratch_bytes(plan: &Plan, opts: Options) -> usize {
-    Scratch::new(Ptr(0), plan, opts).end.0 as usize
+    Call::counted(plan, opts).ops.account().1
 }
 
-/// Bytes that the two passes move outside of products: the sums of the tables. Scalars are not counted.
-pub fn bytes(plan: &Plan, opts: Options) -> [u64; 2] {
-    let (t, r) = (plan.shape.tokens as u64, plan.rows as u64);
-    let (v, labels) = (t * stride(plan.shape.vocab) as u64, 4 * (t + r));
-    let when = |condition: bool, bytes: u64| if condition { bytes } else { 0 };
-    let (smooth, z) = (opts.label_smoothing > 0.0, opts.z_loss > 0.0);
-    let cast = when(plan.elem == Elem::Bf16, 6 * v);
-    let nll = 4 * t + labels + when(smooth, 4 * v + 8 * t) + when(z, 4 * v + 8 * t);
-    let backward = 4 * v + labels + 4 * r + when(smooth, 8 * v + labels) + when(z, 12 * v + 4 * t + labels);
-    [cast + 8 * v + nll, backward + 12 * v + cast]
+/// The passes of [`forward`].
+pub fn forward_passes(plan: &Plan, opts: Options) -> Vec<Pass> {
+    let mut call = Call::counted(plan, opts);
+    // SAFETY: nothing is launched.
+    unsafe { call.forward().expect("counted only") };
+    call.ops.account().0
+}
+
+/// The passes of the backward half of [`forward_backward`].
+pub fn backward_passes(plan: &Plan, opts: Options) -> Vec<Pass> {
+    let mut call = Call::counted(plan, opts);
+    let gradients = Gradients { scale: Ptr::NULL, dx_TD: Ptr::NULL, dw_VD: None };
+    // SAFETY: nothing is launched.
+    unsafe { call.backward(&gradients).expect("counted only") };
+    call.ops.account().0
 }
 
 /// A call's places in its scratch.
+#[derive(Clone, Copy)]
 struct Scratch {
     logits: Ptr,
     /// The logits in f32.
@@ -97,44 +105,36 @@ struct Scratch {
     dlogits: Ptr,
     sums: Ptr,
     lse: Ptr,
-    end: Ptr,
 }
 
 impl Scratch {
-    fn new(scratch: Ptr, plan: &Plan, opts: Options) -> Self {
-        let mut end = scratch;
-        let mut take = |elements: usize, bytes: usize| {
-            let at = end;
-            end = at.offset((elements * bytes).next_multiple_of(256));
-            at
-        };
+    fn new(ops: &mut Operators, plan: &Plan, opts: Options) -> Self {
         let (t, bf16) = (plan.shape.tokens, plan.elem == Elem::Bf16);
         let n = t * stride(plan.shape.vocab);
-        let logits = take(n, plan.elem.bytes());
-        let [log_p, dlog_p, dz] = [n, n, n].map(|n| take(n, 4));
+        let logits = ops.take(n * plan.elem.bytes());
+        let [log_p, dlog_p, dz] = [(); 3].map(|()| ops.take(4 * n));
         let float = match (bf16, opts.z_loss > 0.0) {
             (false, _) => logits,
             (true, false) => dlog_p,
-            (true, true) => take(n, 4),
+            (true, true) => ops.take(4 * n),
         };
         let dlogits = if bf16 { dlog_p } else { dz };
-        let [sums, lse] = [t, t].map(|n| take(n, 4));
-        Self { logits, float, log_p, dlog_p, dz, dlogits, sums, lse, end }
+        let [sums, lse] = [(); 2].map(|()| ops.take(4 * t));
+        Self { logits, float, log_p, dlog_p, dz, dlogits, sums, lse }
     }
 }
 
-/// What a pass works with.
+/// What a pass works with: without a launcher and products, it is only counted.
 struct Call<'a> {
-    on: &'a dyn Launcher,
-    products: &'a dyn Products,
-    operands: &'a Operands,
-    plan: &'a Plan,
+    ops: Operators<'a>,
+    products: Option<&'a dyn Products>,
+    operands: Operands,
+    plan: Plan,
     opts: Options,
     scratch: Scratch,
 }
 
-/// Loss and gradients, as [`cuda::forward_backward`](super::cuda::forward_backward) but for the scratch, which has
-/// [`scratch_bytes`].
+/// Loss and gradients, as [`super::cuda::forward_backward`]; the scratch has [`scratch_bytes`].
 ///
 /// # Safety
 /// As there.
@@ -149,7 +149,7 @@ pub unsafe fn forward_backward(
     plan: &Plan,
     opts: Options,
 ) -> Result<(), GpuError> {
-    let call = Call::new(on, products, operands, plan, opts);
+    let mut call = Call::new(Some((on, products)), *operands, plan, opts);
     // SAFETY: the caller's promise is the same.
     unsafe {
         call.forward()?;
@@ -172,18 +172,31 @@ pub unsafe fn forward(
     opts: Options,
 ) -> Result<(), GpuError> {
     // SAFETY: the caller's promise is the same.
-    unsafe { Call::new(on, products, operands, plan, opts).forward() }
+    unsafe { Call::new(Some((on, products)), *operands, plan, opts).forward() }
+}
+
+/// Elements of operands that do not have T rows of V.
+#[derive(Clone, Copy)]
+struct Extra {
+    read: usize,
+    written: usize,
 }
 
 impl<'a> Call<'a> {
     fn new(
-        on: &'a dyn Launcher,
-        products: &'a dyn Products,
-        operands: &'a Operands,
-        plan: &'a Plan,
+        on: Option<(&'a dyn Launcher, &'a dyn Products)>,
+        operands: Operands,
+        plan: &Plan,
         opts: Options,
     ) -> Self {
-        Self { on, products, operands, plan, opts, scratch: Scratch::new(operands.scratch, plan, opts) }
+        let mut ops = Operators::new(on.map(|on| on.0), &UNIT, plan.elem, operands.scratch);
+        let scratch = Scratch::new(&mut ops, plan, opts);
+        Self { ops, products: on.map(|on| on.1), operands, plan: *plan, opts, scratch }
+    }
+
+    fn counted(plan: &Plan, opts: Options) -> Self {
+        let [x_TD, w_VD, index, loss, scratch] = [Ptr::NULL; 5];
+        Self::new(None, Operands { x_TD, w_VD, index, loss, scratch }, plan, opts)
     }
 
     /// Elements of logits.
@@ -191,67 +204,85 @@ impl<'a> Call<'a> {
         self.plan.shape.tokens * stride(self.plan.shape.vocab)
     }
 
-    /// Labels and places of the index.
-    fn labels(&self) -> [Ptr; 2] {
-        [self.operands.index, self.operands.index.offset(8 * self.plan.rows)]
+    /// Labels and places of the index, and how many there are.
+    fn labels(&self) -> ([Ptr; 2], usize) {
+        let Plan { rows, shape, .. } = self.plan;
+        ([self.operands.index, self.operands.index.offset(8 * rows)], shape.tokens + rows)
     }
 
     /// # Safety
     /// As [`forward_backward`].
-    unsafe fn forward(&self) -> Result<(), GpuError> {
-        let (plan, s) = (self.plan, &self.scratch);
-        let (t, v) = (plan.shape.tokens, plan.shape.vocab);
+    unsafe fn forward(&mut self) -> Result<(), GpuError> {
+        let Plan { shape, elem, .. } = self.plan;
+        let (t, v) = (shape.tokens, shape.vocab);
         if t == 0 {
             return Ok(());
         }
-        let logits =
-            Product { ldc: stride(v), ..Product::linear_forward(t, v, plan.shape.hidden, plan.elem) };
-        let [labels, places] = self.labels();
+        let logits = Product { ldc: stride(v), ..Product::linear_forward(t, v, shape.hidden, elem) };
+        let (Scratch { logits: z, float, log_p, sums, lse, .. }, n) = (self.scratch, self.len());
+        let Options { label_smoothing, z_loss } = self.opts;
+        let per_row = Extra { read: 0, written: t };
         // SAFETY: the caller's promise; what lies in the scratch has room in it.
         unsafe {
-            self.products.product(&logits, self.operands.x_TD, self.operands.w_VD, Ptr::NULL, s.logits)?;
-            if plan.elem == Elem::Bf16 {
-                cast::to_f32(self.on, s.logits, s.float, self.len())?;
+            logits.run(self.products, self.operands.x_TD, self.operands.w_VD, z)?;
+            if elem == Elem::Bf16 {
+                let (to, from) = (View::dense(float, Elem::F32), View::dense(z, elem));
+                self.ops.map("linear_ce_eager_float", to, &[from], n)?;
             }
-            self.rows("linear_ce_eager_log_softmax", &[s.float, s.log_p], true, &[])?;
-            if self.opts.label_smoothing > 0.0 {
-                self.rows("linear_ce_eager_sum", &[s.log_p, s.sums], false, &[])?;
+            let none = Extra { read: 0, written: 0 };
+            self.rows("linear_ce_eager_log_softmax", &[float, log_p], (1, 1, none), true, &[])?;
+            if label_smoothing > 0.0 {
+                self.rows("linear_ce_eager_sum", &[log_p, sums], (1, 0, per_row), false, &[])?;
             }
-            if self.opts.z_loss > 0.0 {
-                self.rows("linear_ce_eager_logsumexp", &[s.float, s.lse], true, &[])?;
+            if z_loss > 0.0 {
+                self.rows("linear_ce_eager_logsumexp", &[float, lse], (1, 0, per_row), true, &[])?;
             }
-            let pointers = [s.log_p, labels, places, s.sums, s.lse, self.operands.loss].map(Arg::Ptr);
-            let extents = [Arg::I64(t as i64), Arg::I32(v as i32), Arg::I32(stride(v) as i32)];
-            let terms = [self.opts.label_smoothing, self.opts.z_loss].map(Arg::F32);
-            let grid = Grid { blocks: (1, 1), threads: 1024, shared: 0 };
-            let args = [&pointers[..], &extents, &terms].concat();
-            self.on.launch(UNIT.entry("linear_ce_eager_nll", plan.elem), grid, &args)
+            self.nll()
         }
     }
 
     /// # Safety
+    /// As [`forward_backward`].
+    unsafe fn nll(&mut self) -> Result<(), GpuError> {
+        let (t, v) = (self.plan.shape.tokens, self.plan.shape.vocab);
+        let ([labels, places], read) = self.labels();
+        let Scratch { log_p, sums, lse, .. } = self.scratch;
+        let pointers = [log_p, labels, places, sums, lse, self.operands.loss].map(Arg::Ptr);
+        let extents = [Arg::I64(t as i64), Arg::I32(v as i32), Arg::I32(stride(v) as i32)];
+        let terms = [self.opts.label_smoothing, self.opts.z_loss].map(Arg::F32);
+        let (grid, args) =
+            (Grid { blocks: (1, 1), threads: 1024, shared: 0 }, [&pointers[..], &extents, &terms].concat());
+        // SAFETY: the caller's promise.
+        unsafe { self.ops.launch("linear_ce_eager_nll", grid, &args, 4 * (t + read) as u64, 0) }
+    }
+
+    /// # Safety
     /// As [`forward_backward`], after [`forward`](Self::forward).
-    unsafe fn backward(&self, gradients: &Gradients) -> Result<(), GpuError> {
-        let (plan, s) = (self.plan, &self.scratch);
-        if plan.shape.tokens == 0 {
+    unsafe fn backward(&mut self, gradients: &Gradients) -> Result<(), GpuError> {
+        if self.plan.shape.tokens == 0 {
             return Ok(());
         }
-        let [labels, places] = self.labels();
+        let Scratch { float, log_p, dlog_p, dz, dlogits, lse, .. } = self.scratch;
+        let ([labels, places], read) = self.labels();
         let Options { label_smoothing, z_loss } = self.opts;
+        let (n, t, scale) = (self.len(), self.plan.shape.tokens, gradients.scale);
+        let extra = |read| Extra { read, written: 0 };
         // SAFETY: the caller's promise; what lies in the scratch has room in it.
         unsafe {
-            self.nll_backward(gradients)?;
+            self.nll_backward(scale)?;
             if label_smoothing > 0.0 {
-                let operands = [labels, places, gradients.scale, s.dlog_p];
-                self.rows("linear_ce_eager_mean_backward", &operands, true, &[label_smoothing])?;
+                let (operands, moved) = ([labels, places, scale, dlog_p], (1, 1, extra(read)));
+                self.rows("linear_ce_eager_mean_backward", &operands, moved, true, &[label_smoothing])?;
             }
-            self.rows("linear_ce_eager_log_softmax_backward", &[s.dlog_p, s.log_p, s.dz], true, &[])?;
+            let name = "linear_ce_eager_log_softmax_backward";
+            self.rows(name, &[dlog_p, log_p, dz], (2, 1, extra(0)), true, &[])?;
             if z_loss > 0.0 {
-                let operands = [s.float, s.lse, labels, places, gradients.scale, s.dz];
-                self.rows("linear_ce_eager_z_backward", &operands, true, &[z_loss])?;
+                let (operands, moved) = ([float, lse, labels, places, scale, dz], (2, 1, extra(t + read)));
+                self.rows("linear_ce_eager_z_backward", &operands, moved, true, &[z_loss])?;
             }
-            if plan.elem == Elem::Bf16 {
-                cast::to_bf16(self.on, s.dz, s.dlogits, self.len())?;
+            if self.plan.elem == Elem::Bf16 {
+                let (to, from) = (View::dense(dlogits, Elem::Bf16), View::dense(dz, Elem::F32));
+                self.ops.map("linear_ce_eager_to", to, &[from], n)?;
             }
             self.linear_backward(gradients)
         }
@@ -259,97 +290,96 @@ impl<'a> Call<'a> {
 
     /// # Safety
     /// As [`forward_backward`].
-    unsafe fn nll_backward(&self, gradients: &Gradients) -> Result<(), GpuError> {
-        let (plan, s) = (self.plan, &self.scratch);
-        let entry = |name| UNIT.entry(name, plan.elem);
-        let packs = self.len() / 8;
-        let zeros = [Arg::Ptr(s.dlog_p), Arg::I64(packs as i64)];
-        let t = plan.shape.tokens;
-        let [labels, places] = self.labels();
-        let pointers = [labels, places, gradients.scale, s.dlog_p].map(Arg::Ptr);
-        let extents = [Arg::I64(t as i64), Arg::I32(stride(plan.shape.vocab) as i32)];
+    unsafe fn nll_backward(&mut self, scale: Ptr) -> Result<(), GpuError> {
+        const THREADS: usize = 256;
+        // As `ITEMS` in the kernels, of four elements.
+        const ELEMENTS: usize = 2 * 4;
+        let (n, t, rows) = (self.len(), self.plan.shape.tokens, self.plan.rows);
+        let grid = |threads: usize| {
+            let blocks = (threads.div_ceil(THREADS) as u32, 1);
+            Grid { blocks, threads: THREADS as u32, shared: 0 }
+        };
+        let zeros = [Arg::Ptr(self.scratch.dlog_p), Arg::I64((n / 4) as i64)];
+        let ([labels, places], read) = self.labels();
+        let pointers = [labels, places, scale, self.scratch.dlog_p].map(Arg::Ptr);
+        let extents = [Arg::I64(t as i64), Arg::I32(stride(self.plan.shape.vocab) as i32)];
         let args = [&pointers[..], &extents, &[Arg::F32(self.opts.label_smoothing)]].concat();
-        let grid = Grid { blocks: (t.div_ceil(256) as u32, 1), threads: 256, shared: 0 };
+        let (name, moved) = ("linear_ce_eager_nll_backward", [read, rows].map(|n| 4 * n as u64));
         // SAFETY: the caller's promise.
         unsafe {
-            self.on.launch(entry("linear_ce_eager_zeros"), each_pack(packs), &zeros)?;
-            self.on.launch(entry("linear_ce_eager_nll_backward"), grid, &args)
+            let zeroed = 4 * n as u64;
+            self.ops.launch("linear_ce_eager_zeros", grid(n.div_ceil(ELEMENTS)), &zeros, 0, zeroed)?;
+            self.ops.launch(name, grid(t), &args, moved[0], moved[1])
         }
     }
 
     /// # Safety
     /// As [`forward_backward`].
     unsafe fn linear_backward(&self, gradients: &Gradients) -> Result<(), GpuError> {
-        let (plan, s) = (self.plan, &self.scratch);
-        let (t, v, d) = (plan.shape.tokens, plan.shape.vocab, plan.shape.hidden);
+        let Plan { shape, elem, .. } = self.plan;
+        let (t, v, d, dlogits) = (shape.tokens, shape.vocab, shape.hidden, self.scratch.dlogits);
         let dz = Matrix { ld: stride(v), transposed: false };
-        let dgrad = Product { a: dz, ..Product::linear_dgrad(t, v, d, plan.elem) };
-        let wgrad =
-            Product { a: Matrix { transposed: true, ..dz }, ..Product::linear_wgrad(t, v, d, plan.elem) };
+        let dgrad = Product { a: dz, ..Product::linear_dgrad(t, v, d, elem) };
+        let wgrad = Product { a: Matrix { transposed: true, ..dz }, ..Product::linear_wgrad(t, v, d, elem) };
         // SAFETY: the caller's promise.
         unsafe {
-            self.products.product(&dgrad, s.dlogits, self.operands.w_VD, Ptr::NULL, gradients.dx_TD)?;
-            let Some(dw) = gradients.dw_VD else { return Ok(()) };
-            self.products.product(&wgrad, s.dlogits, self.operands.x_TD, Ptr::NULL, dw)
+            dgrad.run(self.products, dlogits, self.operands.w_VD, gradients.dx_TD)?;
+            gradients.dw_VD.map_or(Ok(()), |dw| wgrad.run(self.products, dlogits, self.operands.x_TD, dw))
         }
     }
 
-    /// A block for each row; after the operands V, if `vocab`, the distance between rows, and `terms`.
+    /// A block for each row; after the operands V, if `vocab`, the distance between rows, and `terms`. `moved`: how many
+    /// operands of T rows of V f32 are read and written, and what else.
     ///
     /// # Safety
     /// As [`forward_backward`].
     unsafe fn rows(
-        &self,
+        &mut self,
         name: &'static str,
         operands: &[Ptr],
+        (read, written, extra): (usize, usize, Extra),
         vocab: bool,
         terms: &[f32],
     ) -> Result<(), GpuError> {
-        let v = self.plan.shape.vocab;
+        let (n, v) = (self.len(), self.plan.shape.vocab);
         let mut args: Vec<Arg> = operands.iter().copied().map(Arg::Ptr).collect();
         args.extend([v, stride(v)][usize::from(!vocab)..].iter().map(|n| Arg::I32(*n as i32)));
         args.extend(terms.iter().copied().map(Arg::F32));
         let threads = (stride(v) / 8).next_multiple_of(32).min(512) as u32;
         let grid = Grid { blocks: (self.plan.shape.tokens as u32, 1), threads, shared: 0 };
+        let bytes = |of: usize, more: usize| 4 * (of * n + more) as u64;
+        let (read, written) = (bytes(read, extra.read), bytes(written, extra.written));
         // SAFETY: the caller's promise.
-        unsafe { self.on.launch(UNIT.entry(name, self.plan.elem), grid, &args) }
+        unsafe { self.ops.launch(name, grid, &args, read, written) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::{super::Shape, *};
-    use crate::operators::{Recorder, sum, tables};
+    use crate::gpu::eager::documented;
 
     #[test]
-    fn the_tables_are_what_is_launched_and_its_bytes() {
+    fn passes_are_those_of_the_tables() {
         let shape = Shape { tokens: 7, hidden: 16, vocab: 203 };
         let options = [(0.0, 0.0), (0.1, 0.0), (0.0, 1e-3), (0.1, 1e-3)];
         for (elem, (label_smoothing, z_loss)) in Elem::ALL.into_iter().flat_map(|e| options.map(|o| (e, o))) {
             let (plan, opts) = (Plan::new(shape, elem, 5), Options { label_smoothing, z_loss });
             let extent = |name: &str| match name {
+                "TV" => 7 * 208,
                 "T" => 7,
-                "V" => 208,
                 "R" => 5,
-                _ => panic!("extent {name}"),
+                _ => panic!("no extent '{name}'"),
             };
-            let tables = tables(include_str!("cuda_eager.rs"), elem, extent);
-            let runs = |when: &str| match when {
+            let when = |condition: &str| match condition {
                 "bf16" => elem == Elem::Bf16,
-                "ε > 0" => label_smoothing > 0.0,
-                "c > 0" => z_loss > 0.0,
-                "dW" => true,
-                _ => panic!("condition {when}"),
+                "smoothing" => label_smoothing > 0.0,
+                "z_loss" => z_loss > 0.0,
+                _ => panic!("no condition '{condition}'"),
             };
-            let [forward, backward] = [0, 1].map(|i| sum(&tables[i], runs));
-            assert_eq!([forward.1, backward.1], bytes(&plan, opts), "{elem:?} {opts:?}");
-            let (machine, nowhere) = (Recorder::default(), Ptr(0));
-            let operands =
-                Operands { x_TD: nowhere, w_VD: nowhere, index: nowhere, loss: nowhere, scratch: nowhere };
-            let gradients = Gradients { scale: nowhere, dx_TD: nowhere, dw_VD: Some(nowhere) };
-            // SAFETY: nothing runs.
-            unsafe { forward_backward(&machine, &machine, &operands, &gradients, &plan, opts).unwrap() };
-            assert_eq!(machine.take(), [forward.0, backward.0].concat(), "{elem:?} {opts:?}");
+            let table = |heading| documented(include_str!("cuda_eager.rs"), heading, elem, extent, when);
+            assert_eq!(forward_passes(&plan, opts), table("Forward"), "{elem:?} {opts:?}");
+            assert_eq!(backward_passes(&plan, opts), table("Backward"), "{elem:?} {opts:?}");
         }
     }
 }

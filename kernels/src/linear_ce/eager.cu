@@ -2,6 +2,9 @@
 // are f32, `stride` elements apart, with zeros beyond V, and a block's each. Nothing of a row is kept from one look to the
 // next: at a vocabulary of 150,000 neither registers nor shared memory hold it.
 
+MAP(linear_ce_eager_float, float, elem, x)
+MAP(linear_ce_eager_to, elem, float, x)
+
 // Place of a token's label, as cuda.rs's index has it.
 struct Labels {
     const int* labels_R;
@@ -70,7 +73,7 @@ extern "C" __global__ void linear_ce_eager_logsumexp(const float* __restrict__ z
 }
 
 // Sum of a row, whose elements beyond V are zeros.
-__device__ __forceinline__ float row_sum(const float* row, int stride, float* scratch) {
+__device__ __forceinline__ float sum_of(const float* row, int stride, float* scratch) {
     float sum = 0.0f;
     each_column(stride, [&](int c) {
         float v[PACK];
@@ -83,7 +86,7 @@ __device__ __forceinline__ float row_sum(const float* row, int stride, float* sc
 
 extern "C" __global__ void linear_ce_eager_sum(const float* __restrict__ log_p_TV, float* __restrict__ sums_T, int stride) {
     __shared__ float scratch[WARP];
-    const float sum = row_sum(log_p_TV + (i64)blockIdx.x * stride, stride, scratch);
+    const float sum = sum_of(log_p_TV + (i64)blockIdx.x * stride, stride, scratch);
     if (threadIdx.x == 0) sums_T[blockIdx.x] = sum;
 }
 
@@ -114,11 +117,14 @@ extern "C" __global__ void linear_ce_eager_nll(const float* __restrict__ log_p_T
     *loss += sum;
 }
 
-// Eight zeros a thread.
-extern "C" __global__ void linear_ce_eager_zeros(float* __restrict__ to, i64 packs) {
-    const i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    const float zeros[PACK] = {};
-    if (i < packs) store_floats(to + i * PACK, zeros);
+// Four zeros a vector.
+extern "C" __global__ void linear_ce_eager_zeros(float* __restrict__ to, i64 vectors) {
+    const i64 first = (i64)blockIdx.x * ITEMS * blockDim.x + threadIdx.x;
+#pragma unroll
+    for (int i = 0; i < ITEMS; i++) {
+        const i64 at = first + i * blockDim.x;
+        if (at < vectors) *((float4*)to + at) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
 }
 
 // Into zeros: the gradient of a row's nll with respect to its log-probabilities. A thread for each row.
@@ -154,7 +160,7 @@ extern "C" __global__ void linear_ce_eager_log_softmax_backward(const float* __r
                                                                 float* __restrict__ dz_TV, int V, int stride) {
     __shared__ float scratch[WARP];
     const i64 first = (i64)blockIdx.x * stride;
-    const float total = row_sum(dlog_p_TV + first, stride, scratch);
+    const float total = sum_of(dlog_p_TV + first, stride, scratch);
     each_column(stride, [&](int c) {
         float g[PACK], log_p[PACK];
         load_floats(dlog_p_TV + first + c, g);

@@ -1,5 +1,8 @@
 //! Where a parity test runs: a GPU or the emulator, with the same launch code on both.
 
+use std::cell::RefCell;
+
+use chronicals_kernels::gpu::{
     Buffer, Elem, Gpu, Launcher, Needs, Products, Ptr, compile::Cache, eager, matmul::Matmul,
 };
 

@@ -7,6 +7,7 @@
 
 mod adamw;
 mod attention;
+mod attention_eager;
 mod embedding;
 mod emulator;
 mod graph;
@@ -41,6 +42,7 @@ macro_rules! parity {
 parity! {
     adamw { norm, master, rounded, quantised, unbiased }
     attention { forward_backward, magnitudes, isolation }
+    attention_eager { forward_backward, magnitudes, isolation, long_rows }
     embedding { forward, backward }
     linear_ce { forward_backward, chunks, magnitudes }
     lora { forward, backward, refusal }
