@@ -111,6 +111,9 @@ pub fn scratch_floats(tokens: usize, shape: Shape) -> usize {
 /// Threads of a block of any kernel here, as `THREADS` in `mma/`.
 const THREADS: u32 = 128;
 
+/// Most blocks of a grid in y.
+const MOST_BLOCKS: usize = 65_535;
+
 /// Tokens of a block of `plain.cu`: a warp each.
 const PLAIN_TOKENS: usize = THREADS as usize / 32;
 
@@ -187,16 +190,18 @@ unsafe fn launch(
         Path::Plain => {
             let mut args = operands(&[bounds]);
             args.extend([Arg::I32(shape.head_dim as i32), Arg::F32(shape.scale())]);
-            (PLAIN.entry(pass.plain, path.elem()), documents.tokens.div_ceil(PLAIN_TOKENS), 0, args)
+            let blocks = (heads * documents.tokens.div_ceil(PLAIN_TOKENS), 1);
+            (PLAIN.entry(pass.plain, path.elem()), blocks, 0, args)
         }
         Path::Mma => {
             let Tiling { name, rows, kept, floats } = pass.tilings[usize::from(shape.head_dim == 128)];
+            let blocks = (heads, documents.tiles() * (BLOCK / rows));
             let shared = 2 * (rows * kept + 4 * STREAM) * shape.head_dim + 4 * floats;
-            let blocks = documents.tiles() * (BLOCK / rows);
             (MMA.entry(name, path.elem()), blocks, shared, operands(&[tiles, bounds]))
         }
     };
-    let grid = Grid { blocks: ((blocks * heads) as u32, 1), threads: THREADS, shared: shared as u32 };
+    assert!(blocks.1 <= MOST_BLOCKS, "{} tokens are too many for one launch", documents.tokens);
+    let grid = Grid { blocks: (blocks.0 as u32, blocks.1 as u32), threads: THREADS, shared: shared as u32 };
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(entry, grid, &args) }
 }
@@ -211,7 +216,7 @@ unsafe fn launch(
 /// As [`Launcher::launch`].
 ///
 /// # Panics
-/// The path has no kernel for the shape.
+/// The path has no kernel for the shape, or the tokens, more than four million, make too many blocks.
 pub unsafe fn forward(
     on: &dyn Launcher,
     path: Path,

@@ -48,7 +48,7 @@ __device__ __forceinline__ void dq(const u16* dout_T, const u16* qkv_TQ, const u
                                    const u32* begin, float* delta_HT, u16* dqkv_TQ, int T, Packed packed) {
     extern __shared__ __align__(128) char shared[];
     constexpr int QUERIES = 16 * M * WARPS, PARTS = BLOCK / QUERIES, BYTES = STREAM * 2 * K;
-    const int place = blockIdx.x / packed.H, h = blockIdx.x % packed.H;
+    const int place = blockIdx.y, h = blockIdx.x;
     // The later part has more keys and goes first.
     const int first = (int)tiles[place / PARTS] * BLOCK + (PARTS - 1 - place % PARTS) * QUERIES;
     if (first >= T) return;
@@ -60,7 +60,7 @@ __device__ __forceinline__ void dq(const u16* dout_T, const u16* qkv_TQ, const u
     char* const steps = shared + 2 * QUERIES * 2 * K;
     const u16* const keys = qkv_TQ + (packed.H + h / packed.group()) * K;
     const auto fetch = [&](int step) {
-        char* const to = steps + step % 2 * 2 * BYTES;
+        char* const to = steps + (step & 1) * 2 * BYTES;
         const u16* const from = keys + (i64)step * STREAM * stride;
         copy_tile<K, STREAM, THREADS>(to, from, stride, T - step * STREAM);
         copy_tile<K, STREAM, THREADS>(to + BYTES, from + packed.G * K, stride, T - step * STREAM);
@@ -71,12 +71,12 @@ __device__ __forceinline__ void dq(const u16* dout_T, const u16* qkv_TQ, const u
     copy_tile<K, QUERIES, THREADS>(queries, qkv_TQ + (i64)first * stride + h * K, stride, T - first);
     copy_tile<K, QUERIES, THREADS>(douts, dout_T + out_at, out_stride, T - first);
     // The output takes the place of the step that comes after the first: it has at most as many bytes.
-    char* const outs = steps + (step + 1) % 2 * 2 * BYTES;
+    char* const outs = steps + (~step & 1) * 2 * BYTES;
     copy_tile<K, QUERIES, THREADS>(outs, out_T + out_at, out_stride, T - first);
     fetch(step);
     const int last_step = (int)begin[first] / STREAM;
-    // Of the warp's first row. A warp behind the last token sees nothing.
-    const int lowest = own < T ? (int)begin[own] : BEHIND_ALL;
+    // Of the warp's first and last row. A warp behind the last token sees nothing.
+    const int lowest = own < T ? (int)begin[own] : BEHIND_ALL, highest = (int)begin[min(own + 16 * M, T) - 1];
     float lse[2 * M], delta[2 * M];
 #pragma unroll
     for (int r = 0; r < 2 * M; r++) {
@@ -102,7 +102,7 @@ __device__ __forceinline__ void dq(const u16* dout_T, const u16* qkv_TQ, const u
         cp_async_wait<0>();
         __syncthreads();
         if (step > last_step) fetch(step - 1);
-        const char* const at = steps + step % 2 * 2 * BYTES;
+        const char* const at = steps + (step & 1) * 2 * BYTES;
 #pragma unroll UNROLL
         for (int part = 0; part < STREAM; part += KEYS) {
             const int key = step * STREAM + part;
@@ -116,8 +116,6 @@ __device__ __forceinline__ void dq(const u16* dout_T, const u16* qkv_TQ, const u
                 multiply_rows<K, M, KEYS / 8>(dp, douts, warp_row, at + BYTES, part, lane);
             }
             query_slopes<M, KEYS / 8>(s, dp, lse, delta, LOG2_E * SCALE<K>);
-            // Read anew each time: in a register it would make another spill.
-            const int highest = (int)begin[min(own + 16 * M, T) - 1];
             if (key + KEYS - 1 > own || key < highest) hide_keys<M, KEYS / 8>(s, begin, T, own, key, 0.0f);
             u32 ds[M][KEYS / 16][4];
             round_to_a<M, KEYS / 8>(ds, s);
@@ -158,7 +156,7 @@ __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const 
     extern __shared__ __align__(128) char shared[];
     constexpr int M = 1, N = QUERIES / 8, KEYS = 16 * M * WARPS, PARTS = BLOCK / KEYS, BYTES = STREAM * 2 * K;
     static_assert(THREADS == 2 * STREAM, "a thread has an lse or a delta of a step");
-    const int place = blockIdx.x / packed.G, g = blockIdx.x % packed.G;
+    const int place = blockIdx.y, g = blockIdx.x;
     const int first = (int)tiles[place / PARTS] * BLOCK + place % PARTS * KEYS;
     if (first >= T) return;
     const int stride = packed.stride<K>(), out_stride = packed.H * K;
@@ -167,32 +165,31 @@ __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const 
     char* const values = shared + KEYS * 2 * K;
     char* const steps = values + KEYS * 2 * K;
     float* const statistics = (float*)(steps + 4 * BYTES);
-    const int column = (packed.H + g) * K;
-    // From the diagonal to the end of the last key's document, for each head.
-    const int steps_of_head = ((int)end[min(first + KEYS, T) - 1] - first + STREAM - 1) / STREAM;
-    const int count = steps_of_head * packed.group();
-    const auto fetch = [&](int i) {
-        const int h = g * packed.group() + i / steps_of_head, query = first + i % steps_of_head * STREAM;
-        char* const to = steps + i % 2 * 2 * BYTES;
+    // For each head from the diagonal to the end of the last key's document. A step is its first query and its head.
+    const int last = (int)end[min(first + KEYS, T) - 1];
+    int left = (last - first + STREAM - 1) / STREAM * packed.group();
+    const auto fetch = [&](int h, int query, int place) {
+        char* const to = steps + place * 2 * BYTES;
         copy_tile<K, STREAM, THREADS>(to, qkv_TQ + (i64)query * stride + h * K, stride, T - query);
         copy_tile<K, STREAM, THREADS>(to + BYTES, dout_T + (i64)query * out_stride + h * K, out_stride, T - query);
         cp_async_commit();
     };
     // Loaded before a step's products, stored after them.
-    const auto statistic = [&](int i) {
-        const int h = g * packed.group() + i / steps_of_head;
-        const int query = first + i % steps_of_head * STREAM + (int)threadIdx.x % STREAM;
+    const auto statistic = [&](int h, int query) {
+        query += threadIdx.x % STREAM;
         if (query >= T) return 0.0f;
         const i64 at = (i64)h * T + query;
         return threadIdx.x < STREAM ? lse_HT[at] * LOG2_E : delta_HT[at];
     };
     const Lane lane = lane_of<K>();
-    copy_tile<K, KEYS, THREADS>(keys, qkv_TQ + (i64)first * stride + column, stride, T - first);
-    copy_tile<K, KEYS, THREADS>(values, qkv_TQ + (i64)first * stride + column + packed.G * K, stride, T - first);
-    fetch(0);
-    statistics[threadIdx.x] = statistic(0);
-    // Of the warp's first and last row. A warp behind the last token is seen by nothing.
-    const int lowest = own < T ? (int)end[own] : 0, highest = own < T ? (int)end[min(own + 16 * M, T) - 1] : 0;
+    const u16* const rows = qkv_TQ + (i64)first * stride + (packed.H + g) * K;
+    copy_tile<K, KEYS, THREADS>(keys, rows, stride, T - first);
+    copy_tile<K, KEYS, THREADS>(values, rows + packed.G * K, stride, T - first);
+    int h = g * packed.group(), query = first;
+    fetch(h, query, left & 1);
+    statistics[(left & 1) * 2 * STREAM + threadIdx.x] = statistic(h, query);
+    // Of the warp's last row. A warp behind the last token is seen by nothing.
+    const int highest = own < T ? (int)end[min(own + 16 * M, T) - 1] : 0;
     u32 k[HELD ? M : 1][K / 16][4], v[HELD ? M : 1][K / 16][4];
     if constexpr (HELD) {
         cp_async_wait<0>();
@@ -201,20 +198,23 @@ __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const 
         load_rows<K, M>(v, values, warp_row, lane);
     }
     float dk[M][K / 8][4] = {}, dv[M][K / 8][4] = {};
-    for (int i = 0; i < count; i++) {
+    for (; left > 0; left--) {
         cp_async_wait<0>();
         __syncthreads();
+        const int step = query;
+        query += STREAM;
+        if (query >= last) query = first, h++;
         float next = 0.0f;
-        if (i + 1 < count) {
-            fetch(i + 1);
-            next = statistic(i + 1);
+        if (left > 1) {
+            fetch(h, query, ~left & 1);
+            next = statistic(h, query);
         }
-        const char* const at = steps + i % 2 * 2 * BYTES;
-        const float* const lse = statistics + i % 2 * 2 * STREAM;
+        const char* const at = steps + (left & 1) * 2 * BYTES;
+        const float* const lse = statistics + (left & 1) * 2 * STREAM;
 #pragma unroll
         for (int part = 0; part < STREAM; part += QUERIES) {
-            const int query = first + i % steps_of_head * STREAM + part;
-            if (own >= query + QUERIES || query >= highest) continue;
+            const int from = step + part;
+            if (own >= from + QUERIES || from >= highest) continue;
             float s[M][N][4] = {}, dp[M][N][4] = {};
             if constexpr (HELD) {
                 multiply_held<K, M, N>(s, k, at, part, lane);
@@ -224,20 +224,22 @@ __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const 
                 multiply_rows<K, M, N>(dp, values, warp_row, at + BYTES, part, lane);
             }
             key_slopes<M, N>(s, dp, lse + part, lse + STREAM + part, LOG2_E * SCALE<K>);
-            if (own + 16 * M - 1 > query || query + QUERIES > lowest) hide_queries<M, N>(s, dp, end, T, own, query);
+            // Read anew each time: in a register it would make another spill.
+            const int lowest = (int)end[own];
+            if (own + 16 * M - 1 > from || from + QUERIES > lowest) hide_queries<M, N>(s, dp, end, T, own, from);
             u32 p[M][QUERIES / 16][4];
             round_to_a<M, N>(p, s);
             multiply<K, M, QUERIES / 16>(dv, p, at + BYTES, part, lane);
             round_to_a<M, N>(p, dp);
             multiply<K, M, QUERIES / 16>(dk, p, at, part, lane);
         }
-        statistics[(i + 1) % 2 * 2 * STREAM + threadIdx.x] = next;
+        statistics[(~left & 1) * 2 * STREAM + threadIdx.x] = next;
     }
     if (own >= T) return;
     float ones[2 * M], factor[2 * M];
 #pragma unroll
     for (int r = 0; r < 2 * M; r++) ones[r] = 1.0f, factor[r] = SCALE<K>;
-    u16* const to = dqkv_TQ + (i64)own * stride + column;
+    u16* const to = dqkv_TQ + (i64)own * stride + (packed.H + g) * K;
     store_rows<K, M>(dk, factor, keys, warp_row, to, stride, T - own);
     store_rows<K, M>(dv, ones, values, warp_row, to + packed.G * K, stride, T - own);
 }

@@ -52,7 +52,7 @@ __device__ __forceinline__ void forward(const u16* qkv_TQ, const u32* tiles, con
                                         Packed packed) {
     extern __shared__ __align__(128) char shared[];
     static_assert(16 * M * WARPS == BLOCK, "a block is a tile");
-    const int first = (int)tiles[blockIdx.x / packed.H] * BLOCK, h = blockIdx.x % packed.H;
+    const int first = (int)tiles[blockIdx.y] * BLOCK, h = blockIdx.x;
     const int stride = packed.stride<K>(), out_stride = packed.H * K;
     const int warp_row = 16 * M * (threadIdx.x / WARP), own = first + warp_row;
     constexpr int BYTES = STREAM * 2 * K;
@@ -60,7 +60,7 @@ __device__ __forceinline__ void forward(const u16* qkv_TQ, const u32* tiles, con
     char* const steps = shared + BLOCK * 2 * K;
     const u16* const keys = qkv_TQ + (packed.H + h / packed.group()) * K;
     const auto fetch = [&](int step) {
-        char* const to = steps + step % 2 * 2 * BYTES;
+        char* const to = steps + (step & 1) * 2 * BYTES;
         const u16* const from = keys + (i64)step * STREAM * stride;
         copy_tile<K, STREAM, THREADS>(to, from, stride, T - step * STREAM);
         copy_tile<K, STREAM, THREADS>(to + BYTES, from + packed.G * K, stride, T - step * STREAM);
@@ -89,7 +89,7 @@ __device__ __forceinline__ void forward(const u16* qkv_TQ, const u32* tiles, con
         // And everybody is done with the step before, whose place the next one takes.
         __syncthreads();
         if (step > last_step) fetch(step - 1);
-        const char* const at = steps + step % 2 * 2 * BYTES;
+        const char* const at = steps + (step & 1) * 2 * BYTES;
 #pragma unroll
         for (int part = 0; part < STREAM; part += KEYS) {
             const int key = step * STREAM + part;
