@@ -265,7 +265,7 @@ __device__ __forceinline__ void column_sum(const T* x, i64 stride, float* part_G
     }
 }
 
-// out_N = the sum of the G rows of part_GN, in an order that depends on G alone. A block of 1024 threads has 8 columns.
+// out_N = the sum of the G rows of part_GN, in an order that depends on G and the block's size alone. A block has 8 columns.
 __device__ __forceinline__ void finish_column_sum(const float* part_GN, elem* out_N, int G, int columns) {
     __shared__ float partial[WARP][8];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;

@@ -10,7 +10,7 @@ use super::{Arg, Elem, GpuError, Grid, Launcher, Ptr, Unit};
 const THREADS: u32 = 256;
 const ITEMS: u32 = 2;
 
-/// Threads of a block that ends a sum over rows.
+/// Threads of a block that ends a sum over rows, at most: eight for each row of partial sums.
 const FINISH_THREADS: u32 = 1024;
 
 /// Blocks that share a sum over rows, about. Not the device's number: the order of a sum is then the same on all.
@@ -23,11 +23,6 @@ pub struct Memory {
     pub saved: Ptr,
     /// Temporaries; nothing in them is kept between calls.
     pub scratch: Ptr,
-}
-
-impl Memory {
-    /// Of a list that is only counted.
-    pub(crate) const NONE: Memory = Memory { saved: Ptr::NULL, scratch: Ptr::NULL };
 }
 
 /// An operator's pass over memory. What all rows share, and what is one for a row, is counted once.
@@ -82,6 +77,13 @@ impl View {
         Self { row, outer, ..Self::dense(at, elem) }
     }
 
+    /// Parts of its rows: `row` elements, `heads` parts `stride` apart. `columns` are those of a row of its own, where it is
+    /// in order.
+    pub(crate) fn parts(self, row: usize, (heads, stride): (usize, usize), columns: usize) -> Self {
+        let outer = if self.row == 0 { columns } else { self.outer };
+        Self { row, heads, stride, outer, ..self }
+    }
+
     /// A row of `row` elements that all rows share.
     pub(crate) fn shared(at: Ptr, elem: Elem, row: usize) -> Self {
         Self { kind: Kind::Shared, row, ..Self::dense(at, elem) }
@@ -134,27 +136,45 @@ fn column_grid(rows: usize, columns: usize, elem: Elem) -> (Grid, u32) {
     (Grid { blocks: (across, down), threads: THREADS, shared: 0 }, lanes)
 }
 
-/// A list of operators of one unit: run, or only counted.
+/// A list of operators: run, or only counted.
 pub(crate) struct Operators<'a> {
     on: Option<&'a dyn Launcher>,
-    unit: &'static Unit,
+    units: &'static [&'static Unit],
     elem: Elem,
     scratch: Ptr,
     taken: usize,
+    most_taken: usize,
     passes: Vec<Pass>,
 }
 
 impl<'a> Operators<'a> {
-    /// With a launcher, to run; `scratch` has room for all that is [taken](Self::take).
-    pub(crate) fn new(on: Option<&'a dyn Launcher>, unit: &'static Unit, elem: Elem, scratch: Ptr) -> Self {
-        Self { on, unit, elem, scratch, taken: 0, passes: Vec::new() }
+    /// Of the kernels of these units. With a launcher, to run; `scratch` has room for all that is [taken](Self::take).
+    pub(crate) fn new(
+        on: Option<&'a dyn Launcher>,
+        units: &'static [&'static Unit],
+        elem: Elem,
+        scratch: Ptr,
+    ) -> Self {
+        Self { on, units, elem, scratch, taken: 0, most_taken: 0, passes: Vec::new() }
     }
 
     /// The next so many bytes of the scratch.
     pub(crate) fn take(&mut self, bytes: usize) -> Ptr {
         let at = self.scratch.offset(self.taken);
         self.taken += bytes.next_multiple_of(256);
+        self.most_taken = self.most_taken.max(self.taken);
         at
+    }
+
+    /// Corrects the bytes that the last pass read, where its views do not say them.
+    pub(crate) fn recount_reads(&mut self, recount: impl FnOnce(u64) -> u64) {
+        let read = &mut self.passes.last_mut().expect("a pass").read;
+        *read = recount(*read);
+    }
+
+    /// Frees all of the scratch for what follows.
+    pub(crate) fn free(&mut self) {
+        self.taken = 0;
     }
 
     /// Room for so many elements, as a view of them in order.
@@ -164,7 +184,7 @@ impl<'a> Operators<'a> {
 
     /// Passes so far, and bytes of scratch.
     pub(crate) fn account(self) -> (Vec<Pass>, usize) {
-        (self.passes, self.taken)
+        (self.passes, self.most_taken)
     }
 
     /// `dst = f(sources)`, `n` elements, of an operator without a constant.
@@ -301,7 +321,8 @@ impl<'a> Operators<'a> {
         let (read, partial) = (x.bytes(rows * columns), 4 * u64::from(parts) * columns as u64);
         // SAFETY: the caller's promise is the same, and there is room for a row of partial sums of every block in y.
         unsafe { self.launch(kernel, grid, &args, read, partial)? };
-        let grid = Grid { blocks: (columns as u32 / 8, 1), threads: FINISH_THREADS, shared: 0 };
+        let threads = (8 * parts).next_multiple_of(32).min(FINISH_THREADS);
+        let grid = Grid { blocks: (columns as u32 / 8, 1), threads, shared: 0 };
         let args = [Arg::Ptr(part), Arg::Ptr(out.at), g, c];
         // SAFETY: as above.
         unsafe { self.launch(finish, grid, &args, partial, out.bytes(columns)) }
@@ -323,9 +344,10 @@ impl<'a> Operators<'a> {
         written: u64,
     ) -> Result<(), GpuError> {
         self.passes.push(Pass { kernel, read, written });
+        let unit = self.units.iter().find(|u| u.entries.contains(&kernel)).expect("a kernel of the units");
         let Some(on) = self.on else { return Ok(()) };
         // SAFETY: the caller's promise is the same.
-        unsafe { on.launch(self.unit.entry(kernel, self.elem), grid, args) }
+        unsafe { on.launch(unit.entry(kernel, self.elem), grid, args) }
     }
 }
 

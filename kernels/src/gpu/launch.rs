@@ -100,6 +100,7 @@ pub const UNITS: &[&Unit] = &[
     &crate::lora::cuda::UNIT,
     &crate::lora::cuda_eager::UNIT,
     &crate::qk_rope::cuda::UNIT,
+    &crate::qk_rope::cuda_eager::UNIT,
     &crate::rmsnorm::cuda::UNIT,
     &crate::rmsnorm::cuda_eager::UNIT,
     &crate::swiglu::cuda::UNIT,

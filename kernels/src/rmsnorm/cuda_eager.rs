@@ -43,9 +43,9 @@
 //! | `rmsnorm_eager_to` | to(float32)'s | TD f32 | TD elem | bf16 |
 //! | `rmsnorm_eager_add` | with the residual's | TD elem + TD elem | TD elem | accumulate |
 
-use super::Shape;
+use super::{Shape, operators::Norm};
 use crate::gpu::{
-    Arg, Elem, GpuError, Launcher, Needs, Ptr, Unit,
+    Elem, GpuError, Launcher, Needs, Ptr, Unit,
     eager::{Memory, Operators, Pass, View},
 };
 
@@ -85,21 +85,8 @@ pub static UNIT: Unit = Unit {
     needs: Needs::Ampere,
 };
 
-/// What autograd keeps: `x` in f32, which is `x_TD` itself where the element type is, and the normalised `x`.
-struct Saved {
-    x_f32: View,
-    normed: View,
-}
-
-impl Saved {
-    fn new(at: Ptr, elem: Elem, x_TD: Ptr, shape: Shape) -> Self {
-        let (x_f32, behind) = match elem {
-            Elem::F32 => (x_TD, at),
-            Elem::Bf16 => (at, at.offset(4 * shape.elements())),
-        };
-        Self { x_f32: View::dense(x_f32, Elem::F32), normed: View::dense(behind, elem) }
-    }
-}
+/// Whose kernels are launched.
+static UNITS: &[&Unit] = &[&UNIT];
 
 /// Bytes of [`Memory::saved`]. PyTorch frees the normalised `x`, `T·D` elements of it, where the weight is frozen; here it stays.
 pub fn saved_bytes(elem: Elem, shape: Shape) -> usize {
@@ -122,27 +109,59 @@ pub fn backward_passes(elem: Elem, accumulate: bool, weight: bool, shape: Shape)
     backward_account(elem, accumulate, weight, shape).0
 }
 
+/// Nowhere: of lists that are only counted.
+const NOWHERE: Operands =
+    Operands { x_TD: Ptr::NULL, weight_D: Ptr::NULL, rstd_T: Ptr::NULL, saved: Ptr::NULL };
+
 fn forward_account(elem: Elem, residual: bool, shape: Shape) -> (Vec<Pass>, usize) {
-    let none = Ptr::NULL;
-    let mut ops = Operators::new(None, &UNIT, elem, none);
-    let (x, memory) = (View::dense(none, elem), Memory::NONE);
+    let (mut ops, x) = (Operators::new(None, UNITS, elem, Ptr::NULL), View::dense(Ptr::NULL, elem));
     // SAFETY: nothing is launched.
     unsafe {
         if residual {
             add(&mut ops, x, x, x, shape).expect("counted only");
         }
-        norm(&mut ops, elem, none, none, 0.0, none, none, memory, shape).expect("counted only");
+        NOWHERE.norm(elem, shape).forward(&mut ops, 0.0, x).expect("counted only");
     }
     ops.account()
 }
 
 fn backward_account(elem: Elem, accumulate: bool, weight: bool, shape: Shape) -> (Vec<Pass>, usize) {
-    let mut ops = Operators::new(None, &UNIT, elem, Ptr::NULL);
-    let gradients = Gradients { dx_TD: Ptr::NULL, accumulate, dweight_D: weight.then_some(Ptr::NULL) };
-    let inputs = [Ptr::NULL; 4];
+    let (mut ops, x) = (Operators::new(None, UNITS, elem, Ptr::NULL), View::dense(Ptr::NULL, elem));
+    let (norm, dweight) = (NOWHERE.norm(elem, shape), weight.then_some(Ptr::NULL));
     // SAFETY: nothing is launched.
-    unsafe { gradient(&mut ops, elem, inputs, gradients, Memory::NONE, shape).expect("counted only") };
+    unsafe { norm.backward(&mut ops, x, x, accumulate, dweight).expect("counted only") };
     ops.account()
+}
+
+/// What both passes read.
+struct Operands {
+    x_TD: Ptr,
+    weight_D: Ptr,
+    rstd_T: Ptr,
+    saved: Ptr,
+}
+
+impl Operands {
+    /// Saved is `x` in f32, which is `x_TD` itself where the element type is, and then the normalised `x`.
+    fn norm(&self, elem: Elem, shape: Shape) -> Norm {
+        let x = View::dense(self.x_TD, elem);
+        let (x, x_f32, normed) = match elem {
+            Elem::F32 => (None, x, self.saved),
+            Elem::Bf16 => {
+                (Some(x), View::dense(self.saved, Elem::F32), self.saved.offset(4 * shape.elements()))
+            }
+        };
+        Norm {
+            elem,
+            rows: shape.tokens,
+            columns: shape.hidden,
+            x,
+            x_f32,
+            normed: View::dense(normed, elem),
+            rstd: View::per_row(self.rstd_T, shape.hidden, 1, 1),
+            weight: self.weight_D,
+        }
+    }
 }
 
 fn check(shape: Shape) {
@@ -157,6 +176,9 @@ fn check(shape: Shape) {
 ///
 /// # Errors
 /// As [`Launcher::launch`].
+///
+/// # Panics
+/// When rows are no multiple of 8.
 #[allow(clippy::too_many_arguments)] // the operands of the equation
 pub unsafe fn forward(
     on: &dyn Launcher,
@@ -170,9 +192,10 @@ pub unsafe fn forward(
     shape: Shape,
 ) -> Result<(), GpuError> {
     check(shape);
-    let mut ops = Operators::new(Some(on), &UNIT, elem, memory.scratch);
+    let mut ops = Operators::new(Some(on), UNITS, elem, memory.scratch);
+    let norm = Operands { x_TD, weight_D, rstd_T, saved: memory.saved }.norm(elem, shape);
     // SAFETY: the caller's promise is the same.
-    unsafe { norm(&mut ops, elem, x_TD, weight_D, eps, y_TD, rstd_T, memory, shape) }
+    unsafe { norm.forward(&mut ops, eps, View::dense(y_TD, elem)) }
 }
 
 /// As [`super::cuda::add_forward`].
@@ -182,6 +205,9 @@ pub unsafe fn forward(
 ///
 /// # Errors
 /// As [`Launcher::launch`].
+///
+/// # Panics
+/// As [`forward`].
 #[allow(clippy::too_many_arguments)] // the operands of the equation
 pub unsafe fn add_forward(
     on: &dyn Launcher,
@@ -197,13 +223,12 @@ pub unsafe fn add_forward(
     shape: Shape,
 ) -> Result<(), GpuError> {
     check(shape);
-    let mut ops = Operators::new(Some(on), &UNIT, elem, memory.scratch);
+    let mut ops = Operators::new(Some(on), UNITS, elem, memory.scratch);
     let [residual, delta, sum] = [residual_TD, delta_TD, sum_TD].map(|at| View::dense(at, elem));
     // SAFETY: the caller's promise is the same; the sum may take the place of what it is of.
-    unsafe {
-        add(&mut ops, sum, residual, delta, shape)?;
-        norm(&mut ops, elem, sum_TD, weight_D, eps, y_TD, rstd_T, memory, shape)
-    }
+    unsafe { add(&mut ops, sum, residual, delta, shape)? };
+    // SAFETY: the caller's promise is the same.
+    unsafe { forward(on, elem, sum_TD, weight_D, eps, y_TD, rstd_T, memory, shape) }
 }
 
 /// # Safety
@@ -211,52 +236,6 @@ pub unsafe fn add_forward(
 unsafe fn add(ops: &mut Operators, sum: View, a: View, b: View, shape: Shape) -> Result<(), GpuError> {
     // SAFETY: the caller's promise is the same.
     unsafe { ops.map("rmsnorm_eager_add", sum, &[a, b], shape.elements()) }
-}
-
-/// # Safety
-/// As [`forward`].
-#[allow(clippy::too_many_arguments)] // the operands of the equation
-unsafe fn norm(
-    ops: &mut Operators,
-    elem: Elem,
-    x_TD: Ptr,
-    weight_D: Ptr,
-    eps: f32,
-    y_TD: Ptr,
-    rstd_T: Ptr,
-    memory: Memory,
-    shape: Shape,
-) -> Result<(), GpuError> {
-    let (n, t, d) = (shape.elements(), shape.tokens, shape.hidden);
-    let saved = Saved::new(memory.saved, elem, x_TD, shape);
-    let [x, y] = [x_TD, y_TD].map(|at| View::dense(at, elem));
-    let rstd = View::per_row(rstd_T, d, 1, 1);
-    let product = ops.temporary(Elem::F32, n);
-    let [mean, sum] = [ops.take(4 * t), ops.take(4 * t)].map(|at| View::per_row(at, d, 1, 1));
-    // SAFETY: the caller's promise; temporaries have the lengths that they are used at.
-    unsafe {
-        if elem == Elem::Bf16 {
-            ops.map("rmsnorm_eager_float", saved.x_f32, &[x], n)?;
-        }
-        ops.map("rmsnorm_eager_square", product, &[saved.x_f32], n)?;
-        ops.row_sum("rmsnorm_eager_mean", mean, product, (t, d), 1.0 / d as f32)?;
-        ops.per_row("rmsnorm_eager_add_eps", sum, &[mean], t, eps)?;
-        ops.per_row("rmsnorm_eager_rsqrt", rstd, &[sum], t, 0.0)?;
-        let scaled = if elem == Elem::Bf16 { product } else { saved.normed };
-        ops.map("rmsnorm_eager_mul_rows", scaled, &[saved.x_f32, rstd], n)?;
-        if elem == Elem::Bf16 {
-            ops.map("rmsnorm_eager_to", saved.normed, &[scaled], n)?;
-        }
-        let weight = View::shared(weight_D, elem, d);
-        ops.map("rmsnorm_eager_mul_weight", y, &[saved.normed, weight], n)
-    }
-}
-
-/// What a backward pass leaves.
-struct Gradients {
-    dx_TD: Ptr,
-    accumulate: bool,
-    dweight_D: Option<Ptr>,
 }
 
 /// As [`super::cuda::backward`], after [`forward`] with the same `saved`; the sum for the weight's gradient is rounded to the
@@ -267,6 +246,9 @@ struct Gradients {
 ///
 /// # Errors
 /// As [`Launcher::launch`].
+///
+/// # Panics
+/// As [`forward`].
 #[allow(clippy::too_many_arguments)] // the operands of the equation
 pub unsafe fn backward(
     on: &dyn Launcher,
@@ -282,91 +264,11 @@ pub unsafe fn backward(
     shape: Shape,
 ) -> Result<(), GpuError> {
     check(shape);
-    let mut ops = Operators::new(Some(on), &UNIT, elem, memory.scratch);
-    let (inputs, gradients) = ([dy_TD, x_TD, rstd_T, weight_D], Gradients { dx_TD, accumulate, dweight_D });
+    let mut ops = Operators::new(Some(on), UNITS, elem, memory.scratch);
+    let norm = Operands { x_TD, weight_D, rstd_T, saved: memory.saved }.norm(elem, shape);
+    let [dy, dx] = [dy_TD, dx_TD].map(|at| View::dense(at, elem));
     // SAFETY: the caller's promise is the same.
-    unsafe { gradient(&mut ops, elem, inputs, gradients, memory, shape) }
-}
-
-/// # Safety
-/// As [`forward`].
-unsafe fn gradient(
-    ops: &mut Operators,
-    elem: Elem,
-    [dy_TD, x_TD, rstd_T, weight_D]: [Ptr; 4],
-    to: Gradients,
-    memory: Memory,
-    shape: Shape,
-) -> Result<(), GpuError> {
-    let (n, t, d) = (shape.elements(), shape.tokens, shape.hidden);
-    let saved = Saved::new(memory.saved, elem, x_TD, shape);
-    let [dy, dx] = [dy_TD, to.dx_TD].map(|at| View::dense(at, elem));
-    let rstd = View::per_row(rstd_T, d, 1, 1);
-    let product = ops.temporary(elem, n);
-    // SAFETY: the caller's promise; temporaries have the lengths that they are used at.
-    unsafe {
-        if let Some(dweight) = to.dweight_D {
-            ops.map("rmsnorm_eager_mul", product, &[dy, saved.normed], n)?;
-            let sum = ops.temporary(elem, d);
-            let kernels = ["rmsnorm_eager_sum_rows", "rmsnorm_eager_sum_rows_end"];
-            ops.column_sum(kernels, sum, product, (t, d, d))?;
-            let dweight = View::dense(dweight, Elem::F32);
-            ops.map("rmsnorm_eager_accumulate", dweight, &[dweight, sum], d)?;
-        }
-        ops.map("rmsnorm_eager_mul_weight", product, &[dy, View::shared(weight_D, elem, d)], n)?;
-        let wide = match elem {
-            Elem::F32 => product,
-            Elem::Bf16 => {
-                let wide = ops.temporary(Elem::F32, n);
-                ops.map("rmsnorm_eager_float", wide, &[product], n)?;
-                wide
-            }
-        };
-        let [straight, through, free] = both_ways(ops, saved.x_f32, wide, rstd, shape)?;
-        // dx itself, if nothing stands between.
-        let sum = if elem == Elem::F32 && !to.accumulate { dx } else { free };
-        ops.map("rmsnorm_eager_add_f32", sum, &[straight, through], n)?;
-        let narrow = match (elem, to.accumulate) {
-            (Elem::F32, _) => sum,
-            (Elem::Bf16, true) => product,
-            (Elem::Bf16, false) => dx,
-        };
-        if elem == Elem::Bf16 {
-            ops.map("rmsnorm_eager_to", narrow, &[sum], n)?;
-        }
-        if to.accumulate { add(ops, dx, dx, narrow, shape) } else { Ok(()) }
-    }
-}
-
-/// The gradient of f32 `x` from `d_TD`, that of `x · rsqrt(…)`: straight, through the root, and a temporary that is free.
-/// `d_TD` is overwritten.
-///
-/// # Safety
-/// As [`forward`].
-unsafe fn both_ways(
-    ops: &mut Operators,
-    x: View,
-    d_TD: View,
-    rstd: View,
-    shape: Shape,
-) -> Result<[View; 3], GpuError> {
-    let (n, t, d) = (shape.elements(), shape.tokens, shape.hidden);
-    let [straight, product, free] = [(); 3].map(|()| ops.temporary(Elem::F32, n));
-    let [dot, scaled, cube, dmean] = [(); 4].map(|()| View::per_row(ops.take(4 * t), d, 1, 1));
-    // SAFETY: the caller's promise; temporaries have the lengths that they are used at.
-    unsafe {
-        ops.map("rmsnorm_eager_mul_rows", straight, &[d_TD, rstd], n)?;
-        ops.map("rmsnorm_eager_mul_f32", product, &[d_TD, x], n)?;
-        ops.row_sum("rmsnorm_eager_mean", dot, product, (t, d), 1.0)?;
-        ops.per_row("rmsnorm_eager_scale_rows", scaled, &[dot], t, -0.5)?;
-        ops.per_row("rmsnorm_eager_cube", cube, &[rstd], t, 0.0)?;
-        ops.per_row("rmsnorm_eager_mul_of_rows", dmean, &[scaled, cube], t, 0.0)?;
-        ops.map_with("rmsnorm_eager_expand", product, &[dmean], n, &[Arg::F32(d as f32)])?;
-        ops.map("rmsnorm_eager_copy", d_TD, &[x], n)?;
-        ops.map_with("rmsnorm_eager_scale", free, &[d_TD], n, &[Arg::F32(2.0)])?;
-        ops.map("rmsnorm_eager_mul_f32", d_TD, &[product, free], n)?;
-    }
-    Ok([straight, d_TD, free])
+    unsafe { norm.backward(&mut ops, dy, dx, accumulate, dweight_D) }
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub mod cuda;
 pub mod cuda_eager;
 mod eager;
 mod fused;
+pub(crate) mod operators;
 pub mod reference;
 #[cfg(test)]
 mod tests;

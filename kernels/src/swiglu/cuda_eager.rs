@@ -38,6 +38,9 @@ pub static UNIT: Unit = Unit {
     needs: Needs::Ampere,
 };
 
+/// Whose kernels are launched.
+static UNITS: &[&Unit] = &[&UNIT];
+
 /// Bytes of [`Memory::saved`].
 pub fn saved_bytes(elem: Elem, tokens: usize, ffn: usize) -> usize {
     tokens * ffn * elem.bytes()
@@ -69,7 +72,7 @@ struct Operands {
 type List = unsafe fn(&mut Operators, Elem, Operands, usize, usize) -> Result<(), GpuError>;
 
 fn account(elem: Elem, tokens: usize, ffn: usize, list: List) -> (Vec<Pass>, usize) {
-    let mut ops = Operators::new(None, &UNIT, elem, Ptr::NULL);
+    let mut ops = Operators::new(None, UNITS, elem, Ptr::NULL);
     let none = Operands { gate_up_T2F: Ptr::NULL, act_TF: Ptr::NULL, silu_TF: Ptr::NULL };
     // SAFETY: nothing is launched.
     unsafe { list(&mut ops, elem, none, tokens, ffn).expect("counted only") };
@@ -96,7 +99,7 @@ pub unsafe fn forward(
     ffn: usize,
 ) -> Result<(), GpuError> {
     check(ffn);
-    let mut ops = Operators::new(Some(on), &UNIT, elem, memory.scratch);
+    let mut ops = Operators::new(Some(on), UNITS, elem, memory.scratch);
     // SAFETY: the caller's promise is the same.
     unsafe {
         activation(&mut ops, elem, Operands { gate_up_T2F, act_TF, silu_TF: memory.saved }, tokens, ffn)
@@ -123,7 +126,7 @@ pub unsafe fn backward(
     ffn: usize,
 ) -> Result<(), GpuError> {
     check(ffn);
-    let mut ops = Operators::new(Some(on), &UNIT, elem, memory.scratch);
+    let mut ops = Operators::new(Some(on), UNITS, elem, memory.scratch);
     let operands = Operands { gate_up_T2F, act_TF: dact_TF, silu_TF: memory.saved };
     // SAFETY: the caller's promise is the same.
     unsafe { gradient(&mut ops, elem, operands, tokens, ffn) }
