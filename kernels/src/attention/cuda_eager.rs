@@ -83,6 +83,9 @@ pub static UNIT: Unit = Unit {
     needs: Needs::Ampere,
 };
 
+/// Whose kernels are launched.
+static UNITS: &[&Unit] = &[&UNIT];
+
 /// Extents of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batch {
@@ -131,7 +134,7 @@ impl Batch {
 
     /// The passes of [`mask`].
     pub fn mask_passes(&self) -> Vec<Pass> {
-        let mut ops = Operators::new(None, &UNIT, self.elem, Ptr::NULL);
+        let mut ops = Operators::new(None, UNITS, self.elem, Ptr::NULL);
         // SAFETY: nothing is launched.
         unsafe { make_mask(&mut ops, self, Ptr::NULL, Ptr::NULL).expect("counted only") };
         ops.account().0
@@ -200,7 +203,7 @@ pub unsafe fn mask(
     mask_TS: Ptr,
 ) -> Result<(), GpuError> {
     assert_eq!(documents.tokens, batch.tokens(), "tokens of the documents");
-    let mut ops = Operators::new(Some(on), &UNIT, batch.elem, Ptr::NULL);
+    let mut ops = Operators::new(Some(on), UNITS, batch.elem, Ptr::NULL);
     // SAFETY: the caller's promise is the same.
     unsafe { make_mask(&mut ops, batch, documents.begin(), mask_TS) }
 }

@@ -68,6 +68,9 @@ pub static UNIT: Unit = Unit {
     needs: Needs::Ampere,
 };
 
+/// Whose kernels are launched.
+static UNITS: &[&Unit] = &[&UNIT];
+
 /// Bytes of scratch: what PyTorch's allocator holds at most. Logits, which the model's output keeps, log-probabilities, their
 /// gradient and that of the logits; the f32 copy of the logits and the bf16 copy of their gradient come and go in the place
 /// of the third, but a z-loss keeps the f32 copy.
@@ -189,7 +192,7 @@ impl<'a> Call<'a> {
         plan: &Plan,
         opts: Options,
     ) -> Self {
-        let mut ops = Operators::new(on.map(|on| on.0), &UNIT, plan.elem, operands.scratch);
+        let mut ops = Operators::new(on.map(|on| on.0), UNITS, plan.elem, operands.scratch);
         let scratch = Scratch::new(&mut ops, plan, opts);
         Self { ops, products: on.map(|on| on.1), operands, plan: *plan, opts, scratch }
     }

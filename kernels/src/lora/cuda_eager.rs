@@ -45,6 +45,9 @@ pub static UNIT: Unit = Unit {
     needs: Needs::Ampere,
 };
 
+/// Whose kernels are launched.
+static UNITS: &[&Unit] = &[&UNIT];
+
 /// Bytes of scratch for either pass: of the widest adapter, its output before and after scaling, or its scaled gradient and
 /// that of x.
 ///
@@ -75,14 +78,14 @@ const NOWHERE: Operands = Operands {
 };
 
 fn forward_account(group: &Group, segments: &[Segment]) -> (Vec<Pass>, usize) {
-    let mut ops = Operators::new(None, &UNIT, group.elem, Ptr::NULL);
+    let mut ops = Operators::new(None, UNITS, group.elem, Ptr::NULL);
     // SAFETY: nothing is launched.
     unsafe { update(&mut ops, None, group, segments, &NOWHERE, Ptr::NULL).expect("counted only") };
     ops.account()
 }
 
 fn backward_account(group: &Group, segments: &[Segment], dx: bool) -> (Vec<Pass>, usize) {
-    let mut ops = Operators::new(None, &UNIT, group.elem, Ptr::NULL);
+    let mut ops = Operators::new(None, UNITS, group.elem, Ptr::NULL);
     let [dy_TN, dxa_TS, da_SD, db] = [Ptr::NULL; 4];
     let gradients = Gradients { dy_TN, dxa_TS, da_SD, db, dx_TD: dx.then_some(Ptr::NULL) };
     // SAFETY: nothing is launched.
@@ -141,7 +144,7 @@ pub unsafe fn forward(
     y_TN: Ptr,
 ) -> Result<(), GpuError> {
     check(segments)?;
-    let mut ops = Operators::new(Some(on), &UNIT, group.elem, operands.scratch);
+    let mut ops = Operators::new(Some(on), UNITS, group.elem, operands.scratch);
     // SAFETY: the caller's promise is the same.
     unsafe { update(&mut ops, Some(products), group, segments, operands, y_TN) }
 }
@@ -162,7 +165,7 @@ pub unsafe fn backward(
     gradients: &Gradients,
 ) -> Result<(), GpuError> {
     check(segments)?;
-    let mut ops = Operators::new(Some(on), &UNIT, group.elem, operands.scratch);
+    let mut ops = Operators::new(Some(on), UNITS, group.elem, operands.scratch);
     // SAFETY: the caller's promise is the same.
     unsafe { gradient(&mut ops, Some(products), group, segments, operands, gradients) }
 }

@@ -1,6 +1,6 @@
 //! The passes of one call, in order: run, or only counted.
 
-use super::{Batch, Memory, UNIT};
+use super::{Batch, Memory, UNITS};
 use crate::gpu::{
     Arg, Elem, GpuError, Grid, Launcher, Product, Products, Ptr,
     eager::{Operators, View},
@@ -62,13 +62,13 @@ impl<'a> Call<'a> {
         let p_f32 = keep(4 * scores, true);
         // In f32 they are the same.
         let p = if batch.elem == Elem::F32 { p_f32 } else { keep(scores * size, true) };
-        let ops = Operators::new(on.map(|on| on.0), &UNIT, batch.elem, memory.scratch);
+        let ops = Operators::new(on.map(|on| on.0), UNITS, batch.elem, memory.scratch);
         let saved = Saved { q, k, v, p_f32, p };
         Self { ops, products: on.map(|on| on.1), batch: *batch, saved, saved_bytes }
     }
 
     pub(super) fn counted(batch: &Batch) -> Self {
-        Self::new(None, batch, Memory::NONE)
+        Self::new(None, batch, Memory { saved: Ptr::NULL, scratch: Ptr::NULL })
     }
 
     /// Heads of slots at `at`, in rows of K.
