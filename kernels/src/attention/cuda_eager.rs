@@ -41,7 +41,7 @@
 //! | `attention_eager_gather` | dout, contiguous | THK elem | THK elem | rows |
 //! | `attention_eager_scatter` | repeat_kv(v)'s sum | THK elem | TGK elem | repeat |
 //! | `attention_eager_float` | to(bf16)'s | HTS elem | HTS f32 | bf16 |
-//! | `attention_eager_softmax_backward` | softmax's | HTS f32 + HTS f32 | HTS f32 | |
+//! | `attention_eager_dsoftmax` | softmax's | HTS f32 + HTS f32 | HTS f32 | |
 //! | `attention_eager_to` | to(float32)'s | HTS f32 | HTS elem | bf16 |
 //! | `attention_eager_mul` | * scaling's | HTS elem | HTS elem | |
 //! | `attention_eager_scatter` | dq, packed | THK elem | THK elem | rows |
@@ -77,7 +77,7 @@ pub static UNIT: Unit = Unit {
         "attention_eager_gather",
         "attention_eager_scatter",
         "attention_eager_softmax",
-        "attention_eager_softmax_backward",
+        "attention_eager_dsoftmax",
     ],
     elems: &Elem::ALL,
     needs: Needs::Ampere,

@@ -123,7 +123,7 @@ extern "C" __global__ void __launch_bounds__(512)
 }
 
 extern "C" __global__ void __launch_bounds__(512)
-    attention_eager_softmax_backward(const float* __restrict__ dp_RS, const float* __restrict__ p_RS, float* __restrict__ dx_RS,
+    attention_eager_dsoftmax(const float* __restrict__ dp_RS, const float* __restrict__ p_RS, float* __restrict__ dx_RS,
                                      int S, int stride) {
     __shared__ float scratch[WARP];
     const i64 first = (i64)blockIdx.x * stride;

@@ -22,7 +22,7 @@
 //! | `linear_ce_eager_zeros` | nll_loss's zeros | | TV f32 | |
 //! | `linear_ce_eager_nll_backward` | nll_loss's | T i32 + R i32 | R f32 | |
 //! | `linear_ce_eager_mean_backward` | with the sum's | TV f32 + T i32 + R i32 | TV f32 | smoothing |
-//! | `linear_ce_eager_log_softmax_backward` | log_softmax's | TV f32 + TV f32 | TV f32 | |
+//! | `linear_ce_eager_dlog_softmax` | log_softmax's | TV f32 + TV f32 | TV f32 | |
 //! | `linear_ce_eager_z_backward` | with logsumexp's | TV f32 + TV f32 + T f32 + T i32 + R i32 | TV f32 | z_loss |
 //! | `linear_ce_eager_to` | float()'s | TV f32 | TV elem | bf16 |
 //!
@@ -61,7 +61,7 @@ pub static UNIT: Unit = Unit {
         "linear_ce_eager_zeros",
         "linear_ce_eager_nll_backward",
         "linear_ce_eager_mean_backward",
-        "linear_ce_eager_log_softmax_backward",
+        "linear_ce_eager_dlog_softmax",
         "linear_ce_eager_z_backward",
     ],
     elems: &Elem::ALL,
@@ -277,7 +277,7 @@ impl<'a> Call<'a> {
                 let (operands, moved) = ([labels, places, scale, dlog_p], (1, 1, extra(read)));
                 self.rows("linear_ce_eager_mean_backward", &operands, moved, true, &[label_smoothing])?;
             }
-            let name = "linear_ce_eager_log_softmax_backward";
+            let name = "linear_ce_eager_dlog_softmax";
             self.rows(name, &[dlog_p, log_p, dz], (2, 1, extra(0)), true, &[])?;
             if z_loss > 0.0 {
                 let (operands, moved) = ([float, lse, labels, places, scale, dz], (2, 1, extra(t + read)));

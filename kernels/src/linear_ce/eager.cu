@@ -155,7 +155,7 @@ extern "C" __global__ void linear_ce_eager_mean_backward(const int* __restrict__
     });
 }
 
-extern "C" __global__ void linear_ce_eager_log_softmax_backward(const float* __restrict__ dlog_p_TV,
+extern "C" __global__ void linear_ce_eager_dlog_softmax(const float* __restrict__ dlog_p_TV,
                                                                 const float* __restrict__ log_p_TV,
                                                                 float* __restrict__ dz_TV, int V, int stride) {
     __shared__ float scratch[WARP];

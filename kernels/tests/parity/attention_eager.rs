@@ -110,7 +110,7 @@ pub fn long_rows(machine: &dyn Machine) {
             };
         };
         launch("attention_eager_softmax", &[x_at, p_at]);
-        launch("attention_eager_softmax_backward", &[d_at, p_at, dx_at]);
+        launch("attention_eager_dsoftmax", &[d_at, p_at, dx_at]);
         let [_, p, _, dx] = held.each_ref().map(|m| on.read(m));
         for row in (0..ROWS).map(|row| row * stride..(row + 1) * stride) {
             let inside = |v: &[f32]| wide(&v[row.clone()][..columns]);

@@ -169,7 +169,7 @@ impl<'a> Call<'a> {
             self.packed_gradient((p, true), dout, (part, repeats), dqkv_TQ, shape.value(0))?;
             self.product((dout, false), (value, true), self.scores(first), [s, s, k])?;
             let dp = self.widened(first, second)?;
-            self.row_pass("attention_eager_softmax_backward", &[dp, p_f32, third], 2)?;
+            self.row_pass("attention_eager_dsoftmax", &[dp, p_f32, third], 2)?;
             // Of bf16, the gradient of the scores goes through the places of those that are read no more.
             let (dx, ds) = if elem == Elem::Bf16 { (first, second) } else { (third, first) };
             let [dx_view, ds_view] = [dx, ds].map(|at| View::dense(at, elem));
