@@ -49,6 +49,8 @@ enum Kind {
     Shared,
     /// An f32 for each row.
     PerRow,
+    /// Elements that so many rows share.
+    Repeated(usize),
 }
 
 /// An operand: rows of elements, `heads` of which are `stride` apart in a row that is `outer` apart from the next. Counted in
@@ -92,6 +94,11 @@ impl View {
         Self { kind: Kind::PerRow, row, heads, stride: 1, outer, ..Self::dense(at, Elem::F32) }
     }
 
+    /// The same [rows](Self::rows), each for so many rows of the result, and counted once for them.
+    pub(crate) fn repeated(self, times: usize) -> Self {
+        Self { kind: Kind::Repeated(times), heads: times, stride: 0, ..self }
+    }
+
     /// The same from so many elements on.
     pub(crate) fn from(self, elements: usize) -> Self {
         Self { at: self.at.offset(elements * self.elem.bytes()), ..self }
@@ -109,6 +116,7 @@ impl View {
             Kind::Own => n,
             Kind::Shared => self.row,
             Kind::PerRow => n / self.row,
+            Kind::Repeated(times) => n / times,
         };
         (elements * self.elem.bytes()) as u64
     }
@@ -365,7 +373,7 @@ pub(crate) fn documented(
     let bytes = |cell: &str| -> u64 {
         let term = |term: &str| match term.split_whitespace().collect::<Vec<_>>()[..] {
             [n, "elem"] => extent(n) * elem.bytes(),
-            [n, "f32"] => extent(n) * 4,
+            [n, "f32" | "i32" | "u32"] => extent(n) * 4,
             _ => panic!("'{term}' of {heading} is no extent and type"),
         };
         cell.split('+').filter(|t| !t.trim().is_empty()).map(|t| term(t) as u64).sum()
