@@ -94,6 +94,7 @@ pub const UNITS: &[&Unit] = &[
     &crate::attention::cuda::MMA,
     &crate::attention::cuda::PLAIN,
     &crate::embedding::cuda::UNIT,
+    &super::digest::UNIT,
     &crate::linear_ce::cuda::UNIT,
     &crate::lora::cuda::UNIT,
     &crate::qk_rope::cuda::UNIT,

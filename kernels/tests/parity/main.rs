@@ -7,6 +7,7 @@
 
 mod adamw;
 mod attention;
+mod bench;
 mod embedding;
 mod emulator;
 mod graph;
