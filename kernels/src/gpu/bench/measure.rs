@@ -4,7 +4,7 @@ use super::{Bench, Device, Operand, Testbed};
 use crate::gpu::{Buffer, Elem, GpuError};
 
 /// Larger than the L2 cache of any GPU at hand (50 MB on an H100, 60 MB on an H200).
-const FLUSH_BYTES: usize = 256 << 20;
+pub const FLUSH_BYTES: usize = 256 << 20;
 
 /// Halves of a copy are no larger: beyond this a copy is repeated, so that it needs little room beside the operands.
 const COPY_BYTES: usize = 2 << 30;

@@ -18,7 +18,7 @@ mod operand;
 pub use bed::{Device, Testbed};
 pub use ceiling::{Ceiling, ceilings};
 pub use check::{Compared, Look, sample};
-pub use measure::Measured;
+pub use measure::{FLUSH_BYTES, Measured};
 pub use operand::{Operand, Values};
 
 use super::{
