@@ -6,7 +6,7 @@ import inspect
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from measure import Form, Reference, compared, normal
+from measure import Reference, compared, normal
 from pointwise import forward_form, grad_form
 
 # Probabilities and outputs are rounded to bf16.
@@ -78,7 +78,7 @@ def usable(forms):
             torch.cuda.synchronize()
             del result
             found.append(form)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             refused.append((form.name, error))
     if not found:
         raise refused[-1][1]

@@ -7,7 +7,7 @@ not the host's.
 """
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Callable
 
 import torch
@@ -28,6 +28,8 @@ class Form:
     # Fewest bytes, where they are not those of the case.
     bytes: int | None = None
     note: str = ""
+    # How long the GPU sleeps before a timed run.
+    sleep_cycles: int = SLEEP_CYCLES
 
 
 @dataclass
@@ -39,7 +41,6 @@ class Reference:
     # Given what `run` returns: a list of `compared`.
     check: Callable
     measure_memory: bool = False
-    keep: list = field(default_factory=list)
 
 
 class Clock:
@@ -54,7 +55,7 @@ class Clock:
         prepared = form.prepare()
         if cold:
             self.flush.zero_()
-        torch.cuda._sleep(SLEEP_CYCLES)
+        torch.cuda._sleep(form.sleep_cycles)
         begin.record()
         result = form.run(prepared)
         end.record()
@@ -109,7 +110,8 @@ def measure(case: dict, reference: Reference, clock: Clock) -> dict:
     row.update(cold_s=cold, warm_s=warm, check={"compared": compared, "failure": None})
     row["bytes"] = case["bytes"] if form.bytes is None else form.bytes
     row["warm_bytes"] = row["bytes"]
-    words = [form.note, f"fastest of {len(reference.forms)} forms: {form.name}" if len(reference.forms) > 1 else form.name]
+    chosen = f"fastest of {len(reference.forms)} forms: {form.name}" if len(reference.forms) > 1 else form.name
+    words = [form.note, chosen]
     note = "; ".join(word for word in words if word)
     if note:
         row["note"] = note

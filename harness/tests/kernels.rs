@@ -189,7 +189,7 @@ fn a_damaged_line_is_named() {
     let text = std::fs::read_to_string(&events).unwrap().replacen("\"variant\"", "\"vari", 1);
     std::fs::write(&events, text).unwrap();
     let output = chronibench().arg("report").arg(dir.path()).assert().code(5).get_output().clone();
-    assert!(String::from_utf8(output.stderr).unwrap().contains("000-native.jsonl:4"));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("000-native.jsonl:1"));
 }
 
 /// A program that stands in for a Python: a shell script that is given the references' arguments.

@@ -1,6 +1,8 @@
 //! AdamW, fused against eager, and the norm of a gradient; bytes are those of one pass.
 #![allow(missing_docs)]
 
+mod common;
+
 use chronicals_kernels::{
     Variant,
     adamw::{self, Hyper, cases},
@@ -26,5 +28,9 @@ fn bench(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, bench);
+fn gpu(c: &mut Criterion) {
+    common::on_gpu(c, "adamw_");
+}
+
+criterion_group!(benches, bench, gpu);
 criterion_main!(benches);

@@ -1,6 +1,8 @@
 //! Causal attention over packed documents, fused against eager; FLOPs are those that the mask leaves.
 #![allow(missing_docs, non_snake_case)]
 
+mod common;
+
 use chronicals_kernels::{
     Variant,
     attention::{self, Saved, cases},
@@ -36,5 +38,9 @@ fn bench(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, bench);
+fn gpu(c: &mut Criterion) {
+    common::on_gpu(c, "attention_");
+}
+
+criterion_group!(benches, bench, gpu);
 criterion_main!(benches);

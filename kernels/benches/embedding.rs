@@ -1,6 +1,8 @@
 //! Token embedding; bytes are those of one pass.
 #![allow(missing_docs, non_snake_case)]
 
+mod common;
+
 use chronicals_kernels::{
     cases::values,
     embedding::{self, cases},
@@ -21,5 +23,9 @@ fn bench(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, bench);
+fn gpu(c: &mut Criterion) {
+    common::on_gpu(c, "embedding_");
+}
+
+criterion_group!(benches, bench, gpu);
 criterion_main!(benches);

@@ -5,6 +5,8 @@
 //! every group; `RAYON_NUM_THREADS` sets the threads of all of them but `matrixmultiply`, which has one.
 #![allow(missing_docs)]
 
+mod common;
+
 use std::time::Duration;
 
 use chronicals_kernels::{
@@ -151,6 +153,10 @@ fn slices(c: &mut Criterion) {
     });
 }
 
+fn gpu(c: &mut Criterion) {
+    common::on_gpu(c, "gemm_");
+}
+
 criterion_group! {
     name = benches;
     // 240 cases: long enough each for a spread of a few percent, short enough in all for a coffee.
@@ -158,6 +164,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .sample_size(20);
-    targets = products, slices
+    targets = products, slices, gpu
 }
 criterion_main!(benches);

@@ -2,6 +2,8 @@
 //! FLOP/s ("elements") of those products.
 #![allow(missing_docs, non_snake_case)]
 
+mod common;
+
 use chronicals_kernels::{
     Variant,
     cases::values,
@@ -53,5 +55,9 @@ fn bench(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, bench);
+fn gpu(c: &mut Criterion) {
+    common::on_gpu(c, "linear_ce");
+}
+
+criterion_group!(benches, bench, gpu);
 criterion_main!(benches);

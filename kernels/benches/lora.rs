@@ -1,6 +1,8 @@
 //! Low-rank adapters of a group, fused against eager. Throughput is in FLOP/s ("elements").
 #![allow(missing_docs, non_snake_case)]
 
+mod common;
+
 use chronicals_kernels::{
     Variant,
     cases::values,
@@ -48,5 +50,9 @@ fn bench(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, bench);
+fn gpu(c: &mut Criterion) {
+    common::on_gpu(c, "lora_");
+}
+
+criterion_group!(benches, bench, gpu);
 criterion_main!(benches);

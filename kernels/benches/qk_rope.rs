@@ -1,6 +1,8 @@
 //! Bias and rotary embedding, fused against eager; bytes are those of one pass in place.
 #![allow(missing_docs, non_snake_case)]
 
+mod common;
+
 use chronicals_kernels::{
     Variant,
     cases::values,
@@ -29,5 +31,9 @@ fn bench(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, bench);
+fn gpu(c: &mut Criterion) {
+    common::on_gpu(c, "qk_rope_");
+}
+
+criterion_group!(benches, bench, gpu);
 criterion_main!(benches);

@@ -1,6 +1,8 @@
 //! Residual addition and RMSNorm, fused against eager; bytes are those of one pass.
 #![allow(missing_docs, non_snake_case)]
 
+mod common;
+
 use chronicals_kernels::{
     Variant,
     cases::values,
@@ -54,5 +56,9 @@ fn bench(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, bench);
+fn gpu(c: &mut Criterion) {
+    common::on_gpu(c, "rmsnorm_");
+}
+
+criterion_group!(benches, bench, gpu);
 criterion_main!(benches);

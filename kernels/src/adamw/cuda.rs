@@ -28,7 +28,7 @@
 //!   Apart from that, both are unbiased.
 
 use super::Hyper;
-use crate::gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit};
+use crate::gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit, le_bytes};
 
 /// `kernel.cu`.
 pub static UNIT: Unit = Unit {
@@ -185,14 +185,14 @@ pub fn hyper_bytes(groups: &[Group], seed: u32) -> Vec<u8> {
     let [beta2, step] = [f64::from(first.beta2), f64::from(first.step)];
     let inverse = (1.0 / (1.0 - beta2.powf(step)).sqrt()) as f32;
     let shared = [f.beta1, f.one_minus_beta1, f.beta2, f.one_minus_beta2, inverse, f.eps].map(f32::to_bits);
-    let mut bytes: Vec<u8> =
-        shared.into_iter().chain([first.step, seed]).flat_map(u32::to_le_bytes).collect();
+    let mut bytes = le_bytes(&shared, u32::to_le_bytes);
+    bytes.extend(le_bytes(&[first.step, seed], u32::to_le_bytes));
     for group in groups {
         let same = Hyper { lr: first.lr, weight_decay: first.weight_decay, ..group.hyper };
         assert_eq!(same, first, "groups differ in more than learning rate and decay");
         let f = group.hyper.factors();
         bytes.extend((group.end as i64).to_le_bytes());
-        bytes.extend([f.decay, f.step_size].into_iter().flat_map(f32::to_le_bytes));
+        bytes.extend(le_bytes(&[f.decay, f.step_size], f32::to_le_bytes));
     }
     bytes
 }

@@ -2,18 +2,22 @@
 
 use super::{
     Shape, cu_seqlens,
-    cuda::{self, Documents},
+    cuda::{self, Documents, Path},
     witness::Witness,
 };
 use crate::{
     cases::{Workload, values},
     gpu::{
         Elem, GpuError,
-        bench::{MMA, Operand, Subject, Taker, Testbed, Wants},
+        bench::{HOPPER, MMA, Operand, Subject, Taker, Testbed, Variant, Wants},
+        le_bytes,
     },
 };
 
 const ELEM: Elem = Elem::Bf16;
+
+/// Ways through the kernels that are timed.
+const PATHS: [(Variant, Path); 2] = [(MMA, Path::Mma), (HOPPER, Path::Hopper)];
 
 /// Heads and documents of a bench.
 #[derive(Clone, Debug)]
@@ -96,10 +100,8 @@ pub fn each<B: Testbed>(
         let shape = case.shape;
         let cu = cu_seqlens(&case.lengths);
         let t = *cu.last().expect("a document") as usize;
-        let count = cuda::most_tiles(t, case.lengths.len());
-        let tiles: Vec<u8> = cuda::tiles(&cu, count).iter().flat_map(|i| i.to_le_bytes()).collect();
-        let tiles = Operand::raw(on, &tiles)?;
-        let documents = Documents { tiles: tiles.ptr(on), count, tokens: t };
+        let list = Operand::raw(on, &le_bytes(&cuda::documents(&cu), u32::to_le_bytes))?;
+        let documents = Documents { list: list.ptr(on), tokens: t };
         let qkv = Operand::normal(on, ELEM, 1, t * shape.packed(), 1.0)?;
         let dout = Operand::normal(on, ELEM, 2, t * shape.out(), 1.0)?;
         let (out, dqkv) =
@@ -109,7 +111,7 @@ pub fn each<B: Testbed>(
         let [q, dq, o, d, l, s] = [&qkv, &dqkv, &out, &dout, &lse, &scratch].map(|m| m.ptr(on));
         let witness = Witness { shape, cu_seqlens: &cu, qkv: qkv.values(), dout: dout.values() };
         // SAFETY: the operands have the lengths that their names say and outlive the measurement.
-        let forward = || unsafe { cuda::forward(on.launcher(), ELEM, q, &documents, o, l, shape) };
+        let forward = |path| unsafe { cuda::forward(on.launcher(), path, q, &documents, o, l, shape) };
         let subject = |op, changes, compare| Subject {
             on,
             work: workload(op, case),
@@ -117,20 +119,22 @@ pub fn each<B: Testbed>(
             memory_bytes: 0,
             compare,
         };
-        if wants("attention_forward") {
-            let changes = vec![("out", &out), ("lse", &lse)];
-            subject("attention_forward", changes, Box::new(|slack| witness.forward(on, &out, &lse, slack)))
-                .variant(f, MMA, |_| forward())?;
-        }
-        if wants("attention_backward") {
-            // It reads what the forward pass leaves.
-            forward()?;
-            let changes = vec![("dqkv", &dqkv)];
-            subject("attention_backward", changes, Box::new(|slack| witness.backward(on, &dqkv, slack)))
+        for (variant, path) in PATHS.into_iter().filter(|(_, path)| on.meets(path.needs())) {
+            if wants("attention_forward") {
+                let changes = vec![("out", &out), ("lse", &lse)];
+                let compare = Box::new(|slack| witness.forward(on, &out, &lse, slack));
+                subject("attention_forward", changes, compare).variant(f, variant, |_| forward(path))?;
+            }
+            if wants("attention_backward") {
+                // It reads what the forward pass of the same path leaves.
+                forward(path)?;
                 // SAFETY: as above.
-                .variant(f, MMA, |_| unsafe {
-                    cuda::backward(on.launcher(), ELEM, d, q, o, l, &documents, s, dq, shape)
-                })?;
+                let backward =
+                    || unsafe { cuda::backward(on.launcher(), path, d, q, o, l, &documents, s, dq, shape) };
+                let compare = Box::new(|slack| witness.backward(on, &dqkv, slack));
+                subject("attention_backward", vec![("dqkv", &dqkv)], compare)
+                    .variant(f, variant, |_| backward())?;
+            }
         }
     }
     Ok(())

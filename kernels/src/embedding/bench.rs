@@ -7,6 +7,7 @@ use super::{
 use crate::gpu::{
     Elem, GpuError,
     bench::{Compared, FUSED, Look, Operand, Subject, Taker, Testbed, sample, sets},
+    le_bytes,
 };
 
 const ELEM: Elem = Elem::Bf16;
@@ -27,14 +28,10 @@ pub fn each<B: Testbed>(on: &B, shapes: &[Shape], f: &mut Taker<'_, B>) -> Resul
     Ok(())
 }
 
-fn bytes(index: &[i32]) -> Vec<u8> {
-    index.iter().flat_map(|i| i.to_le_bytes()).collect()
-}
-
 fn forward<B: Testbed>(on: &B, ids: &[u32], shape: Shape, f: &mut Taker<'_, B>) -> Result<(), GpuError> {
     let Shape { tokens, vocabulary, hidden } = shape;
     let work = cases::workload("embedding_forward", shape);
-    let ids_in = Operand::raw(on, &bytes(&cuda::checked(ids, vocabulary)))?;
+    let ids_in = Operand::raw(on, &le_bytes(&cuda::checked(ids, vocabulary), i32::to_le_bytes))?;
     let table = Operand::normal(on, ELEM, 1, vocabulary * hidden, 1.0)?;
     let output = |_| Operand::output(on, ELEM, tokens * hidden);
     let all = (0..sets(on, work.bytes)).map(output).collect::<Result<Vec<_>, _>>()?;
@@ -62,7 +59,7 @@ fn forward<B: Testbed>(on: &B, ids: &[u32], shape: Shape, f: &mut Taker<'_, B>) 
 
 fn backward<B: Testbed>(on: &B, ids: &[u32], shape: Shape, f: &mut Taker<'_, B>) -> Result<(), GpuError> {
     let Shape { tokens, vocabulary, hidden } = shape;
-    let index = Operand::raw(on, &bytes(&cuda::index(ids, vocabulary)))?;
+    let index = Operand::raw(on, &le_bytes(&cuda::index(ids, vocabulary), i32::to_le_bytes))?;
     let dx = Operand::normal(on, ELEM, 2, tokens * hidden, 1.0)?;
     let dtable = Operand::of(on, Elem::F32, vocabulary * hidden, &[0.0])?;
     let scratch = Operand::output(on, Elem::F32, cuda::scratch_floats(shape))?;

@@ -16,6 +16,7 @@
 //! * [`stats`] accounts for wall time and operations of every product but [`gemm_single`].
 #![allow(non_snake_case)] // x_TK is tokens × input features; see the legend in the crate documentation
 
+pub mod bench;
 pub mod cases;
 mod engine;
 pub mod reference;

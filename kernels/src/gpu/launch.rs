@@ -34,8 +34,8 @@ impl Elem {
     /// `values` as they lie in memory, rounded to nearest even.
     pub fn encode(self, values: &[f32]) -> Vec<u8> {
         match self {
-            Elem::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Elem::Bf16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+            Elem::F32 => le_bytes(values, f32::to_le_bytes),
+            Elem::Bf16 => le_bytes(values, |v| half::bf16::from_f32(v).to_le_bytes()),
         }
     }
 
@@ -48,6 +48,11 @@ impl Elem {
             }
         }
     }
+}
+
+/// `values` as they lie in memory, e.g. `le_bytes(&index, i32::to_le_bytes)`.
+pub fn le_bytes<T: Copy, const N: usize>(values: &[T], to: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    values.iter().flat_map(|&v| to(v)).collect()
 }
 
 /// CUDA C++ that is compiled as one, once for each element type: `elem` is that type in it.
@@ -91,6 +96,7 @@ impl Needs {
 /// Every unit of this crate.
 pub const UNITS: &[&Unit] = &[
     &crate::adamw::cuda::UNIT,
+    &crate::attention::cuda::HOPPER,
     &crate::attention::cuda::MMA,
     &crate::attention::cuda::PLAIN,
     &crate::embedding::cuda::UNIT,
@@ -151,6 +157,16 @@ pub enum Arg {
     U32(u32),
     /// `float`
     F32(f32),
+    /// `const __grid_constant__ TensorMap` (`hopper.cuh`): rows of bf16, one right behind the other, that the copy engine reads in
+    /// boxes of 64 rows and 64 columns. The columns are a multiple of 64.
+    Matrix {
+        /// Where it begins, 16-byte aligned.
+        at: Ptr,
+        /// Its rows; those beyond read as zeros.
+        rows: usize,
+        /// Its columns.
+        columns: usize,
+    },
 }
 
 /// Runs launches in order.

@@ -60,7 +60,7 @@ pub struct Found {
 pub fn probe() -> &'static [Found] {
     static FOUND: OnceLock<Vec<Found>> = OnceLock::new();
     FOUND.get_or_init(|| {
-        let folders = folders();
+        let folders = folders("lib64", "lib");
         LIBRARIES.map(|library| Found { file: open(&library, &folders), library }).into()
     })
 }
@@ -106,15 +106,28 @@ fn load(file: &Path) -> bool {
     }
 }
 
-/// Folders that may hold libraries off the loader's path.
-fn folders() -> Vec<PathBuf> {
+/// A disassembler of machine code, on the path or where libraries are found.
+///
+/// # Errors
+/// It is nowhere.
+pub fn nvdisasm() -> Result<PathBuf, GpuError> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(folders("bin", "bin"));
+    folders.map(|dir| dir.join("nvdisasm")).find(|file| file.is_file()).ok_or_else(|| {
+        let hint = "install the CUDA toolkit, or `pip install nvidia-cuda-nvdisasm`";
+        GpuError::new("nvdisasm (disassembling kernels) is missing", "CUDA programs", hint)
+    })
+}
+
+/// Folders that may hold libraries or programs off the usual paths: those so named in toolkits and in Python packages.
+fn folders(of_toolkit: &str, of_package: &str) -> Vec<PathBuf> {
     let mut all = Vec::new();
     for cuda in entries(Path::new("/usr/local"), "cuda") {
-        all.push(cuda.join("lib64"));
+        all.push(cuda.join(of_toolkit));
     }
     for site in site_packages() {
         for package in entries(&site.join("nvidia"), "") {
-            all.push(package.join("lib"));
+            all.push(package.join(of_package));
         }
     }
     all

@@ -30,5 +30,5 @@ pub mod product;
 pub use device::{Buffer, Gpu};
 pub use error::GpuError;
 pub use graph::Graph;
-pub use launch::{Arg, Elem, Entry, Grid, Launcher, Needs, Ptr, Unit};
+pub use launch::{Arg, Elem, Entry, Grid, Launcher, Needs, Ptr, Unit, le_bytes};
 pub use product::{Product, Products};

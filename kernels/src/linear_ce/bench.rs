@@ -8,6 +8,7 @@ use super::{
 use crate::gpu::{
     Elem, GpuError, Product, Ptr,
     bench::{Compared, FUSED, Look, Operand, Subject, Taker, Testbed, Wants, sample},
+    le_bytes,
 };
 
 const ELEM: Elem = Elem::Bf16;
@@ -125,8 +126,7 @@ fn rounded(x: f64) -> f64 {
 /// The labels of so many rows, as the kernels take them.
 fn index<B: Testbed>(on: &B, labels: &[usize], plan: &Plan) -> Result<Operand<B::Memory>, GpuError> {
     let labels: Vec<i32> = labels.iter().map(|y| *y as i32).collect();
-    let bytes: Vec<u8> = cuda::index(&labels, plan).iter().flat_map(|i| i.to_le_bytes()).collect();
-    Operand::raw(on, &bytes)
+    Operand::raw(on, &le_bytes(&cuda::index(&labels, plan), i32::to_le_bytes))
 }
 
 /// Losses and gradients of a chunk's logits, in place.

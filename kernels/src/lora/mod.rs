@@ -23,6 +23,7 @@
 //! * Deterministic for any number of threads.
 #![allow(non_snake_case)] // x_TD is tokens × input features; see the table above
 
+pub mod bench;
 pub mod cases;
 pub mod cuda;
 mod eager;

@@ -9,6 +9,7 @@ use super::{
 use crate::gpu::{
     Elem, GpuError,
     bench::{Compared, FUSED, Look, Operand, Subject, Taker, Testbed, sample, sets},
+    le_bytes,
 };
 
 const ELEM: Elem = Elem::Bf16;
@@ -35,7 +36,8 @@ impl<'a, B: Testbed> Operands<'a, B> {
     fn new(on: &'a B, shape: Shape) -> Result<Self, GpuError> {
         let frequencies = Tables::inverse_frequencies(1e6, shape.head_dim);
         let tables = Tables::new(&frequencies, POSITIONS);
-        let positions: Vec<u8> = (0..shape.tokens).flat_map(|t| position(t).to_le_bytes()).collect();
+        let positions: Vec<u32> = (0..shape.tokens).map(position).collect();
+        let positions = le_bytes(&positions, u32::to_le_bytes);
         let table = |values: &[f32]| Operand::of(on, Elem::F32, values.len(), values);
         let sets = sets(on, cases::workload("qk_rope_forward", shape).bytes);
         let rows = |_| Operand::normal(on, ELEM, 1, shape.tokens * shape.packed(), 1.0);

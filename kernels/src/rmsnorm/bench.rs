@@ -3,7 +3,7 @@
 use super::{Shape, cases::workload, cuda, reference};
 use crate::gpu::{
     Elem, GpuError,
-    bench::{Compared, FUSED, Look, Operand, Subject, Taker, Testbed, sample, sets},
+    bench::{Changes, Compared, FUSED, Look, Operand, Subject, Taker, Testbed, sample, sets},
 };
 
 const EPS: f32 = 1e-6;
@@ -45,7 +45,7 @@ impl<M> Operands<M> {
         })
     }
 
-    fn forward_changes(&self, added: bool) -> Vec<(&'static str, &Operand<M>)> {
+    fn forward_changes(&self, added: bool) -> Changes<'_, M> {
         let [y, sum] = self.outputs.each_ref();
         let mut all = vec![("y", y), ("rstd", &self.rstd_out)];
         all.extend(added.then_some(("sum", sum)));

@@ -10,7 +10,7 @@ use chronicals_kernels::{
     gpu::{Elem, Ptr},
 };
 
-use crate::machine::{self, Machine, Memory, Operands, assert_close, wide};
+use crate::machine::{self, Machine, Memory, Operands, assert_close, cases, wide};
 
 /// One pack; a warp's chunk but for a pack; a chunk and a pack; several blocks; a ragged end.
 const LENGTHS: [usize; 5] = [8, 248, 264, 4096, 10_008];
@@ -38,7 +38,7 @@ fn norm_and_factor(machine: &dyn Machine, elem: Elem, of_elem: bool, g: &[f32], 
 
 /// The norm at magnitudes from tiny to large, the factor of clipping, and NaN.
 pub fn norm(machine: &dyn Machine) {
-    for (n, elem) in LENGTHS.into_iter().flat_map(|n| Elem::ALL.map(|e| (n, e))) {
+    for (n, elem) in cases(machine, &LENGTHS, &[2]).into_iter().flat_map(|n| Elem::ALL.map(|e| (n, e))) {
         for (of_elem, magnitude) in
             [false, true].into_iter().flat_map(|o| [1e-12f32, 1.0, 1e9].map(|m| (o, m)))
         {
@@ -168,7 +168,7 @@ fn expected(before: [&[f32]; 3], g: &[f32], groups: &[Group], factor: f32) -> [V
 
 /// Three steps of every state, whose p, m and v are compared after each with what follows exactly from those before.
 fn steps(machine: &dyn Machine, master: bool, eight_bit: bool, check: impl Fn(&Arena, &[Vec<f64>; 3], &str)) {
-    for (n, elem) in LENGTHS.into_iter().flat_map(|n| Elem::ALL.map(|e| (n, e))) {
+    for (n, elem) in cases(machine, &LENGTHS, &[2]).into_iter().flat_map(|n| Elem::ALL.map(|e| (n, e))) {
         for (of_elem, factor) in [(false, Some(0.25)), (true, None)] {
             let arena = Arena::new(machine, elem, n, master, eight_bit);
             for step in 1..=3 {
@@ -255,20 +255,21 @@ pub fn quantised(machine: &dyn Machine) {
 
 /// The mean of stochastic roundings over many seeds is the value: of parameters, of bf16 and of 8-bit moments.
 pub fn unbiased(machine: &dyn Machine) {
-    const SEEDS: u32 = 400;
+    // The bounds below are those of however many.
+    let seeds: u32 = if machine.reduced() { 16 } else { 400 };
     let n = 256;
     for eight_bit in [false, true] {
         let groups = [Group { end: n, hyper: Hyper { step: 1, ..groups(n, 1)[0].hyper } }];
         let g: Vec<f32> = values(5, n).into_iter().map(|v| v + 1.5 * v.signum()).collect();
         let mut sums = [0; 3].map(|_| vec![0.0; n]);
         let mut exact = None;
-        for seed in 0..SEEDS {
+        for seed in 0..seeds {
             let arena = Arena::new(machine, Elem::Bf16, n, false, eight_bit);
             let before = [arena.parameters(), arena.moments(0), arena.moments(1)];
             arena.update(&g, false, &groups, seed, None);
             exact.get_or_insert_with(|| expected(before.each_ref().map(Vec::as_slice), &g, &groups, 1.0));
             for (sum, got) in sums.iter_mut().zip([arena.parameters(), arena.moments(0), arena.moments(1)]) {
-                sum.iter_mut().zip(got).for_each(|(s, x)| *s += f64::from(x) / f64::from(SEEDS));
+                sum.iter_mut().zip(got).for_each(|(s, x)| *s += f64::from(x) / f64::from(seeds));
             }
         }
         for (which, (mean, exact)) in sums.iter().zip(exact.unwrap()).enumerate() {
@@ -276,13 +277,13 @@ pub fn unbiased(machine: &dyn Machine) {
             // mean: all of 1,536 values lie within but once in 10⁵ tests, and the seeds are fixed.
             let unit = if eight_bit && which > 0 { 2f64.powi(-3) } else { 2f64.powi(-7) };
             for (i, (mean, exact)) in mean.iter().zip(&exact).enumerate() {
-                let deviation = exact.abs() * unit / 2.0 / f64::from(SEEDS).sqrt();
+                let deviation = exact.abs() * unit / 2.0 / f64::from(seeds).sqrt();
                 let off = (mean - exact).abs();
                 assert!(off < 6.0 * deviation, "{which} [{i}] of {eight_bit}: mean {mean}, exactly {exact}");
             }
             // And of all elements together the relative bias is far below a unit.
             let bias: f64 = mean.iter().zip(&exact).map(|(m, e)| (m - e) / e).sum::<f64>() / n as f64;
-            let limit = 6.0 * unit / 2.0 / (f64::from(SEEDS) * n as f64).sqrt();
+            let limit = 6.0 * unit / 2.0 / (f64::from(seeds) * n as f64).sqrt();
             assert!(bias.abs() < limit, "{which} of {eight_bit}: a bias of {bias:.1e}, {limit:.1e} allowed");
         }
     }

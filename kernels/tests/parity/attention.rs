@@ -3,20 +3,22 @@
 use chronicals_kernels::{
     attention::{
         Shape, cu_seqlens,
-        cuda::{self, Documents},
+        cuda::{self, Documents, Path},
     },
     cases::values,
-    gpu::Elem,
+    gpu::{Elem, le_bytes},
 };
 
-use crate::machine::{Machine, Memory, Operands, assert_close, rounded, wide};
+use crate::machine::{Machine, Memory, Operands, assert_close, cases, rounded, wide};
 
 /// Heads, key/value heads, head dimension.
 pub type Heads = (usize, usize, usize);
 
-/// Lengths of the documents: one token; the edges of steps, of a warp's rows and
-/// of blocks; no tokens; many small documents; groups of one, of several, and one for all; either head dimension.
-const CASES: [(Heads, &[u32]); 7] = [
+/// Lengths of the documents: one token; the edges of steps, of a warp's rows and of tiles, at the beginning of a tile and
+/// within it; no tokens; many small documents in one tile and in several; a long one behind short ones, over tiles that it
+/// does not begin; batches that fill their last tile and those that do not; groups of one, of several, and one for all;
+/// either head dimension.
+const CASES: [(Heads, &[u32]); 12] = [
     ((1, 1, 64), &[1]),
     ((2, 1, 64), &[31, 32, 33, 0, 63, 64, 65]),
     ((2, 2, 64), &[127, 128, 129]),
@@ -24,7 +26,17 @@ const CASES: [(Heads, &[u32]); 7] = [
     ((1, 1, 128), &[15, 16, 17, 1, 0, 31]),
     ((4, 2, 128), &[127, 130]),
     ((2, 1, 64), &[300]),
+    ((2, 1, 64), &[63, 1, 1, 62, 1, 1, 63, 7]),
+    ((1, 1, 128), &[65, 62, 2, 62, 2, 63]),
+    ((2, 1, 64), &[1; 300]),
+    ((1, 1, 64), &[5, 20, 1, 400, 9]),
+    ((1, 1, 128), &[3, 0, 37, 400]),
 ];
+
+/// The paths that a machine can run.
+pub fn paths(machine: &dyn Machine) -> Vec<Path> {
+    Path::ALL.into_iter().filter(|path| machine.meets(path.needs())).collect()
+}
 
 /// Rounding of probabilities and outputs to bf16, or sums in f32.
 fn tolerance(elem: Elem) -> f64 {
@@ -38,14 +50,15 @@ fn tolerance(elem: Elem) -> f64 {
 pub struct Batch {
     pub shape: Shape,
     pub cu_seqlens: Vec<u32>,
-    pub elem: Elem,
+    pub path: Path,
     pub qkv: Vec<f32>,
     pub dout: Vec<f32>,
 }
 
 impl Batch {
     /// Queries and keys have about the size of `magnitude`.
-    pub fn new((heads, kv_heads, head_dim): Heads, lengths: &[u32], elem: Elem, magnitude: f32) -> Self {
+    pub fn new((heads, kv_heads, head_dim): Heads, lengths: &[u32], path: Path, magnitude: f32) -> Self {
+        let elem = path.elem();
         let shape = Shape { heads, kv_heads, head_dim };
         let cu_seqlens = cu_seqlens(lengths);
         let tokens = *cu_seqlens.last().unwrap() as usize;
@@ -53,7 +66,7 @@ impl Batch {
         let qkv = values(1, tokens * shape.packed()).into_iter().enumerate();
         let qkv = qkv.map(|(i, v)| if i % shape.packed() < scaled { v * magnitude } else { v }).collect();
         let dout = rounded(elem, values(2, tokens * shape.out()));
-        Self { shape, cu_seqlens, elem, qkv: rounded(elem, qkv), dout }
+        Self { shape, cu_seqlens, path, qkv: rounded(elem, qkv), dout }
     }
 
     pub fn tokens(&self) -> usize {
@@ -74,23 +87,20 @@ pub struct Left {
     pub dqkv: Vec<f32>,
 }
 
-/// Forward and backward, with `padding` more tiles than there are blocks.
-pub fn run(machine: &dyn Machine, batch: &Batch, padding: usize) -> Left {
-    let (on, shape, t) = (Operands { machine, elem: batch.elem }, batch.shape, batch.tokens());
-    let count = cuda::most_tiles(t, batch.cu_seqlens.len() - 1) + padding;
-    let tiles = cuda::tiles(&batch.cu_seqlens, count);
-    assert_eq!(tiles.len(), cuda::tiles_len(count));
-    let tiles = machine.upload(&tiles.iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<u8>>());
-    let documents = Documents { tiles: tiles.ptr(), count, tokens: t };
+/// Forward and backward.
+pub fn run(machine: &dyn Machine, batch: &Batch) -> Left {
+    let (on, shape, t) = (Operands { machine, elem: batch.path.elem() }, batch.shape, batch.tokens());
+    let list = machine.upload(&le_bytes(&cuda::documents(&batch.cu_seqlens), u32::to_le_bytes));
+    let documents = Documents { list: list.ptr(), tokens: t };
     let (qkv, dout) = (on.input(&batch.qkv), on.input(&batch.dout));
     let (out, lse) = (on.output(t * shape.out()), on.f32().output(t * shape.heads));
     let (dqkv, scratch) = (on.output(batch.qkv.len()), on.f32().output(cuda::scratch_floats(t, shape)));
-    let (launcher, elem) = (machine.launcher(), batch.elem);
+    let (launcher, path) = (machine.launcher(), batch.path);
     let [q, d, o, l, s, dq] = [&qkv, &dout, &out, &lse, &scratch, &dqkv].map(Memory::ptr);
-    // SAFETY: every operand has the length that its name says, and the tiles are those of its documents.
+    // SAFETY: every operand has the length that its name says, and the documents are the batch's.
     unsafe {
-        cuda::forward(launcher, elem, q, &documents, o, l, shape).unwrap();
-        cuda::backward(launcher, elem, d, q, o, l, &documents, s, dq, shape).unwrap();
+        cuda::forward(launcher, path, q, &documents, o, l, shape).unwrap();
+        cuda::backward(launcher, path, d, q, o, l, &documents, s, dq, shape).unwrap();
     }
     Left { out: on.read(&out), lse: on.f32().read(&lse), dqkv: on.read(&dqkv) }
 }
@@ -148,7 +158,7 @@ fn columns(v: &[f32], shape: Shape, from: usize, to: usize) -> Vec<f32> {
 
 fn check(batch: &Batch, left: &Left, what: &str) {
     let [out, lse, dqkv] = expected(batch);
-    let (s, tolerance) = (batch.shape, tolerance(batch.elem));
+    let (s, tolerance) = (batch.shape, tolerance(batch.path.elem()));
     assert_close(&format!("out {what}"), &left.out, &out, tolerance);
     assert_close(&format!("lse {what}"), &left.lse, &lse, 5e-6);
     let (q, k) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
@@ -165,24 +175,27 @@ fn check(batch: &Batch, left: &Left, what: &str) {
     }
 }
 
-/// Every case, twice to the same bits, with padded tiles.
+/// Every case, twice to the same bits.
 pub fn forward_backward(machine: &dyn Machine) {
-    for ((heads, lengths), elem) in CASES.into_iter().flat_map(|c| Elem::ALL.map(|e| (c, e))) {
-        let batch = Batch::new(heads, lengths, elem, 1.0);
-        let what = format!("{heads:?} {lengths:?} {}", elem.name());
-        let left = run(machine, &batch, 0);
+    let cases = cases(machine, &CASES, &[1, 4]);
+    for ((heads, lengths), path) in
+        cases.into_iter().flat_map(|c| paths(machine).into_iter().map(move |p| (c, p)))
+    {
+        let batch = Batch::new(heads, lengths, path, 1.0);
+        let what = format!("{heads:?} {lengths:?} {}", path.name());
+        let left = run(machine, &batch);
         check(&batch, &left, &what);
-        assert!(run(machine, &batch, 3) == left, "{what}: another run, other bits");
+        assert!(run(machine, &batch) == left, "{what}: another run, other bits");
     }
 }
 
 /// Scores of thousands, of which one key takes all, and of nothing.
 pub fn magnitudes(machine: &dyn Machine) {
-    for (elem, magnitude) in Elem::ALL.into_iter().flat_map(|e| [1e-3, 60.0].map(|m| (e, m))) {
+    for (path, magnitude) in paths(machine).into_iter().flat_map(|p| [1e-3, 60.0].map(|m| (p, m))) {
         for head_dim in [64, 128] {
-            let batch = Batch::new((2, 1, head_dim), &[40, 70], elem, magnitude);
-            let left = run(machine, &batch, 0);
-            let what = format!("{head_dim} {} ×{magnitude}", elem.name());
+            let batch = Batch::new((2, 1, head_dim), &[40, 70], path, magnitude);
+            let left = run(machine, &batch);
+            let what = format!("{head_dim} {} ×{magnitude}", path.name());
             if magnitude < 1.0 {
                 check(&batch, &left, &what);
                 continue;
@@ -190,29 +203,48 @@ pub fn magnitudes(machine: &dyn Machine) {
             // Gradients of a softmax that is all one key's cancel to nothing; what may be asked of them is that they are
             // numbers. Outputs are that key's values.
             let [out, lse, _] = expected(&batch);
-            assert_close(&format!("out {what}"), &left.out, &out, 4.0 * tolerance(elem).max(1e-3));
+            let allowed = 4.0 * tolerance(path.elem()).max(1e-3);
+            assert_close(&format!("out {what}"), &left.out, &out, allowed);
             assert_close(&format!("lse {what}"), &left.lse, &lse, 5e-6);
             assert!(left.dqkv.iter().all(|x| x.is_finite()), "dqkv {what}");
         }
     }
 }
 
-/// A document's results do not change with another's tokens.
+/// Out, lse and dqkv of some tokens, as bits.
+fn bits(batch: &Batch, left: &Left, tokens: std::ops::Range<usize>) -> Vec<u32> {
+    let (out, packed) = (batch.shape.out(), batch.shape.packed());
+    let lse = left.lse.chunks(batch.tokens()).flat_map(|head| &head[tokens.clone()]);
+    let out = left.out[tokens.start * out..tokens.end * out].iter();
+    let dqkv = left.dqkv[tokens.start * packed..tokens.end * packed].iter();
+    out.chain(lse).chain(dqkv).map(|x| x.to_bits()).collect()
+}
+
+/// Whatever finite values some documents' tokens have, not a bit of the others changes. Products of 1e30 are infinite: one that
+/// were weighed by 0 would show. Documents share tiles and steps.
 pub fn isolation(machine: &dyn Machine) {
-    for elem in Elem::ALL {
-        let batch = Batch::new((2, 1, 64), &[50, 90, 20], elem, 1.0);
-        let before = run(machine, &batch, 0);
+    const LENGTHS: [u32; 5] = [50, 90, 20, 1, 100];
+    let cases = paths(machine).into_iter().flat_map(|p| [64, 128].map(|k| (p, k)));
+    for ((path, head_dim), parity) in cases.flat_map(|c| [0, 1].map(|parity| (c, parity))) {
+        let new = || Batch::new((2, 1, head_dim), &LENGTHS, path, 1.0);
+        let (batch, mut other) = (new(), new());
         let (packed, out) = (batch.shape.packed(), batch.shape.out());
-        let mut other = Batch::new((2, 1, 64), &[50, 90, 20], elem, 1.0);
-        let middle = 50 * packed..140 * packed;
-        other.qkv[middle.clone()].fill(f32::NAN);
-        let after = run(machine, &other, 0);
-        for (what, a, b, width) in
-            [("out", &before.out, &after.out, out), ("dqkv", &before.dqkv, &after.dqkv, packed)]
-        {
-            assert_eq!(a[..50 * width], b[..50 * width], "{what} of the first document, {}", elem.name());
-            assert_eq!(a[140 * width..], b[140 * width..], "{what} of the last document, {}", elem.name());
-            assert!(b[50 * width..140 * width].iter().any(|x| x.is_nan()), "{what}: the NaN went nowhere");
+        let documents = || batch.cu_seqlens.windows(2).map(|d| d[0] as usize..d[1] as usize).enumerate();
+        // Every other document becomes huge.
+        for (_, tokens) in documents().filter(|(i, _)| i % 2 == parity) {
+            let qkv = &mut other.qkv[tokens.start * packed..tokens.end * packed];
+            let dout = &mut other.dout[tokens.start * out..tokens.end * out];
+            for (i, x) in qkv.iter_mut().chain(dout).enumerate() {
+                *x = if i % 3 == 0 { -1e30 } else { 1e30 };
+            }
+        }
+        other.qkv = rounded(path.elem(), other.qkv);
+        other.dout = rounded(path.elem(), other.dout);
+        let (before, after) = (run(machine, &batch), run(machine, &other));
+        for (i, tokens) in documents() {
+            let same = bits(&batch, &before, tokens.clone()) == bits(&batch, &after, tokens);
+            let what = format!("document {i}, {} {head_dim}", path.name());
+            assert_eq!(same, i % 2 != parity, "{what}: whether it is left as it was");
         }
     }
 }

@@ -3,16 +3,19 @@
 use std::cell::Cell;
 
 use chronicals_kernels::{
-    adamw, attention, embedding,
+    adamw, attention, embedding, gemm,
     gpu::{
-        Arg, Entry, GpuError, Grid, Launcher, Products, Ptr,
+        Arg, Entry, GpuError, Grid, Launcher, Needs, Products, Ptr,
         bench::{Bench, Checked, Testbed, Wants},
         digest::digest,
     },
-    linear_ce, qk_rope, rmsnorm, swiglu,
+    linear_ce, lora, qk_rope, rmsnorm, swiglu,
 };
 
-use crate::emulator::{Block, Emulator};
+use crate::{
+    emulator::{Block, Emulator},
+    machine::Machine,
+};
 
 /// What goes wrong with the launches of one entry point.
 #[derive(Clone, Copy, PartialEq)]
@@ -98,6 +101,10 @@ impl Testbed for Bed {
     fn l2_bytes(&self) -> usize {
         4096
     }
+
+    fn meets(&self, needs: Needs) -> bool {
+        self.machine.meets(needs)
+    }
 }
 
 const ALL: &Wants = &|_| true;
@@ -140,7 +147,14 @@ fn every_bench_holds() {
     };
     let cases = [case(4, 2, 64, vec![130, 1, 31]), case(2, 1, 128, vec![20, 9])];
     attention::bench::each(&bed, &cases, ALL, take).unwrap();
-    all_hold(all, 31);
+    let layer = gemm::cases::Layer { name: "small", outputs: 40, inputs: 24 };
+    gemm::bench::each(&bed, &[(50, layer)], take).unwrap();
+    let shape = lora::Shape { tokens: 50, inputs: 24, outputs: 40 };
+    const SEGMENTS: [lora::Segment; 2] =
+        [lora::Segment { offset: 0, width: 24, r: 8 }, lora::Segment { offset: 24, width: 16, r: 8 }];
+    let case = lora::cases::Case { name: "small", shape, segments: &SEGMENTS, seed: 1 };
+    lora::bench::each(&bed, &[case], take).unwrap();
+    all_hold(all, 36);
 }
 
 /// What the check of the first RMSNorm says when `entry` has a fault.

@@ -6,18 +6,19 @@ use chronicals_kernels::{
         cuda::{self, Shape},
         reference,
     },
-    gpu::{Elem, Ptr},
+    gpu::{Elem, Ptr, le_bytes},
 };
 
-use crate::machine::{Machine, Memory, Operands, assert_close, rounded};
+use crate::machine::{Machine, Memory, Operands, assert_close, cases, rounded};
 
 /// Tokens, vocabulary, row length: one token; one id for all, in several pieces; rows longer than a block; ids at the edges
 /// of a piece; many ids of few tokens.
 const SHAPES: [(usize, usize, usize); 5] =
     [(1, 7, 8), (200, 1, 16), (70, 3, 2056), (390, 4, 64), (700, 300, 24)];
 
-fn each(mut check: impl FnMut(Shape, Elem, Vec<u32>, String)) {
-    for ((tokens, vocabulary, hidden), elem) in SHAPES.into_iter().flat_map(|s| Elem::ALL.map(|e| (s, e))) {
+fn each(machine: &dyn Machine, mut check: impl FnMut(Shape, Elem, Vec<u32>, String)) {
+    let shapes = cases(machine, &SHAPES, &[1]);
+    for ((tokens, vocabulary, hidden), elem) in shapes.into_iter().flat_map(|s| Elem::ALL.map(|e| (s, e))) {
         let shape = Shape { tokens, vocabulary, hidden };
         // The first id more often than the others; the last row of the table among them.
         let mut ids: Vec<u32> = values(9, tokens)
@@ -30,12 +31,12 @@ fn each(mut check: impl FnMut(Shape, Elem, Vec<u32>, String)) {
 }
 
 fn upload(machine: &dyn Machine, ids: &[i32]) -> Memory {
-    machine.upload(&ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>())
+    machine.upload(&le_bytes(ids, i32::to_le_bytes))
 }
 
 /// Rows as they are.
 pub fn forward(machine: &dyn Machine) {
-    each(|shape, elem, ids, what| {
+    each(machine, |shape, elem, ids, what| {
         let on = Operands { machine, elem };
         let table = rounded(elem, values(1, shape.vocabulary * shape.hidden));
         let (table_in, x) = (on.input(&table), on.output(shape.tokens * shape.hidden));
@@ -54,7 +55,7 @@ pub fn forward(machine: &dyn Machine) {
 
 /// Sums of rows, onto what is there; twice, to the same bits.
 pub fn backward(machine: &dyn Machine) {
-    each(|shape, elem, ids, what| {
+    each(machine, |shape, elem, ids, what| {
         let on = Operands { machine, elem };
         let (rows, table) = (shape.tokens * shape.hidden, shape.vocabulary * shape.hidden);
         let (dx, old) = (rounded(elem, values(2, rows)), values(3, table));

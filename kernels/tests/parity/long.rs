@@ -1,8 +1,9 @@
 //! 131,072 tokens in one launch, more than 2³¹ bytes of some operands: rows that are looked at, sums over all of them.
 
 use chronicals_kernels::{
+    attention::cuda::Path,
     cases::values,
-    gpu::Elem,
+    gpu::{Elem, le_bytes},
     linear_ce,
     qk_rope::{self, Tables},
     rmsnorm, swiglu,
@@ -108,8 +109,9 @@ pub fn qk_rope(machine: &dyn Machine) {
     let (qkv, bias) = (bf16(1, TOKENS * q), bf16(2, q));
     let frequencies = Tables::inverse_frequencies(1e6, 64);
     let tables = Tables::new(&frequencies, TOKENS);
-    let positions: Vec<u8> = (0..TOKENS as u32).flat_map(u32::to_le_bytes).collect();
-    let angles = [on.f32().input(tables.cos()), on.f32().input(tables.sin()), machine.upload(&positions)];
+    let positions: Vec<u32> = (0..TOKENS as u32).collect();
+    let positions = machine.upload(&le_bytes(&positions, u32::to_le_bytes));
+    let angles = [on.f32().input(tables.cos()), on.f32().input(tables.sin()), positions];
     let [cos, sin, positions] = angles.each_ref().map(Memory::ptr);
     let rotation = qk_rope::cuda::Rotation { cos, sin, positions };
     let (in_place, bias_in) = (on.input(&qkv), on.input(&bias));
@@ -141,10 +143,17 @@ pub fn qk_rope(machine: &dyn Machine) {
     assert_close("dbias of v", &on.f32().read(&dbias)[v..], &sums, SUM_TOLERANCE);
 }
 
-/// One document: out, lse and dq of the rows that are looked at, and dk and dv of the last keys, which few queries see.
+/// One document, on the paths of tensor cores.
 pub fn attention(machine: &dyn Machine) {
-    let batch = attention::Batch::new((2, 1, 64), &[TOKENS as u32], Elem::Bf16, 1.0);
-    let left = attention::run(machine, &batch, 0);
+    for path in attention::paths(machine).into_iter().filter(|path| path.elem() == Elem::Bf16) {
+        attention_on(machine, path);
+    }
+}
+
+/// Out, lse and dq of the rows that are looked at, and dk and dv of the last keys, which few queries see.
+fn attention_on(machine: &dyn Machine, path: Path) {
+    let batch = attention::Batch::new((2, 1, 64), &[TOKENS as u32], path, 1.0);
+    let left = attention::run(machine, &batch);
     let (s, k) = (batch.shape, 64);
     let (qkv, dout) = (wide(&batch.qkv), wide(&batch.dout));
     let row = |v: &[f64], t: usize, width: usize, from: usize| v[t * width + from..][..k].to_vec();
@@ -160,7 +169,7 @@ pub fn attention(machine: &dyn Machine) {
     };
     for (t, h) in ROWS.into_iter().flat_map(|t| [(t, 0), (t, 1)]) {
         let (out, lse, _, ds) = of_query(t, h);
-        let what = format!("query {t} of head {h}");
+        let what = format!("query {t} of head {h}, {}", path.name());
         // Means of a hundred thousand values are small; what they are rounded to is as small.
         assert_close(&format!("out {what}"), &left.out[t * s.out() + h * k..][..k], &out, 2e-2);
         assert_close(&format!("lse {what}"), &[left.lse[h * TOKENS + t]], &[lse], 5e-6);
@@ -186,8 +195,8 @@ pub fn attention(machine: &dyn Machine) {
         let rows = left.dqkv[first * s.packed()..].chunks(s.packed());
         rows.flat_map(|row| &row[from..from + k]).copied().collect()
     };
-    assert_close("dk of the last keys", &columns(2 * k), &dk, 2e-2);
-    assert_close("dv of the last keys", &columns(3 * k), &dv, 2e-2);
+    assert_close(&format!("dk of the last keys, {}", path.name()), &columns(2 * k), &dk, 2e-2);
+    assert_close(&format!("dv of the last keys, {}", path.name()), &columns(3 * k), &dv, 2e-2);
 }
 
 /// 32,768 rows of 151,936 logits in one chunk: offsets beyond 2³². Their gradients of x, of the rows at both ends.
@@ -199,7 +208,7 @@ pub fn linear_ce(machine: &dyn Machine) {
     let on = on(machine);
     let (x, w) = (bf16(1, t * d), bf16(2, v * d));
     let labels: Vec<i32> = (0..t).map(|i| (i * 7919 % v) as i32).collect();
-    let index: Vec<u8> = cuda::index(&labels, &plan).iter().flat_map(|i| i.to_le_bytes()).collect();
+    let index = le_bytes(&cuda::index(&labels, &plan), i32::to_le_bytes);
     let held = [on.input(&x), on.input(&w), machine.upload(&index), machine.upload(&[0; 8])];
     let [x_TD, w_VD, index, loss] = held.each_ref().map(Memory::ptr);
     let (scratch, dx) = (machine.upload(&vec![0xff; plan.scratch_bytes()]), on.output(t * d));

@@ -2,7 +2,7 @@
 
 use chronicals_kernels::{
     cases::values,
-    gpu::Elem,
+    gpu::{Elem, le_bytes},
     lora::{
         Segment, Shape, b_len,
         cuda::{self, Gradients, Group, Operands as Inputs},
@@ -10,7 +10,7 @@ use chronicals_kernels::{
     },
 };
 
-use crate::machine::{Machine, Memory, Operands, assert_close, rounded, wide};
+use crate::machine::{Machine, Memory, Operands, assert_close, cases, rounded, wide};
 
 const SCALE: f32 = 1.5;
 
@@ -59,13 +59,12 @@ impl<'a> Case<'a> {
         let [x, a] = [(1, tokens * inputs), (2, s * inputs)].map(|(seed, n)| rounded(elem, values(seed, n)));
         let b = values(3, b_len(segments)).into_iter().map(|v| v * magnitude_of_b).collect();
         let b = rounded(elem, b);
-        let table: Vec<u8> = cuda::table(segments).iter().flat_map(|i| i.to_le_bytes()).collect();
         let memory = [
             on.input(&x),
             on.input(&a),
             on.input(&b),
             on.output(tokens * s),
-            machine.upload(&table),
+            machine.upload(&le_bytes(&cuda::table(segments), i32::to_le_bytes)),
             machine.upload(&vec![0xff; group.scratch_bytes()]),
         ];
         Self { on, group, segments, x, a, b, memory }
@@ -137,7 +136,7 @@ impl<'a> Case<'a> {
 }
 
 fn each(machine: &dyn Machine, mut check: impl FnMut(&Case, String)) {
-    for (case, elem) in CASES.into_iter().flat_map(|c| Elem::ALL.map(|e| (c, e))) {
+    for (case, elem) in cases(machine, &CASES, &[1]).into_iter().flat_map(|c| Elem::ALL.map(|e| (c, e))) {
         // At the first step B is nothing.
         for magnitude in [0.0, 1.0] {
             check(

@@ -1,6 +1,10 @@
 //! Where a parity test runs: a GPU or the emulator, with the same launch code on both.
 
-use chronicals_kernels::gpu::{Buffer, Elem, Gpu, Launcher, Products, Ptr, compile::Cache, matmul::Matmul};
+use chronicals_kernels::gpu::{
+    Buffer, Elem, Gpu, GpuError, Launcher, Needs, Products, Ptr, compile::Cache, matmul::Matmul,
+};
+
+use crate::products::OnHost;
 
 /// A launcher and its memory.
 pub trait Machine {
@@ -8,10 +12,21 @@ pub trait Machine {
     fn launcher(&self) -> &dyn Launcher;
     /// Runs matrix products, in order with the launches.
     fn products(&self) -> &dyn Products;
+    /// Whether it has what a unit needs.
+    fn meets(&self, needs: Needs) -> bool;
     /// Memory that holds a copy of `bytes`, 16-byte aligned.
     fn upload(&self, bytes: &[u8]) -> Memory;
     /// A copy of memory, after every launch before; panics if one of them failed.
     fn download(&self, memory: &Memory) -> Vec<u8>;
+    /// Whether checks are to be short: see [`cases`].
+    fn reduced(&self) -> bool {
+        false
+    }
+}
+
+/// All cases of a check; where checks are to be short, those at `few`, which launch the same kernels.
+pub fn cases<T: Copy>(machine: &dyn Machine, all: &[T], few: &[usize]) -> Vec<T> {
+    if machine.reduced() { few.iter().map(|at| all[*at]).collect() } else { all.to_vec() }
 }
 
 /// Memory of a machine; freed when dropped.
@@ -35,16 +50,26 @@ impl Memory {
 /// The first GPU.
 pub struct Device {
     gpu: &'static Gpu,
-    products: Matmul<'static>,
+    products: Box<dyn Products>,
 }
 
 impl Device {
     /// Opens it, until the process ends; a test that asks for a GPU fails without one.
     pub fn open() -> Self {
-        let gpu = Gpu::open(0, Cache::of_user()).unwrap_or_else(|e| panic!("{e}; {}", e.hint));
-        let gpu: &'static Gpu = Box::leak(Box::new(gpu));
-        let products = Matmul::new(gpu, None).unwrap_or_else(|e| panic!("{e}; {}", e.hint));
-        Self { gpu, products }
+        Self::with(|gpu| Ok(Box::new(Matmul::new(gpu, None)?)))
+    }
+
+    /// With products on the host: no kernels run but this crate's, and cuBLASLt is not opened.
+    pub fn without_cublas() -> Self {
+        Self::with(|gpu| Ok(Box::new(OnHost(gpu))))
+    }
+
+    fn with(products: impl FnOnce(&'static Gpu) -> Result<Box<dyn Products>, GpuError>) -> Self {
+        let opened = Gpu::open(0, Cache::of_user()).and_then(|gpu| {
+            let gpu: &'static Gpu = Box::leak(Box::new(gpu));
+            Ok(Self { gpu, products: products(gpu)? })
+        });
+        opened.unwrap_or_else(|e| panic!("{e}; {}", e.hint))
     }
 }
 
@@ -54,7 +79,11 @@ impl Machine for Device {
     }
 
     fn products(&self) -> &dyn Products {
-        &self.products
+        &*self.products
+    }
+
+    fn meets(&self, needs: Needs) -> bool {
+        needs.met_by(self.gpu.arch())
     }
 
     fn upload(&self, bytes: &[u8]) -> Memory {

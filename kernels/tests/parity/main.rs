@@ -8,6 +8,7 @@
 mod adamw;
 mod attention;
 mod bench;
+mod digest;
 mod embedding;
 mod emulator;
 mod graph;
@@ -16,39 +17,74 @@ mod long;
 mod lora;
 mod machine;
 mod matmul;
+mod products;
 mod qk_rope;
 mod rmsnorm;
+mod smoke;
 mod swiglu;
 
-/// The same checks on either machine; those after the semicolon would take the emulator too long.
+/// The same checks on either machine. In this order: checks of kernels, which `smoke` runs too; others; those that
+/// would take the emulator too long.
 macro_rules! parity {
-    ($($kernel:ident { $($check:ident),* $(,)? })*; $($only:ident { $($long:ident),* $(,)? })*) => {
+    (
+        $($kernel:ident { $($check:ident),* $(,)? })*;
+        $($other:ident { $($of_other:ident),* $(,)? })*;
+        $($only:ident { $($long:ident),* $(,)? })*
+    ) => {
+        /// Checks of kernels.
+        const CHECKS: &[smoke::Check] =
+            &[$($((concat!(stringify!($kernel), "::", stringify!($check)), $kernel::$check)),*),*];
         mod emulated {
-            $(mod $kernel {
-                $(#[test] fn $check() { crate::$kernel::$check(&crate::emulator::Emulator::new()); })*
-            })*
+            parity!(
+                @emulated
+                $($kernel { $($check),* })* $($other { $($of_other),* })*
+            );
+            mod smoke {
+                #[test]
+                fn every_kernel() {
+                    crate::smoke::every_kernel(&crate::emulator::Emulator::new(), crate::CHECKS);
+                }
+            }
         }
         mod gpu {
-            $(mod $kernel {
-                $(#[test] #[ignore = "needs a GPU"] fn $check() { crate::$kernel::$check(&crate::machine::Device::open()); })*
-            })*
-            $(mod $only {
-                $(#[test] #[ignore = "needs a GPU"] fn $long() { crate::$only::$long(&crate::machine::Device::open()); })*
-            })*
+            parity!(
+                @gpu
+                $($kernel { $($check),* })* $($other { $($of_other),* })* $($only { $($long),* })*
+            );
+            mod smoke {
+                #[test]
+                #[ignore = "needs a GPU"]
+                fn every_kernel() {
+                    let machine = crate::machine::Device::without_cublas();
+                    crate::smoke::every_kernel(&machine, crate::CHECKS);
+                }
+            }
         }
+    };
+    (@emulated $($kernel:ident { $($check:ident),* })*) => {
+        $(mod $kernel {
+            $(#[test] fn $check() { crate::$kernel::$check(&crate::emulator::Emulator::new()); })*
+        })*
+    };
+    (@gpu $($kernel:ident { $($check:ident),* })*) => {
+        $(mod $kernel {
+            $(#[test] #[ignore = "needs a GPU"] fn $check() { crate::$kernel::$check(&crate::machine::Device::open()); })*
+        })*
     };
 }
 
 parity! {
     adamw { norm, master, rounded, quantised, unbiased }
     attention { forward_backward, magnitudes, isolation }
+    digest { words }
     embedding { forward, backward }
     linear_ce { forward_backward, chunks, magnitudes }
     lora { forward, backward }
-    matmul { products }
     qk_rope { forward, backward }
     rmsnorm { forward, backward }
     swiglu { forward, backward }
+    ;
+    matmul { products }
     ;
     graph { replays }
     long { attention, linear_ce, qk_rope, rmsnorm, swiglu }

@@ -2,11 +2,11 @@
 
 use chronicals_kernels::{
     cases::values,
-    gpu::Elem,
+    gpu::{Elem, le_bytes},
     qk_rope::{Shape, Tables, cuda, reference},
 };
 
-use crate::machine::{Machine, Memory, Operands, assert_close, rounded, wide};
+use crate::machine::{Machine, Memory, Operands, assert_close, cases, rounded, wide};
 
 const EPS: f32 = 1e-6;
 
@@ -31,9 +31,10 @@ const SHAPES: [(usize, usize, usize, usize); 9] = [
 /// What takes part: bias, norm.
 const PARTS: [(bool, bool); 4] = [(false, false), (true, false), (false, true), (true, true)];
 
-fn each(mut check: impl FnMut(Shape, Elem, (bool, bool), String)) {
+fn each(machine: &dyn Machine, mut check: impl FnMut(Shape, Elem, (bool, bool), String)) {
+    let shapes = cases(machine, &SHAPES, &[1, 7]);
     for ((tokens, heads, kv_heads, head_dim), elem) in
-        SHAPES.into_iter().flat_map(|s| Elem::ALL.map(|e| (s, e)))
+        shapes.into_iter().flat_map(|s| Elem::ALL.map(|e| (s, e)))
     {
         let shape = Shape { tokens, heads, kv_heads, head_dim };
         for parts in PARTS {
@@ -65,8 +66,8 @@ impl Angles {
         let mut positions: Vec<u32> = (0..shape.tokens as u32).map(|t| t % 7 + 100 * (t % 3)).collect();
         *positions.last_mut().unwrap() = POSITIONS as u32 - 1;
         let f32s = Operands { machine, elem: Elem::F32 };
-        let bytes: Vec<u8> = positions.iter().flat_map(|p| p.to_le_bytes()).collect();
-        let memory = [f32s.input(tables.cos()), f32s.input(tables.sin()), machine.upload(&bytes)];
+        let positions_in = machine.upload(&le_bytes(&positions, u32::to_le_bytes));
+        let memory = [f32s.input(tables.cos()), f32s.input(tables.sin()), positions_in];
         Self { frequencies, positions, memory }
     }
 
@@ -90,7 +91,7 @@ fn rotated_part(qkv: &[f32], shape: Shape) -> Vec<f32> {
 
 /// Forward, with and without bias and norm, and what the norm saves.
 pub fn forward(machine: &dyn Machine) {
-    each(|shape, elem, (with_bias, with_norm), what| {
+    each(machine, |shape, elem, (with_bias, with_norm), what| {
         let (n, k) = (shape.tokens * shape.packed(), shape.head_dim);
         let on = Operands { machine, elem };
         let qkv = rounded(elem, values(1, n));
@@ -245,7 +246,7 @@ fn added(a: &[f64], b: &[f32]) -> Vec<f64> {
 
 /// Backward, with and without bias, norm and the gradients of their weights; twice, to the same bits.
 pub fn backward(machine: &dyn Machine) {
-    each(|shape, elem, (bias, norm), what| {
+    each(machine, |shape, elem, (bias, norm), what| {
         let case = Backward::new(machine, elem, shape);
         let (saved, rstd) = (wide(&case.saved), wide(&case.rstd));
         let weights = case.weights.each_ref().map(|w| wide(w));

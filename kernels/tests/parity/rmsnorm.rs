@@ -6,7 +6,7 @@ use chronicals_kernels::{
     rmsnorm::{Shape, cuda, reference},
 };
 
-use crate::machine::{Machine, Memory, Operands, assert_close, rounded, wide};
+use crate::machine::{Machine, Memory, Operands, assert_close, cases, rounded, wide};
 
 const EPS: f32 = 1e-6;
 
@@ -14,8 +14,8 @@ const EPS: f32 = 1e-6;
 /// blocks; many rows.
 const SHAPES: [(usize, usize); 7] = [(1, 896), (3, 8), (5, 200), (9, 1024), (60, 1032), (3, 4096), (700, 64)];
 
-fn shapes() -> impl Iterator<Item = Shape> {
-    SHAPES.into_iter().map(|(tokens, hidden)| Shape { tokens, hidden })
+fn shapes(machine: &dyn Machine) -> impl Iterator<Item = Shape> {
+    cases(machine, &SHAPES, &[2, 4]).into_iter().map(|(tokens, hidden)| Shape { tokens, hidden })
 }
 
 /// Rounding of the element type, and of an f32 sum over a row.
@@ -28,7 +28,7 @@ fn tolerance(elem: Elem) -> f64 {
 
 /// Forward, with and without the residual, at magnitudes from tiny to large.
 pub fn forward(machine: &dyn Machine) {
-    for (shape, elem, magnitude) in shapes()
+    for (shape, elem, magnitude) in shapes(machine)
         .flat_map(|s| Elem::ALL.map(|e| (s, e)))
         .flat_map(|(s, e)| [1e-4f32, 1.0, 1e4].map(|m| (s, e, m)))
     {
@@ -98,7 +98,7 @@ fn gradients(dy: &[f64], x: &[f64], w: &[f64], rstd: &[f64], shape: Shape) -> (V
 
 /// Backward, overwriting and accumulating, with and without the weight's gradient; twice, to the same bits.
 pub fn backward(machine: &dyn Machine) {
-    for (shape, elem) in shapes().flat_map(|s| Elem::ALL.map(|e| (s, e))) {
+    for (shape, elem) in shapes(machine).flat_map(|s| Elem::ALL.map(|e| (s, e))) {
         let (n, d) = (shape.elements(), shape.hidden);
         let on = Operands { machine, elem };
         let [dy, x, old] = [4, 5, 6].map(|seed| rounded(elem, values(seed, n)));

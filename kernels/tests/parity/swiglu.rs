@@ -6,7 +6,7 @@ use chronicals_kernels::{
     swiglu::{cuda, reference},
 };
 
-use crate::machine::{Machine, Operands, assert_close, rounded, wide};
+use crate::machine::{Machine, Operands, assert_close, cases, rounded, wide};
 
 /// Tokens and `F`: one pack; one token; rows that end inside a block; a block's work exactly, and one pack more; Qwen's row.
 const SHAPES: [(usize, usize); 7] = [(1, 8), (1, 512), (7, 40), (64, 64), (57, 72), (3, 4864), (700, 24)];
@@ -29,8 +29,9 @@ fn gate_up(elem: Elem, magnitude: f32, (tokens, ffn): (usize, usize)) -> Vec<f32
     rounded(elem, gate_up)
 }
 
-fn each(mut check: impl FnMut(Elem, f32, (usize, usize), String)) {
-    for (elem, shape) in Elem::ALL.into_iter().flat_map(|e| SHAPES.map(|s| (e, s))) {
+fn each(machine: &dyn Machine, mut check: impl FnMut(Elem, f32, (usize, usize), String)) {
+    let shapes = cases(machine, &SHAPES, &[2]);
+    for (elem, shape) in Elem::ALL.into_iter().flat_map(|e| shapes.iter().map(move |s| (e, *s))) {
         for magnitude in MAGNITUDES {
             check(elem, magnitude, shape, format!("{shape:?} {} ×{magnitude}", elem.name()));
         }
@@ -39,7 +40,7 @@ fn each(mut check: impl FnMut(Elem, f32, (usize, usize), String)) {
 
 /// Forward, at magnitudes from tiny to large.
 pub fn forward(machine: &dyn Machine) {
-    each(|elem, magnitude, (tokens, ffn), what| {
+    each(machine, |elem, magnitude, (tokens, ffn), what| {
         let gate_up = gate_up(elem, magnitude, (tokens, ffn));
         let on = Operands { machine, elem };
         let (input, act) = (on.input(&gate_up), on.output(tokens * ffn));
@@ -68,7 +69,7 @@ pub fn gradients(gate_up: &[f64], dact: &[f64], ffn: usize) -> Vec<f64> {
 
 /// Backward, in place.
 pub fn backward(machine: &dyn Machine) {
-    each(|elem, magnitude, (tokens, ffn), what| {
+    each(machine, |elem, magnitude, (tokens, ffn), what| {
         let gate_up = gate_up(elem, magnitude, (tokens, ffn));
         let dact = rounded(elem, values(2, tokens * ffn));
         let on = Operands { machine, elem };

@@ -303,7 +303,7 @@ fn method(resolved: &ResolvedKernels) -> String {
 - **Bytes** are the fewest that the operation reads and writes, **of a copy** is the time of a device copy of as many bytes over the kernel's: for our kernels a copy in turn with it, for references the large copy's rate. **Of a product** is the FLOP/s over those of the 8192³ product.
 - **Intervals**: seeded percentile bootstrap ({RESAMPLES} resamples, {:.0} %) of the median over runs of one process; for a ratio both medians are drawn anew. They say how steady a time was in this session, no more.
 - **Faster by** is the other's median time over that of our fastest implementation, `{}` left out.
-- **References** run in one process of their own between two of ours: {} is the code of Transformers as it is.
+- **References** run in one process of their own between two of ours: {} is the code of Transformers as it is. Before each of their runs the GPU sleeps for a moment, so that every launch is queued: the host's time is not theirs. Backward passes are timed alone, the forward anew before each.
 ",
         resolved.repetitions,
         CONFIDENCE * 100.0,

@@ -1,189 +1,263 @@
 // The backward pass by mma.sync; it follows forward.cu. Two kernels without atomics, so that sums have one order:
 //
-//   attention_dq    a block has 128 queries of a head and walks over their keys, as the forward pass does
-//   attention_dkv   a block has 128 keys of a key/value head and walks over the queries of all heads that share it
+//   attention_dq    a block has queries of a head and walks over their keys, as the forward pass does
+//   attention_dkv   a block has keys of a key/value head and walks over the queries of all heads that share it
 //
-// Each computes scores and their gradients anew: seven products in place of five, and no partial sums in memory.
+// Each computes scores and their gradients anew: seven products in place of the five of FlashAttention-2's algorithm 2, which
+// adds up dq in memory in whatever order blocks arrive.
 
-// x times `factor`, as store_rows.
-template <int D, int M>
-__device__ __forceinline__ void store_scaled(float x[M][D / 8][4], float factor, u16* tile, int row, u16* to, i64 stride,
-                                             int valid) {
+// delta = dout·out of a warp's rows, which lie in tiles: what the softmax takes off every gradient of its scores.
+template <int K, int M>
+__device__ __forceinline__ void find_delta(float delta[2 * M], const char* dout, const char* out, int row, Lane lane) {
+#pragma unroll
+    for (int r = 0; r < 2 * M; r++) delta[r] = 0.0f;
+#pragma unroll
+    for (int k = 0; k < K / 16; k++)
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            u32 a[4], b[4];
+            ldmatrix_x4(a, corner<K>(dout, lane.rows, row + 16 * m, k));
+            ldmatrix_x4(b, corner<K>(out, lane.rows, row + 16 * m, k));
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                delta[2 * m + i % 2] += low_half(a[i]) * low_half(b[i]) + high_half(a[i]) * high_half(b[i]);
+        }
+#pragma unroll
+    for (int r = 0; r < 2 * M; r++) delta[r] = row_sum(delta[r]);
+}
+
+// Gradients of scores, in place of the scores: rows are queries. lse is times log2(e).
+template <int M, int N>
+__device__ __forceinline__ void query_slopes(float s[M][N][4], const float dp[M][N][4], const float lse[2 * M],
+                                             const float delta[2 * M], float scale_log2) {
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
-        for (int n = 0; n < D / 8; n++)
+        for (int n = 0; n < N; n++)
 #pragma unroll
-            for (int e = 0; e < 4; e++) x[m][n][e] *= factor;
-    store_rows<D, M>(x, tile, row, to, stride, valid);
+            for (int i = 0; i < 4; i++) {
+                const int r = 2 * m + i / 2;
+                s[m][n][i] = power_of_2(s[m][n][i] * scale_log2 - lse[r]) * (dp[m][n][i] - delta[r]);
+            }
 }
 
-// Dynamic shared memory: queries, gradients of the output, two steps of keys and values, delta and lse of the
-// queries.
-template <int D, int M, int KEYS>
-__device__ __forceinline__ void dq(const u16* dout_T, const u16* qkv_TQ, const u16* out_T, const float* lse_HT,
-                                   const u32* tiles, float* delta_HT, u16* dqkv_TQ, i64 T, int H, int G, float scale) {
-    constexpr int N = KEYS / 8;
-    extern __shared__ __align__(128) u16 shared[];
-    const Tile tile = tile_at(tiles, blockIdx.x / H);
-    if (tile.len == 0) return;
-    const int h = blockIdx.x % H, first = tile.block * BLOCK, valid = min((int)tile.len - first, BLOCK);
-    const Packed<D> packed{H, G};
-    const i64 stride = packed.stride(), out_stride = (i64)H * D;
-    const u16* rows = qkv_TQ + tile.begin * stride;
-    const u16 *k = rows + packed.k(h / (H / G)), *v = rows + packed.v(h / (H / G));
-    const i64 out_at = (tile.begin + first) * out_stride + h * D;
-    u16 *queries = shared, *douts = shared + BLOCK * D, *steps = shared + 2 * BLOCK * D;
-    const int count = (first + valid + KEYS - 1) / KEYS, warp_row = threadIdx.x / WARP * 16 * M;
-    auto fetch = [&](int i) {
-        u16* to = steps + i % 2 * 2 * KEYS * D;
-        copy_tile<D, KEYS>(to, k + (i64)i * KEYS * stride, stride, (int)tile.len - i * KEYS);
-        copy_tile<D, KEYS>(to + KEYS * D, v + (i64)i * KEYS * stride, stride, (int)tile.len - i * KEYS);
+// dq and delta of the 64 M queries of a block. Dynamic shared memory: queries, gradients of the output, two steps of keys and
+// values.
+template <int K, bool HELD, int M, int KEYS>
+__device__ __forceinline__ void dq(const u16* dout_T, const u16* qkv_TQ, const u16* out_T, const float* lse_HT, const u32* tiles,
+                                   const u32* begin, float* delta_HT, u16* dqkv_TQ, int T, Packed packed) {
+    extern __shared__ __align__(128) char shared[];
+    constexpr int QUERIES = 16 * M * WARPS, PARTS = BLOCK / QUERIES, BYTES = STREAM * 2 * K;
+    const int place = blockIdx.y, h = blockIdx.x;
+    // The later part has more keys and goes first.
+    const int first = (int)tiles[place / PARTS] * BLOCK + (PARTS - 1 - place % PARTS) * QUERIES;
+    if (first >= T) return;
+    const int stride = packed.stride<K>(), out_stride = packed.H * K;
+    const i64 out_at = (i64)first * out_stride + h * K;
+    const int warp_row = 16 * M * (threadIdx.x / WARP), own = first + warp_row;
+    char* const queries = shared;
+    char* const douts = shared + QUERIES * 2 * K;
+    char* const steps = shared + 2 * QUERIES * 2 * K;
+    const u16* const keys = qkv_TQ + (packed.H + h / packed.group()) * K;
+    const auto fetch = [&](int step) {
+        char* const to = steps + (step & 1) * 2 * BYTES;
+        const u16* const from = keys + (i64)step * STREAM * stride;
+        copy_tile<K, STREAM, THREADS>(to, from, stride, T - step * STREAM);
+        copy_tile<K, STREAM, THREADS>(to + BYTES, from + packed.G * K, stride, T - step * STREAM);
+        cp_async_commit();
     };
-    copy_tile<D, BLOCK>(queries, rows + first * stride + packed.q(h), stride, valid);
-    copy_tile<D, BLOCK>(douts, dout_T + out_at, out_stride, valid);
-    fetch(0);
-    cp_async_commit();
-    // delta of row threadIdx.x: what the softmax takes off every gradient of its scores.
-    float *deltas = (float*)(steps + 4 * KEYS * D), *lse = deltas + BLOCK;
-    float delta = 0.0f;
-    const int own = threadIdx.x;  // of at least BLOCK threads
-    if (own < valid) {
+    const Lane lane = lane_of<K>();
+    int step = (min(first + QUERIES, T) - 1) / STREAM;
+    copy_tile<K, QUERIES, THREADS>(queries, qkv_TQ + (i64)first * stride + h * K, stride, T - first);
+    copy_tile<K, QUERIES, THREADS>(douts, dout_T + out_at, out_stride, T - first);
+    // The output takes the place of the step that comes after the first: it has at most as many bytes.
+    char* const outs = steps + (~step & 1) * 2 * BYTES;
+    copy_tile<K, QUERIES, THREADS>(outs, out_T + out_at, out_stride, T - first);
+    fetch(step);
+    const int last_step = (int)begin[first] / STREAM;
+    // Of the warp's first and last row. A warp behind the last token sees nothing.
+    const int lowest = own < T ? (int)begin[own] : BEHIND_ALL, highest = (int)begin[min(own + 16 * M, T) - 1];
+    float lse[2 * M], delta[2 * M];
 #pragma unroll
-        for (int c = 0; c < D; c += PACK) {
-            float a[PACK], b[PACK];
-            unpack(load_pack(out_T + out_at + own * out_stride + c), a);
-            unpack(load_pack(dout_T + out_at + own * out_stride + c), b);
-#pragma unroll
-            for (int j = 0; j < PACK; j++) delta += a[j] * b[j];
-        }
-        delta_HT[h * T + tile.begin + first + own] = delta;
+    for (int r = 0; r < 2 * M; r++) {
+        const int query = own + 8 * r + threadIdx.x % WARP / 4;
+        lse[r] = query < T ? lse_HT[(i64)h * T + query] * LOG2_E : 0.0f;
     }
-    if (own < BLOCK) deltas[own] = delta;
-    if (own < BLOCK) lse[own] = own < valid ? LOG2_E * lse_HT[h * T + tile.begin + first + own] : 0.0f;
-    float out[M][D / 8][4] = {};
-    for (int i = 0; i < count; i++) {
+    cp_async_wait<0>();
+    __syncthreads();
+    find_delta<K, M>(delta, douts, outs, warp_row, lane);
+#pragma unroll
+    for (int r = 0; r < 2 * M; r++) {
+        const int query = own + 8 * r + threadIdx.x % WARP / 4;
+        if (threadIdx.x % 4 == 0 && query < T) delta_HT[(i64)h * T + query] = delta[r];
+    }
+    u32 q[HELD ? M : 1][K / 16][4], dout[HELD ? M : 1][K / 16][4];
+    if constexpr (HELD) {
+        load_rows<K, M>(q, queries, warp_row, lane);
+        load_rows<K, M>(dout, douts, warp_row, lane);
+    }
+    float dq[M][K / 8][4] = {};
+    constexpr int UNROLL = M == 1 ? STREAM / KEYS : 1;  // as registers allow
+    for (; step >= last_step; step--) {
         cp_async_wait<0>();
         __syncthreads();
-        if (i + 1 < count) fetch(i + 1);
-        cp_async_commit();
-        const u16* step = steps + i % 2 * 2 * KEYS * D;
-        const int last_key = i * KEYS + KEYS - 1, first_query = first + warp_row;
-        if (i * KEYS < first_query + 16 * M) {
-            float p[M][N][4], ds[M][N][4];
-            scores<D, M, N>(p, queries, warp_row, step);
-            scores<D, M, N>(ds, douts, warp_row, step + KEYS * D);
-            const bool masked = last_key > first_query;
-#pragma unroll
-            for (int m = 0; m < M; m++)
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    const int row = row_of(m, 2 * half);
-                    const float shift = lse[warp_row + row], mean = deltas[warp_row + row];
-#pragma unroll
-                    for (int n = 0; n < N; n++)
-#pragma unroll
-                        for (int e = 2 * half; e < 2 * half + 2; e++) {
-                            const float share = power_of_2(fmaf(p[m][n][e], scale * LOG2_E, -shift));
-                            const bool seen = !masked || i * KEYS + column_of(n, e) <= first_query + row;
-                            ds[m][n][e] = seen ? share * (ds[m][n][e] - mean) : 0.0f;
-                        }
-                }
-            weigh<D, M, N>(out, ds, step);
+        if (step > last_step) fetch(step - 1);
+        const char* const at = steps + (step & 1) * 2 * BYTES;
+#pragma unroll UNROLL
+        for (int part = 0; part < STREAM; part += KEYS) {
+            const int key = step * STREAM + part;
+            if (key >= own + 16 * M || key + KEYS <= lowest) continue;
+            float s[M][KEYS / 8][4] = {}, dp[M][KEYS / 8][4] = {};
+            if constexpr (HELD) {
+                multiply_held<K, M, KEYS / 8>(s, q, at, part, lane);
+                multiply_held<K, M, KEYS / 8>(dp, dout, at + BYTES, part, lane);
+            } else {
+                multiply_rows<K, M, KEYS / 8>(s, queries, warp_row, at, part, lane);
+                multiply_rows<K, M, KEYS / 8>(dp, douts, warp_row, at + BYTES, part, lane);
+            }
+            query_slopes<M, KEYS / 8>(s, dp, lse, delta, LOG2_E * SCALE<K>);
+            if (key + KEYS - 1 > own || key < highest) hide_keys<M, KEYS / 8>(s, begin, T, own, key, 0.0f);
+            u32 ds[M][KEYS / 16][4];
+            round_to_a<M, KEYS / 8>(ds, s);
+            multiply<K, M, KEYS / 16>(dq, ds, at, part, lane);
         }
     }
-    u16* to = dqkv_TQ + (tile.begin + first) * stride + packed.q(h);
-    store_scaled<D, M>(out, scale, queries, warp_row, to, stride, valid);
+    if (own >= T) return;
+    float factor[2 * M];
+#pragma unroll
+    for (int r = 0; r < 2 * M; r++) factor[r] = SCALE<K>;
+    store_rows<K, M>(dq, factor, queries, warp_row, dqkv_TQ + (i64)own * stride + h * K, stride, T - own);
 }
 
-// Dynamic shared memory: keys, values, two steps of queries and gradients of the output, and their lse and delta. PART of a
-// step's queries have their scores in registers at a time.
-template <int D, int QUERIES, int PART>
+// Probabilities in place of scores, and gradients of scores in place of dout·v: rows are keys, columns queries, whose lse
+// (times log2(e)) and delta lie in shared memory.
+template <int M, int N>
+__device__ __forceinline__ void key_slopes(float s[M][N][4], float dp[M][N][4], const float* lse, const float* delta,
+                                           float scale_log2) {
+    const int t = threadIdx.x % 4;
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        const float2 l = *(const float2*)(lse + 8 * n + 2 * t), d = *(const float2*)(delta + 8 * n + 2 * t);
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                s[m][n][i] = power_of_2(s[m][n][i] * scale_log2 - (i % 2 ? l.y : l.x));
+                dp[m][n][i] = s[m][n][i] * (dp[m][n][i] - (i % 2 ? d.y : d.x));
+            }
+    }
+}
+
+// dk and dv of the 64 keys of a block. Dynamic shared memory: keys, values, two steps of queries and gradients of the output,
+// lse and delta of either step.
+template <int K, bool HELD, int QUERIES>
 __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const float* lse_HT, const float* delta_HT,
-                                    const u32* tiles, u16* dqkv_TQ, i64 T, int H, int G, float scale) {
-    constexpr int N = PART / 8;
-    extern __shared__ __align__(128) u16 shared[];
-    const Tile tile = tile_at(tiles, blockIdx.x / G);
-    if (tile.len == 0) return;
-    const int g = blockIdx.x % G, group = H / G, first = tile.block * BLOCK, valid = min((int)tile.len - first, BLOCK);
-    const Packed<D> packed{H, G};
-    const i64 stride = packed.stride(), out_stride = (i64)H * D;
-    const u16 *rows = qkv_TQ + tile.begin * stride, *dout = dout_T + tile.begin * out_stride;
-    u16 *keys = shared, *values = shared + BLOCK * D, *steps = shared + 2 * BLOCK * D;
-    float* statistics = (float*)(steps + 4 * QUERIES * D);
-    // From the first query that sees a key of the block.
-    const int from = first / QUERIES, steps_of_head = ((int)tile.len + QUERIES - 1) / QUERIES - from;
-    const int count = group * steps_of_head;
-    auto fetch = [&](int i) {
-        const int h = g * group + i / steps_of_head, query = (from + i % steps_of_head) * QUERIES;
-        const int left = (int)tile.len - query;
-        u16* to = steps + i % 2 * 2 * QUERIES * D;
-        copy_tile<D, QUERIES>(to, rows + query * stride + packed.q(h), stride, left);
-        copy_tile<D, QUERIES>(to + QUERIES * D, dout + query * out_stride + h * D, out_stride, left);
-        float* to_lse = statistics + i % 2 * 2 * QUERIES;
-        if (threadIdx.x < QUERIES) {
-            const i64 at = h * T + tile.begin + query + threadIdx.x;
-            const bool inside = (int)threadIdx.x < left;
-            // Rows past the end have no share in anything: 2^-huge.
-            to_lse[threadIdx.x] = inside ? LOG2_E * lse_HT[at] : 1e30f;
-            to_lse[QUERIES + threadIdx.x] = inside ? delta_HT[at] : 0.0f;
-        }
+                                    const u32* tiles, const u32* end, u16* dqkv_TQ, int T, Packed packed) {
+    extern __shared__ __align__(128) char shared[];
+    constexpr int M = 1, N = QUERIES / 8, KEYS = 16 * M * WARPS, PARTS = BLOCK / KEYS, BYTES = STREAM * 2 * K;
+    static_assert(THREADS == 2 * STREAM, "a thread has an lse or a delta of a step");
+    const int place = blockIdx.y, g = blockIdx.x;
+    const int first = (int)tiles[place / PARTS] * BLOCK + place % PARTS * KEYS;
+    if (first >= T) return;
+    const int stride = packed.stride<K>(), out_stride = packed.H * K;
+    const int warp_row = 16 * M * (threadIdx.x / WARP), own = first + warp_row;
+    char* const keys = shared;
+    char* const values = shared + KEYS * 2 * K;
+    char* const steps = values + KEYS * 2 * K;
+    float* const statistics = (float*)(steps + 4 * BYTES);
+    // For each head from the diagonal to the end of the last key's document. A step is its first query and its head.
+    const int last = (int)end[min(first + KEYS, T) - 1];
+    int left = (last - first + STREAM - 1) / STREAM * packed.group();
+    const auto fetch = [&](int h, int query, int place) {
+        char* const to = steps + place * 2 * BYTES;
+        copy_tile<K, STREAM, THREADS>(to, qkv_TQ + (i64)query * stride + h * K, stride, T - query);
+        copy_tile<K, STREAM, THREADS>(to + BYTES, dout_T + (i64)query * out_stride + h * K, out_stride, T - query);
+        cp_async_commit();
     };
-    copy_tile<D, BLOCK>(keys, rows + first * stride + packed.k(g), stride, valid);
-    copy_tile<D, BLOCK>(values, rows + first * stride + packed.v(g), stride, valid);
-    fetch(0);
-    cp_async_commit();
-    const int warp_row = threadIdx.x / WARP * 16, first_key = first + warp_row;
-    float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {};
-    for (int i = 0; i < count; i++) {
+    // Loaded before a step's products, stored after them.
+    const auto statistic = [&](int h, int query) {
+        query += threadIdx.x % STREAM;
+        if (query >= T) return 0.0f;
+        const i64 at = (i64)h * T + query;
+        return threadIdx.x < STREAM ? lse_HT[at] * LOG2_E : delta_HT[at];
+    };
+    const Lane lane = lane_of<K>();
+    const u16* const rows = qkv_TQ + (i64)first * stride + (packed.H + g) * K;
+    copy_tile<K, KEYS, THREADS>(keys, rows, stride, T - first);
+    copy_tile<K, KEYS, THREADS>(values, rows + packed.G * K, stride, T - first);
+    int h = g * packed.group(), query = first;
+    fetch(h, query, left & 1);
+    statistics[(left & 1) * 2 * STREAM + threadIdx.x] = statistic(h, query);
+    // Of the warp's last row. A warp behind the last token is seen by nothing.
+    const int highest = own < T ? (int)end[min(own + 16 * M, T) - 1] : 0;
+    u32 k[HELD ? M : 1][K / 16][4], v[HELD ? M : 1][K / 16][4];
+    if constexpr (HELD) {
         cp_async_wait<0>();
         __syncthreads();
-        if (i + 1 < count) fetch(i + 1);
-        cp_async_commit();
-        const u16 *queries = steps + i % 2 * 2 * QUERIES * D, *douts = queries + QUERIES * D;
-        const float* lse = statistics + i % 2 * 2 * QUERIES;
-        const int query = (from + i % steps_of_head) * QUERIES;
-#pragma unroll
-        for (int part = 0; part < QUERIES; part += PART) {
-            if (first_key >= query + part + PART) continue;
-            // Rows are keys here, columns queries: probabilities and gradients are then what the products below take.
-            float p[1][N][4], ds[1][N][4];
-            scores<D, 1, N>(p, keys, warp_row, queries + part * D);
-            scores<D, 1, N>(ds, values, warp_row, douts + part * D);
-            const bool masked = first_key + 15 > query + part;
-#pragma unroll
-            for (int n = 0; n < N; n++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    const int column = part + column_of(n, e);
-                    const float share = power_of_2(fmaf(p[0][n][e], scale * LOG2_E, -lse[column]));
-                    p[0][n][e] = !masked || first_key + row_of(0, e) <= query + column ? share : 0.0f;
-                    ds[0][n][e] = p[0][n][e] * (ds[0][n][e] - lse[QUERIES + column]);
-                }
-            weigh<D, 1, N>(dv, p, douts + part * D);
-            weigh<D, 1, N>(dk, ds, queries + part * D);
-        }
+        load_rows<K, M>(k, keys, warp_row, lane);
+        load_rows<K, M>(v, values, warp_row, lane);
     }
-    u16* to = dqkv_TQ + (tile.begin + first) * stride;
-    store_scaled<D, 1>(dk, scale, keys, warp_row, to + packed.k(g), stride, valid);
-    store_rows<D, 1>(dv, values, warp_row, to + packed.v(g), stride, valid);
+    float dk[M][K / 8][4] = {}, dv[M][K / 8][4] = {};
+    for (; left > 0; left--) {
+        cp_async_wait<0>();
+        __syncthreads();
+        const int step = query;
+        query += STREAM;
+        if (query >= last) query = first, h++;
+        float next = 0.0f;
+        if (left > 1) {
+            fetch(h, query, ~left & 1);
+            next = statistic(h, query);
+        }
+        const char* const at = steps + (left & 1) * 2 * BYTES;
+        const float* const lse = statistics + (left & 1) * 2 * STREAM;
+#pragma unroll
+        for (int part = 0; part < STREAM; part += QUERIES) {
+            const int from = step + part;
+            if (own >= from + QUERIES || from >= highest) continue;
+            float s[M][N][4] = {}, dp[M][N][4] = {};
+            if constexpr (HELD) {
+                multiply_held<K, M, N>(s, k, at, part, lane);
+                multiply_held<K, M, N>(dp, v, at + BYTES, part, lane);
+            } else {
+                multiply_rows<K, M, N>(s, keys, warp_row, at, part, lane);
+                multiply_rows<K, M, N>(dp, values, warp_row, at + BYTES, part, lane);
+            }
+            key_slopes<M, N>(s, dp, lse + part, lse + STREAM + part, LOG2_E * SCALE<K>);
+            // Read anew each time: in a register it would make another spill.
+            const int lowest = (int)end[own];
+            if (own + 16 * M - 1 > from || from + QUERIES > lowest) hide_queries<M, N>(s, dp, end, T, own, from);
+            u32 p[M][QUERIES / 16][4];
+            round_to_a<M, N>(p, s);
+            multiply<K, M, QUERIES / 16>(dv, p, at + BYTES, part, lane);
+            round_to_a<M, N>(p, dp);
+            multiply<K, M, QUERIES / 16>(dk, p, at, part, lane);
+        }
+        statistics[(~left & 1) * 2 * STREAM + threadIdx.x] = next;
+    }
+    if (own >= T) return;
+    float ones[2 * M], factor[2 * M];
+#pragma unroll
+    for (int r = 0; r < 2 * M; r++) ones[r] = 1.0f, factor[r] = SCALE<K>;
+    u16* const to = dqkv_TQ + (i64)own * stride + (packed.H + g) * K;
+    store_rows<K, M>(dk, factor, keys, warp_row, to, stride, T - own);
+    store_rows<K, M>(dv, ones, values, warp_row, to + packed.G * K, stride, T - own);
 }
 
-#define KEY_BOUNDS __launch_bounds__(256, 1)
-
-#define BACKWARD_ENTRIES(D, M, KEYS, QUERIES, PART) \
-    extern "C" __global__ void BLOCK_BOUNDS attention_dq_##D( \
+// Measured: more scores at a time hide more of the products' latency, which is worth more than warps with more rows.
+#define BACKWARD(K, DQ_HELD, M, KEYS, DKV_HELD, QUERIES) \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_dq_##K( \
         const u16* __restrict__ dout_T, const u16* __restrict__ qkv_TQ, const u16* __restrict__ out_T, \
-        const float* __restrict__ lse_HT, const u32* __restrict__ tiles, float* __restrict__ delta_HT, \
-        u16* __restrict__ dqkv_TQ, i64 T, int H, int G, float scale) { \
-        dq<D, M, KEYS>(dout_T, qkv_TQ, out_T, lse_HT, tiles, delta_HT, dqkv_TQ, T, H, G, scale); \
+        const float* __restrict__ lse_HT, const u32* __restrict__ tiles, const u32* __restrict__ begin, \
+        float* __restrict__ delta_HT, u16* __restrict__ dqkv_TQ, int T, int H, int G) { \
+        dq<K, DQ_HELD, M, KEYS>(dout_T, qkv_TQ, out_T, lse_HT, tiles, begin, delta_HT, dqkv_TQ, T, {H, G}); \
     } \
-    extern "C" __global__ void KEY_BOUNDS attention_dkv_##D( \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_dkv_##K( \
         const u16* __restrict__ dout_T, const u16* __restrict__ qkv_TQ, const float* __restrict__ lse_HT, \
-        const float* __restrict__ delta_HT, const u32* __restrict__ tiles, u16* __restrict__ dqkv_TQ, i64 T, int H, int G, \
-        float scale) { \
-        dkv<D, QUERIES, PART>(dout_T, qkv_TQ, lse_HT, delta_HT, tiles, dqkv_TQ, T, H, G, scale); \
+        const float* __restrict__ delta_HT, const u32* __restrict__ tiles, const u32* __restrict__ end, \
+        u16* __restrict__ dqkv_TQ, int T, int H, int G) { \
+        dkv<K, DKV_HELD, QUERIES>(dout_T, qkv_TQ, lse_HT, delta_HT, tiles, end, dqkv_TQ, T, {H, G}); \
     }
 
-BACKWARD_ENTRIES(64, 2, 32, 128, 64)
-BACKWARD_ENTRIES(128, 2, 16, 64, 32)
+BACKWARD(64, true, 2, 32, true, 64)
+BACKWARD(128, true, 1, 32, false, 64)

@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 
-use crate::gpu::{Buffer, Gpu, GpuError, Launcher, Products, Ptr, matmul::Matmul};
+use crate::gpu::{Buffer, Gpu, GpuError, Launcher, Needs, Products, Ptr, matmul::Matmul};
 
 /// A launcher with memory.
 pub trait Testbed {
@@ -47,6 +47,9 @@ pub trait Testbed {
 
     /// Size of the L2 cache, bytes.
     fn l2_bytes(&self) -> usize;
+
+    /// Whether it has the instructions.
+    fn meets(&self, needs: Needs) -> bool;
 }
 
 /// A GPU with cuBLASLt, which is opened when the first product asks for it.
@@ -104,5 +107,9 @@ impl Testbed for Device<'_> {
 
     fn l2_bytes(&self) -> usize {
         self.on.l2_bytes()
+    }
+
+    fn meets(&self, needs: Needs) -> bool {
+        needs.met_by(self.on.arch())
     }
 }

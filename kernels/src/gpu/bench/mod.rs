@@ -54,6 +54,9 @@ type Run<'a> = Box<dyn Fn(usize) -> Result<(), GpuError> + 'a>;
 /// Compares what a run on the first set of operands left, with tolerances times the factor.
 type Compare<'a> = Box<dyn Fn(f64) -> Result<Vec<Compared>, GpuError> + 'a>;
 
+/// What a run changes, by name.
+pub type Changes<'a, M> = Vec<(&'static str, &'a Operand<M>)>;
+
 /// An operation at a shape with its operands, whatever computes it.
 pub struct Subject<'a, B: Testbed> {
     /// Where its operands are.
@@ -62,7 +65,7 @@ pub struct Subject<'a, B: Testbed> {
     pub work: Workload,
     /// What a run changes, by name, of each set of operands: outputs, and inputs that it works on in place. All are restored
     /// before every timed run.
-    pub changes: Vec<Vec<(&'static str, &'a Operand<B::Memory>)>>,
+    pub changes: Vec<Changes<'a, B::Memory>>,
     /// Bytes of memory that the operation needs besides its inputs; 0 where that is not looked at.
     pub memory_bytes: u64,
     /// Compares what a run on the first set left.
@@ -116,6 +119,14 @@ pub struct Checked {
 }
 
 impl<B: Testbed> Bench<'_, B> {
+    /// Computes it on a set of operands.
+    ///
+    /// # Errors
+    /// The kernel does not run.
+    pub fn run(&self, set: usize) -> Result<(), GpuError> {
+        (self.run)(set)
+    }
+
     /// What is computed.
     pub fn work(&self) -> &Workload {
         &self.subject.work
@@ -170,7 +181,9 @@ pub fn workloads() -> Vec<Workload> {
         attention::bench::workloads(),
         adamw::cases::workloads(),
         embedding::cases::workloads(),
+        gemm::cases::workloads(),
         linear_ce::cases::workloads(),
+        lora::cases::workloads(),
         qk_rope::cases::workloads(),
         rmsnorm::cases::workloads(),
         swiglu::cases::workloads(),
@@ -185,13 +198,15 @@ pub fn workloads() -> Vec<Workload> {
 pub fn each<B: Testbed>(on: &B, wants: &Wants, f: &mut Taker<'_, B>) -> Result<(), GpuError> {
     use crate::*;
     type Group<'a, B> = (Vec<Workload>, &'a dyn Fn(&mut Taker<'_, B>) -> Result<(), GpuError>);
-    let groups: [Group<B>; 7] = [
+    let groups: [Group<B>; 9] = [
         (attention::bench::workloads(), &|f| {
             attention::bench::each(on, &attention::bench::cases(), wants, f)
         }),
         (adamw::cases::workloads(), &|f| adamw::bench::each(on, &adamw::cases::GPU, wants, f)),
         (embedding::cases::workloads(), &|f| embedding::bench::each(on, &embedding::cases::GPU, f)),
+        (gemm::cases::workloads(), &|f| gemm::bench::each(on, &gemm::cases::GPU, f)),
         (linear_ce::cases::workloads(), &|f| linear_ce::bench::each(on, &linear_ce::cases::GPU, wants, f)),
+        (lora::cases::workloads(), &|f| lora::bench::each(on, &lora::cases::GPU, f)),
         (qk_rope::cases::workloads(), &|f| qk_rope::bench::each(on, &qk_rope::cases::GPU, f)),
         (rmsnorm::cases::workloads(), &|f| rmsnorm::bench::each(on, &rmsnorm::cases::GPU, f)),
         (swiglu::cases::workloads(), &|f| swiglu::bench::each(on, &swiglu::cases::GPU, f)),

@@ -41,6 +41,34 @@ fn grid(on: &dyn Launcher) -> Grid {
     Grid { blocks: (BLOCKS * on.processors(), 1), threads: THREADS, shared: 0 }
 }
 
+/// Bytes of the parts that [`launch`] leaves: two words of 64 bits a thread.
+pub fn parts_bytes(on: &dyn Launcher) -> usize {
+    let grid = grid(on);
+    16 * (grid.blocks.0 * grid.threads) as usize
+}
+
+/// Leaves the parts of the digest of `count` words.
+///
+/// # Safety
+/// As [`Launcher::launch`]: that many words lie there, 4-byte aligned, and the parts have [`parts_bytes`].
+///
+/// # Errors
+/// As [`Launcher::launch`].
+pub unsafe fn launch(on: &dyn Launcher, words: Ptr, count: usize, parts: Ptr) -> Result<(), GpuError> {
+    let args = [Arg::Ptr(words), Arg::I64(count as i64), Arg::Ptr(parts)];
+    // SAFETY: the caller's promise is the same.
+    unsafe { on.launch(UNIT.entry("digest_words", Elem::Bf16), grid(on), &args) }
+}
+
+/// The digest of its parts.
+pub fn sum(parts: &[u8]) -> Digest {
+    let words = parts.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w));
+    words.enumerate().fold(Digest { sum: 0, ones: 0 }, |d, (i, word)| match i % 2 {
+        0 => Digest { sum: d.sum.wrapping_add(word), ..d },
+        _ => Digest { ones: d.ones + word, ..d },
+    })
+}
+
 /// Digest of an operand, after every launch before.
 ///
 /// # Errors
@@ -51,20 +79,9 @@ fn grid(on: &dyn Launcher) -> Grid {
 pub fn digest<B: Testbed>(on: &B, operand: &Operand<B::Memory>) -> Result<Digest, GpuError> {
     let bytes = operand.bytes();
     assert!(bytes.is_multiple_of(4), "{bytes} bytes are no whole words");
-    let grid = grid(on.launcher());
-    let len = 16 * (grid.blocks.0 * grid.threads) as usize;
-    let part = on.alloc(len)?;
-    let at: [Ptr; 2] = [operand.ptr(on), on.ptr(&part)];
-    let args = [Arg::Ptr(at[0]), Arg::I64((bytes / 4) as i64), Arg::Ptr(at[1])];
-    // SAFETY: the operand has that many words, the parts are two words of 64 bits a thread, and both live until the read,
-    // which waits for the launch.
-    unsafe { on.launcher().launch(UNIT.entry("digest_words", Elem::Bf16), grid, &args)? };
-    let parts = on.read(&part, 0, len)?;
-    let words = parts.as_chunks::<16>().0.iter().map(|pair| {
-        let (sum, ones) = pair.split_at(8);
-        [sum, ones].map(|w| u64::from_le_bytes(w.try_into().expect("8 bytes")))
-    });
-    let add = |a: [u64; 2], b: [u64; 2]| [a[0].wrapping_add(b[0]), a[1] + b[1]];
-    let [sum, ones] = words.fold([0; 2], add);
-    Ok(Digest { sum, ones })
+    let len = parts_bytes(on.launcher());
+    let parts = on.alloc(len)?;
+    // SAFETY: the operand has that many words, and both live until the read, which waits for the launch.
+    unsafe { launch(on.launcher(), operand.ptr(on), bytes / 4, on.ptr(&parts))? };
+    Ok(sum(&on.read(&parts, 0, len)?))
 }

@@ -18,9 +18,12 @@ mod source;
 
 use std::{alloc::Layout, ptr::NonNull};
 
-use chronicals_kernels::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Product, Products, Ptr};
+use chronicals_kernels::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Product, Products, Ptr};
 
-use crate::machine::{Machine, Memory};
+use crate::{
+    machine::{Machine, Memory},
+    products::multiply,
+};
 
 /// Multiprocessors: few, so that persistent kernels go round more than once.
 const PROCESSORS: u32 = 3;
@@ -51,23 +54,14 @@ impl Launcher for Emulator {
 }
 
 impl Products for Emulator {
-    /// Sums in f64, rounded once.
     unsafe fn product(&self, p: &Product, a: Ptr, b: Ptr, bias: Ptr, c: Ptr) -> Result<(), GpuError> {
         let spans = p.spans();
         // SAFETY: the caller's promise: that many elements are there, and nobody else has C.
-        let [left, right, old, bias] = unsafe {
+        let [left, right, mut out, bias] = unsafe {
             let bias = read(bias, if p.bias { p.n } else { 0 }, p.out);
             [read(a, spans[0], p.elem), read(b, spans[1], p.elem), read(c, spans[2], p.out), bias]
         };
-        let mut out = old.clone();
-        for (i, j) in (0..p.m).flat_map(|i| (0..p.n).map(move |j| (i, j))) {
-            let term = |l| f64::from(left[p.a.at(i, l)]) * f64::from(right[p.b.at(l, j)]);
-            let sum: f64 = (0..p.k).map(term).sum();
-            let at = i * p.ldc + j;
-            let kept = if p.accumulate { f64::from(old[at]) } else { 0.0 };
-            let bias = if p.bias { f64::from(bias[j]) } else { 0.0 };
-            out[at] = (sum + kept + bias) as f32;
-        }
+        multiply(p, &left, &right, &bias, &mut out);
         let bytes = p.out.encode(&out);
         // SAFETY: as above; the copy has the length that was read.
         unsafe {
@@ -99,6 +93,10 @@ fn check(grid: Grid) -> Result<(), String> {
 impl Machine for Emulator {
     fn launcher(&self) -> &dyn Launcher {
         self
+    }
+
+    fn meets(&self, needs: Needs) -> bool {
+        needs == Needs::Ampere
     }
 
     fn upload(&self, bytes: &[u8]) -> Memory {

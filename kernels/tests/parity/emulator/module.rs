@@ -116,6 +116,7 @@ fn parameter(arg: Arg) -> (u8, u64) {
         Arg::I64(v) => (b'l', v.cast_unsigned()),
         Arg::U32(v) => (b'u', narrow(v.to_ne_bytes())),
         Arg::F32(v) => (b'f', narrow(v.to_ne_bytes())),
+        Arg::Matrix { .. } => panic!("the copy engine is not emulated"),
     }
 }
 

@@ -1,0 +1,55 @@
+//! Matrix products on the host, for machines that have no library for them, or are to run no kernels of one.
+
+use chronicals_kernels::gpu::{Elem, Gpu, GpuError, Product, Products, Ptr};
+use cudarc::driver::{DriverError, result};
+
+/// C of a product whose operands have the lengths of [`Product::spans`], and the bias n elements where there is one: sums in
+/// f64, rounded once.
+pub fn multiply(p: &Product, a: &[f32], b: &[f32], bias: &[f32], c: &mut [f32]) {
+    for (i, j) in (0..p.m).flat_map(|i| (0..p.n).map(move |j| (i, j))) {
+        let term = |l| f64::from(a[p.a.at(i, l)]) * f64::from(b[p.b.at(l, j)]);
+        let sum: f64 = (0..p.k).map(term).sum();
+        let at = i * p.ldc + j;
+        let kept = if p.accumulate { f64::from(c[at]) } else { 0.0 };
+        let bias = if p.bias { f64::from(bias[j]) } else { 0.0 };
+        c[at] = (sum + kept + bias) as f32;
+    }
+}
+
+/// Products of a GPU's memory: operands come down, and C goes up again.
+pub struct OnHost(pub &'static Gpu);
+
+impl Products for OnHost {
+    unsafe fn product(&self, p: &Product, a: Ptr, b: Ptr, bias: Ptr, c: Ptr) -> Result<(), GpuError> {
+        // What came before has written the operands; the context is this thread's from here on.
+        self.0.synchronise()?;
+        let spans = p.spans();
+        // SAFETY: the caller's promise: that many elements are there, and nobody else has C.
+        let [left, right, mut out, bias] = unsafe {
+            let bias = read(bias, if p.bias { p.n } else { 0 }, p.out)?;
+            [read(a, spans[0], p.elem)?, read(b, spans[1], p.elem)?, read(c, spans[2], p.out)?, bias]
+        };
+        multiply(p, &left, &right, &bias, &mut out);
+        // SAFETY: as above; the copy has the length that was read, and ends before this call does.
+        unsafe { result::memcpy_htod_sync(c.0, &p.out.encode(&out)) }.map_err(failed)
+    }
+}
+
+/// # Safety
+/// `len` elements lie there, and nothing writes them.
+unsafe fn read(at: Ptr, len: usize, elem: Elem) -> Result<Vec<f32>, GpuError> {
+    let mut bytes = vec![0u8; len * elem.bytes()];
+    if len > 0 {
+        // SAFETY: the caller's promise; the copy ends before this call does.
+        unsafe { result::memcpy_dtoh_sync(&mut bytes, at.0) }.map_err(failed)?;
+    }
+    Ok(elem.decode(&bytes))
+}
+
+fn failed(e: DriverError) -> GpuError {
+    GpuError {
+        what: format!("{e:?}"),
+        at: "a product on the host".into(),
+        hint: "a launch before it failed".into(),
+    }
+}

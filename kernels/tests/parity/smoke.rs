@@ -1,0 +1,154 @@
+//! Every kernel at least once, on few and small operands, against the reference: the checks of `parity!`, reduced. What they
+//! launch is compared with what this crate has, so a kernel without a check is found.
+//!
+//! On a GPU it is what a sanitizer can get through. No kernel of another library runs, and the test binary is all it needs:
+//!
+//! ```text
+//! compute-sanitizer --tool racecheck target/release/deps/parity-<hash> --ignored gpu::smoke
+//! ```
+
+use std::{cell::RefCell, collections::BTreeSet};
+
+use chronicals_kernels::gpu::{
+    Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Products, Unit, launch::UNITS,
+};
+
+use crate::{
+    emulator::Emulator,
+    machine::{Machine, Memory},
+};
+
+/// Kernels that the emulator does not run, each with a reason: those of units that need more than [`Needs::Ampere`].
+const NOT_EMULATED: &[(&str, &str)] = &[
+    ("attention_hopper_forward_64", WGMMA),
+    ("attention_hopper_forward_128", WGMMA),
+    ("attention_hopper_dq_64", WGMMA),
+    ("attention_hopper_dq_128", WGMMA),
+    ("attention_hopper_dkv_64", WGMMA),
+    ("attention_hopper_dkv_128", WGMMA),
+];
+
+const WGMMA: &str = "products of warpgroups and the copy engine, which only sm_90a has";
+
+/// A check's name, and what it does on a machine.
+pub type Check = (&'static str, fn(&dyn Machine));
+
+/// A kernel at an element type.
+type Kernel = (&'static str, &'static str, Elem);
+
+/// A machine on which checks are short and launches are kept.
+struct Recorder<'a> {
+    on: &'a dyn Machine,
+    launched: RefCell<BTreeSet<Kernel>>,
+}
+
+impl Recorder<'_> {
+    fn keep(&self, entry: Entry, launched: Result<(), GpuError>) -> Result<(), GpuError> {
+        launched?;
+        self.launched.borrow_mut().insert((entry.unit.name, entry.name, entry.elem));
+        Ok(())
+    }
+}
+
+impl Launcher for Recorder<'_> {
+    unsafe fn launch(&self, entry: Entry, grid: Grid, args: &[Arg]) -> Result<(), GpuError> {
+        // SAFETY: the caller's promise is the same.
+        self.keep(entry, unsafe { self.on.launcher().launch(entry, grid, args) })
+    }
+
+    unsafe fn launch_early(&self, entry: Entry, grid: Grid, args: &[Arg]) -> Result<(), GpuError> {
+        // SAFETY: the caller's promise is the same.
+        self.keep(entry, unsafe { self.on.launcher().launch_early(entry, grid, args) })
+    }
+
+    fn processors(&self) -> u32 {
+        self.on.launcher().processors()
+    }
+}
+
+impl Machine for Recorder<'_> {
+    fn launcher(&self) -> &dyn Launcher {
+        self
+    }
+
+    fn products(&self) -> &dyn Products {
+        self.on.products()
+    }
+
+    fn upload(&self, bytes: &[u8]) -> Memory {
+        self.on.upload(bytes)
+    }
+
+    fn download(&self, memory: &Memory) -> Vec<u8> {
+        self.on.download(memory)
+    }
+
+    fn meets(&self, needs: Needs) -> bool {
+        self.on.meets(needs)
+    }
+
+    fn reduced(&self) -> bool {
+        true
+    }
+}
+
+/// Kernels of units that a machine has the instructions for.
+fn kernels(units: &[&'static Unit], met: impl Fn(Needs) -> bool) -> BTreeSet<Kernel> {
+    let units = units.iter().filter(|u| met(u.needs));
+    let typed = units.flat_map(|u| u.elems.iter().map(move |elem| (u, *elem)));
+    typed.flat_map(|(u, elem)| u.entries.iter().map(move |name| (u.name, *name, elem))).collect()
+}
+
+/// Runs the checks, which must launch every kernel that the machine can run and no others.
+pub fn every_kernel(machine: &dyn Machine, checks: &[Check]) {
+    let recorder = Recorder { on: machine, launched: RefCell::default() };
+    for (name, check) in checks {
+        // A sanitizer's report goes to the check before it.
+        eprintln!("{name}");
+        check(&recorder);
+    }
+    let (launched, all) = (recorder.launched.into_inner(), kernels(UNITS, |needs| machine.meets(needs)));
+    let [missed, unknown] = [all.difference(&launched), launched.difference(&all)].map(Vec::from_iter);
+    assert!(missed.is_empty(), "no check in tests/parity/main.rs launches {missed:?}");
+    assert!(unknown.is_empty(), "not of a unit in gpu::launch::UNITS: {unknown:?}");
+}
+
+/// What is wrong with a list of kernels that are not emulated.
+fn faults(units: &[&'static Unit], list: &[(&'static str, &str)]) -> Vec<String> {
+    let wanting = kernels(units, |needs| !Emulator::new().meets(needs));
+    let wanting: BTreeSet<&str> = wanting.into_iter().map(|(_, name, _)| name).collect();
+    let listed: BTreeSet<&str> = list.iter().map(|(name, _)| *name).collect();
+    let mut all: Vec<String> = wanting.difference(&listed).map(|name| format!("{name} is missing")).collect();
+    all.extend(listed.difference(&wanting).map(|name| format!("{name} is emulated, or is no kernel")));
+    all.extend(
+        list.iter().filter(|(_, why)| why.is_empty()).map(|(name, _)| format!("{name} has no reason")),
+    );
+    if listed.len() < list.len() {
+        all.push("a kernel is listed twice".into());
+    }
+    all
+}
+
+#[test]
+fn what_is_not_emulated_is_listed() {
+    assert_eq!(faults(UNITS, NOT_EMULATED), [""; 0]);
+}
+
+#[test]
+fn faults_of_the_list_are_seen() {
+    static NEW: Unit =
+        Unit { name: "new", source: "", entries: &["a", "b"], elems: &Elem::ALL, needs: Needs::Hopper };
+    static OLD: Unit = Unit { name: "old", entries: &["c"], needs: Needs::Ampere, ..NEW };
+    let faults = |list: &[(&'static str, &str)]| faults(&[&NEW, &OLD], list);
+    assert_eq!(faults(&[("a", "wgmma"), ("b", "wgmma")]), [""; 0]);
+    assert_eq!(faults(&[("a", "")]), ["b is missing", "a has no reason"]);
+    let unknown = ["c is emulated, or is no kernel", "d is emulated, or is no kernel"];
+    assert_eq!(faults(&[("a", "x"), ("b", "x"), ("c", "x"), ("d", "x")]), unknown);
+    assert_eq!(faults(&[("a", "x"), ("b", "x"), ("b", "x")]), ["a kernel is listed twice"]);
+}
+
+#[test]
+#[should_panic(expected = "(\"rmsnorm\", \"rmsnorm_backward\", Bf16)")]
+fn a_kernel_without_a_check_is_seen() {
+    every_kernel(&Emulator::new(), &[("rmsnorm::forward", crate::rmsnorm::forward)]);
+}
