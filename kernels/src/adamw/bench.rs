@@ -66,7 +66,7 @@ fn norm<B: Testbed>(
         changes: vec![vec![("clip", &clip)]],
         memory_bytes: 0,
         compare: Box::new(|slack| {
-            let norm = (0..n).map(|i| grads.values().at(i).powi(2)).sum::<f64>().sqrt();
+            let norm = grads.values().square_sum(n).sqrt();
             let want = [norm, (f64::from(MAX_NORM) / (norm + 1e-6)).min(1.0)];
             let now = clip.now(on, 0, 2)?;
             let compare = |i: usize, what: &str| {
@@ -215,9 +215,12 @@ impl<M> Arena<M> {
         let looks = looks.into_iter().zip(["p", "m", "v"]).take(if coded.is_empty() { 3 } else { 1 });
         let all = looks.map(|(look, what)| match self.kind {
             Kind::Master => look.against_largest(what, slack * TOLERANCE),
-            // One of the two neighbours, and the error of f32 arithmetic.
             _ => {
-                look.against(what, slack * 1.001, |x| 2f64.powi(x.abs().max(1e-37).log2().floor() as i32 - 7))
+                // One of the two neighbours. What cancels to almost nothing has the error of f32 arithmetic.
+                let noise = 1e-7 * look.largest();
+                look.against(what, slack * 1.001, |x| {
+                    2f64.powi(x.abs().max(1e-37).log2().floor() as i32 - 7).max(noise)
+                })
             }
         });
         Ok(all.chain(coded).collect())

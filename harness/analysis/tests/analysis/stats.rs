@@ -126,7 +126,7 @@ fn a_ratio_of_medians_resamples_each_side_by_itself() {
     let e = median_ratio(&a, &b).unwrap();
     assert_eq!((e.median, e.n), (2.0, 3));
     let (low, high) = e.interval.unwrap();
-    assert!(low < 1.9 && low >= 1.8 / 1.1 && high > 2.1 && high <= 2.2 / 0.9, "{low} {high}");
+    assert!((1.8 / 1.1..1.9).contains(&low) && (2.1..=2.2 / 0.9).contains(&high), "{low} {high}");
     assert_eq!(median_ratio(&a, &b), Some(e), "seeded");
     assert_eq!(median_ratio(&[3.0], &[2.0]).unwrap().interval, None);
     assert_eq!(median_ratio(&a, &[]), None);

@@ -72,7 +72,8 @@ impl Look {
         self.worst(what, tolerance, |i| scales[i])
     }
 
-    fn largest(&self) -> f64 {
+    /// The largest magnitude that should be there.
+    pub fn largest(&self) -> f64 {
         self.of_row.iter().fold(f64::MIN_POSITIVE, |m, x| m.max(*x))
     }
 

@@ -56,6 +56,13 @@ impl Values {
         self.slices(start, v.len()).flatten().zip(v).map(|(x, v)| f64::from(*x) * v).sum()
     }
 
+    /// `Σ x_i²` of the first `len` values.
+    pub fn square_sum(&self, len: usize) -> f64 {
+        let squares = |v: &[f32]| v.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+        let (whole, rest) = (len / self.block.len(), len % self.block.len());
+        whole as f64 * squares(&self.block) + squares(&self.block[..rest])
+    }
+
     /// `Σ c_t·row_t` over rows of so many columns.
     pub fn combine(&self, coefficients: &[f64], columns: usize) -> Vec<f64> {
         // Parts of fixed length, in order: the same bits whatever the number of threads.
@@ -236,6 +243,7 @@ mod tests {
         assert_eq!(v.narrow(1, 0), []);
         assert_eq!(v.at(7), 2.0);
         assert_eq!(v.dot(2, &[1.0, 10.0, 100.0]), 3.0 + 10.0 + 200.0);
+        assert_eq!(v.square_sum(7), 2.0 * (1.0 + 4.0 + 9.0) + 1.0);
         // Rows (1, 2), (3, 1), (2, 3).
         assert_eq!(v.combine(&[1.0, 10.0, 100.0], 2), [231.0, 312.0]);
     }
