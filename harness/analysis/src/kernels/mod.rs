@@ -55,7 +55,8 @@ pub struct RowSummary {
     pub warm: Option<Estimate>,
     /// Bytes that warm runs touch over those that fit the L2 cache, where it is known.
     pub warm_share_of_l2: Option<f64>,
-    /// Its time in that of a copy of as many bytes: of the copy in turn with it, else of the large copy's rate.
+    /// A copy's time over its own, for as many bytes: of the copy in turn with it, else of that in turn with ours at the same
+    /// operation and shape, else at the large copy's rate.
     pub of_copy: Option<Estimate>,
     /// Its FLOP/s over those of the large product.
     pub of_matmul: Option<f64>,
@@ -72,6 +73,9 @@ pub struct RowSummary {
     /// Every cold run, for ratios.
     #[serde(skip)]
     pub cold_s: Vec<f64>,
+    /// Every copy in turn with them.
+    #[serde(skip)]
+    pub copy_s: Vec<f64>,
 }
 
 impl RowSummary {
@@ -191,6 +195,11 @@ pub fn summarise(resolved: &ResolvedKernels, logs: &[KernelLog]) -> KernelSummar
             Some(first) => drift.extend(drifted(first, &row)),
         }
     }
+    for i in 0..rows.len() {
+        if rows[i].of_copy.is_none() {
+            rows[i].of_copy = of_another_copy(&rows[i], &rows, &best);
+        }
+    }
     let trials: Vec<KernelTrial> = logs.iter().map(trial).collect();
     let speedups = speedups(&rows);
     let mut skipped = resolved.skipped.clone();
@@ -237,10 +246,6 @@ fn summary_of(log: &KernelLog, r: &KernelRow, best: &Best) -> Option<RowSummary>
     let times = if verdict == Verdict::Valid { r.cold_s.clone() } else { Vec::new() };
     let cold = median_estimate(&times);
     let pairs: Vec<(f64, f64)> = r.copy_s.iter().copied().zip(times.iter().copied()).collect();
-    let by_rate = || {
-        let seconds = r.bytes as f64 / best.copy?;
-        median_estimate(&times.iter().map(|t| seconds / t).collect::<Vec<_>>())
-    };
     let worst = |c: &chronibench_protocol::kernels::KernelCompared| {
         Some(c.error? / c.tolerance.max(f64::MIN_POSITIVE))
     };
@@ -256,7 +261,7 @@ fn summary_of(log: &KernelLog, r: &KernelRow, best: &Best) -> Option<RowSummary>
         flops: r.flops,
         warm: median_estimate(if times.is_empty() { &[] } else { &r.warm_s }),
         warm_share_of_l2: (r.l2_bytes > 0).then(|| r.warm_bytes as f64 / r.l2_bytes as f64),
-        of_copy: ratio_estimate(&pairs).or_else(by_rate),
+        of_copy: ratio_estimate(&pairs),
         of_matmul: best.matmul.zip(cold).filter(|_| r.flops > 0).map(|(m, t)| r.flops as f64 / t.median / m),
         cold,
         memory_bytes: r.memory_bytes,
@@ -265,7 +270,19 @@ fn summary_of(log: &KernelLog, r: &KernelRow, best: &Best) -> Option<RowSummary>
         before: r.before.clone(),
         after: r.after.clone(),
         cold_s: times,
+        copy_s: r.copy_s.clone(),
     })
+}
+
+/// Against the copy that ran in turn with ours, so that both shares mean the same, or at the large copy's rate.
+fn of_another_copy(row: &RowSummary, rows: &[RowSummary], best: &Best) -> Option<Estimate> {
+    let same = |r: &&RowSummary| r.op == row.op && same_case(&r.case, &row.case) && !r.copy_s.is_empty();
+    let in_turn = rows.iter().find(same);
+    let seconds: Vec<f64> = match in_turn {
+        Some(r) => r.copy_s.iter().map(|s| s * row.bytes as f64 / r.bytes as f64).collect(),
+        None => vec![row.bytes as f64 / best.copy?],
+    };
+    median_ratio(&seconds, &row.cold_s)
 }
 
 fn drifted(first: &RowSummary, later: &RowSummary) -> Option<Drift> {

@@ -99,10 +99,13 @@ fn results(summary: &KernelSummary) -> String {
             continue;
         }
         seen.push((&r.op, &r.case));
-        let same = summary.rows.iter().filter(|o| o.op == r.op && o.case == r.case);
+        let same = || summary.rows.iter().filter(|o| o.op == r.op && o.case == r.case);
         let mut rows = vec![heading(&names)];
-        rows.extend(same.map(|r| result_row(summary, r)));
+        rows.extend(same().map(|r| result_row(summary, r)));
         out += &format!("\n### {} at {}\n\n{}", code(&r.op), plain(&r.case), table(&rows));
+        let noted = |r: &RowSummary| Some(format!("- {}: {}\n", code(&r.variant), plain(r.note.as_ref()?)));
+        let notes: String = same().filter_map(noted).collect();
+        out += &if notes.is_empty() { notes } else { format!("\n{notes}") };
     }
     if seen.is_empty() { String::new() } else { out }
 }
@@ -300,7 +303,7 @@ fn method(resolved: &ResolvedKernels) -> String {
 
 - **Checked before timed**, on the operands and at the shape that are timed: outputs begin as NaN, nothing of that may be left, sampled rows (and sampled sums over all rows) must be those of a computation in f64, and a second run must leave the same bits. The time of what fails is no result.
 - **Times** are between two device events, {} runs each. *Cold*: 256 MiB are written before each run, so that operands come from memory. *Warm*: right after other runs; where one set of operands fits the L2 cache, several are rotated, and *warm set / L2* says how much of the cache all sets would fill.
-- **Bytes** are the fewest that the operation reads and writes, **of a copy** is the time of a device copy of as many bytes over the kernel's: for our kernels a copy in turn with it, for references the large copy's rate. **Of a product** is the FLOP/s over those of the 8192³ product.
+- **Bytes** are the fewest that the operation reads and writes, **of a copy** is the time of a device copy of as many bytes over the kernel's: the copy in turn with our kernel, for both sides. **Of a product** is the FLOP/s over those of the 8192³ product.
 - **Intervals**: seeded percentile bootstrap ({RESAMPLES} resamples, {:.0} %) of the median over runs of one process; for a ratio both medians are drawn anew. They say how steady a time was in this session, no more.
 - **Faster by** is the other's median time over that of our fastest implementation, `{}` left out.
 - **References** run in one process of their own between two of ours: {} is the code of Transformers as it is. Before each of their runs the GPU sleeps for a moment, so that every launch is queued: the host's time is not theirs. Backward passes are timed alone, the forward anew before each.

@@ -251,12 +251,16 @@ fn limits_come_from_the_copy_in_turn_or_from_the_large_one() {
         row("a", "1", "fused", 10.0),
         KernelRow { flops: 3_500_000_000, ..row("b", "1", "fused", 10.0) },
     ]));
-    let other = KernelRow { copy_s: Vec::new(), ..row("a", "1", "liger", 20.0) };
-    let logs = [log(Side::Native, 0, native), log(Side::References, 1, kernels(vec![other]))];
+    let alone = |op: &str, us| KernelRow { copy_s: Vec::new(), ..row(op, "1", "liger", us) };
+    let other = KernelRow { note: Some("its <note>".into()), ..alone("a", 20.0) };
+    let logs =
+        [log(Side::Native, 0, native), log(Side::References, 1, kernels(vec![other, alone("c", 20.0)]))];
     let s = summarise(&resolved(), &logs);
     // 40 MB take 9 µs by the copy in turn, 10 µs by the large one at 4 TB/s.
     assert!((s.rows[0].of_copy.unwrap().median - 0.9).abs() < 1e-9);
-    assert!((s.rows[2].of_copy.unwrap().median - 0.5).abs() < 1e-9);
+    assert!((s.rows[2].of_copy.unwrap().median - 0.45).abs() < 1e-9);
+    assert!((s.rows[3].of_copy.unwrap().median - 0.5).abs() < 1e-9);
+    assert!(report_md(&resolved(), &s, &serde_json::json!({})).contains("- `liger`: its &lt;note&gt;\n"));
     assert!((s.rows[1].of_matmul.unwrap() - 0.5).abs() < 1e-9);
 }
 
