@@ -168,3 +168,25 @@ pub unsafe fn backward(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(path: Path, head_dim: usize) {
+        let documents = Documents { list: Ptr::NULL, tokens: 1 };
+        path.check(&documents, Shape { heads: 2, kv_heads: 1, head_dim });
+    }
+
+    #[test]
+    fn heads_of_every_path() {
+        [8, 64, 96, 128].into_iter().for_each(|k| check(Path::Plain, k));
+        [64, 128].into_iter().for_each(|k| check(Path::Mma, k));
+    }
+
+    #[test]
+    #[should_panic(expected = "mma: heads of 96 are neither 64 nor 128")]
+    fn other_heads_are_refused() {
+        check(Path::Mma, 96);
+    }
+}

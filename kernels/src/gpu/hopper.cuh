@@ -197,7 +197,11 @@ struct Ring {
     int count;
 
     __device__ __forceinline__ void init() const {
-        for (int i = 0; i < STAGES; i++) barrier_init(barriers + 8 * i, 1), barrier_init(barriers + 8 * (STAGES + i), WARPS);
+        static_assert(STAGES - LAG >= 2, "a step is fetched while the one before it is at work");
+        for (int i = 0; i < STAGES; i++) {
+            barrier_init(barriers + 8 * i, 1);
+            barrier_init(barriers + 8 * (STAGES + i), WARPS);
+        }
         barriers_ready();
     }
     __device__ __forceinline__ u32 came(int step) const { return barriers + step % STAGES * 8; }
@@ -220,16 +224,19 @@ struct Ring {
     }
 };
 
-// 64 rows of a warpgroup, in registers, to memory through its own rows of a tile in shared memory; rows from `valid` on are left out.
+// 64 rows of a warpgroup, in registers, to memory through its own rows of a tile in shared memory; rows from `valid` on are left
+// out.
 template <int D, int ROWS>
-__device__ __forceinline__ void store_product(const float (&d)[D / 2], u32 group, unsigned char* tile, u16* to, i64 stride, int valid) {
+__device__ __forceinline__ void store_product(const float (&d)[D / 2], u32 group, unsigned char* tile, u16* to, i64 stride,
+                                              int valid) {
     // No product reads the tile any more.
     warpgroup_sync(group);
     const int lane = threadIdx.x % WARP, warp_row = threadIdx.x % 128 / WARP * 16;
 #pragma unroll
     for (int i = 0; i < D / 2; i += 2) {
         const int row = product_row(i), column = product_column(i);
-        *(u32*)(tile + (column / 64 * ROWS + row) * ROW_BYTES + ((column / 8 ^ row) % 8 * 16 + column % 8 * 2)) = pair_of(d[i], d[i + 1]);
+        const int at = (column / 64 * ROWS + row) * ROW_BYTES + (column / 8 ^ row) % 8 * 16 + column % 8 * 2;
+        *(u32*)(tile + at) = pair_of(d[i], d[i + 1]);
     }
     __syncwarp();
 #pragma unroll

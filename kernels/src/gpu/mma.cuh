@@ -120,7 +120,8 @@ __device__ __forceinline__ void multiply_transposed(float c[M][N][4], const u32*
 
 // c += a times the transpose of 8 N rows of `other` from `from` on; a: held in registers, or rows of `tile` from `row` on.
 template <int K, int M, int N>
-__device__ __forceinline__ void multiply_held(float c[M][N][4], const u32 a[M][K / 16][4], const char* other, int from, Lane lane) {
+__device__ __forceinline__ void multiply_held(float c[M][N][4], const u32 a[M][K / 16][4], const char* other, int from,
+                                              Lane lane) {
 #pragma unroll
     for (int k = 0; k < K / 16; k++) {
         const u32* left[M];
@@ -131,7 +132,8 @@ __device__ __forceinline__ void multiply_held(float c[M][N][4], const u32 a[M][K
 }
 
 template <int K, int M, int N>
-__device__ __forceinline__ void multiply_rows(float c[M][N][4], const char* tile, int row, const char* other, int from, Lane lane) {
+__device__ __forceinline__ void multiply_rows(float c[M][N][4], const char* tile, int row, const char* other, int from,
+                                              Lane lane) {
 #pragma unroll
     for (int k = 0; k < K / 16; k++) {
         u32 a[M][4];

@@ -32,38 +32,36 @@ __device__ __forceinline__ void dq(const TensorMap& map, const TensorMap& dout_m
                                    int H, int G) {
     extern __shared__ __align__(1024) unsigned char shared[];
     constexpr u32 TILE = BLOCK * D * 2, STEP = KEYS * D * 2;
-    const int h = blockIdx.x, g = h / (H / G), first = tiles[blockIdx.y] * BLOCK, end = min(first + BLOCK, T);
-    const int start = first - (first - (int)begin_T[first] + KEYS - 1) / KEYS * KEYS;
-    const u32 queries = shared_address(shared), douts = queries + TILE, steps = douts + TILE, queries_came = steps + STAGES * 2 * STEP;
-    const Ring<STAGES, STAGES / 2, 8> ring{queries_came + 8, (end - start + KEYS - 1) / KEYS};
+    const int h = blockIdx.x, g = h / (H / G);
+    const Walk<KEYS> walk(tiles, begin_T, T);
+    const u32 queries = shared_address(shared), douts = queries + TILE, steps = douts + TILE;
+    const u32 queries_came = steps + STAGES * 2 * STEP;
+    const Ring<STAGES, STAGES / 2, 8> ring{queries_came + 8, walk.count};
     auto fetch = [&](int i) {
         const u32 to = steps + i % STAGES * 2 * STEP, came = ring.came(i);
         barrier_expect(came, 2 * STEP);
-        load_tile<D, KEYS>(to, map, (H + g) * D, start + i * KEYS, came);
-        load_tile<D, KEYS>(to + STEP, map, (H + G + g) * D, start + i * KEYS, came);
+        load_tile<D, KEYS>(to, map, (H + g) * D, walk.start + i * KEYS, came);
+        load_tile<D, KEYS>(to + STEP, map, (H + G + g) * D, walk.start + i * KEYS, came);
     };
     if (threadIdx.x == 0) {
         barrier_init(queries_came, 1);
         ring.init();
         barrier_expect(queries_came, 2 * TILE);
-        load_tile<D, BLOCK>(queries, map, h * D, first, queries_came);
-        load_tile<D, BLOCK>(douts, dout_map, h * D, first, queries_came);
+        load_tile<D, BLOCK>(queries, map, h * D, walk.first, queries_came);
+        load_tile<D, BLOCK>(douts, dout_map, h * D, walk.first, queries_came);
         ring.start(fetch);
     }
     __syncthreads();
-    const int group = uniform(threadIdx.x / 128), slab = first + 64 * group, row = slab + product_row(0);
-    const int begin[2] = {row < T ? (int)begin_T[row] : row, row + 8 < T ? (int)begin_T[row + 8] : row + 8};
-    const int slab_end = min(slab + 64, T), last_begin = slab < T ? (int)begin_T[slab_end - 1] : T;
-    const int from = slab < T ? ((int)begin_T[slab] - start) / KEYS : ring.count, to = slab < T ? (slab_end - 1 - start) / KEYS + 1 : ring.count;
+    const Slab<KEYS> slab(walk, begin_T, T);
     float delta[2], lse[2];
-    dots<D>(delta, out_T + h * D, dout_T + h * D, (i64)H * D, row, T);
+    dots<D>(delta, out_T + h * D, dout_T + h * D, (i64)H * D, slab.row, T);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const i64 at = (i64)h * T + row + 8 * r;
-        lse[r] = row + 8 * r < T ? LOG2_E * lse_HT[at] : 0.0f;
-        if (threadIdx.x % 4 == 0 && row + 8 * r < T) delta_HT[at] = delta[r];
+        const int row = slab.row + 8 * r;
+        lse[r] = row < T ? LOG2_E * lse_HT[(i64)h * T + row] : 0.0f;
+        if (threadIdx.x % 4 == 0 && row < T) delta_HT[(i64)h * T + row] = delta[r];
     }
-    const u32 own = group * 64 * ROW_BYTES;
+    const u32 own = slab.group * 64 * ROW_BYTES;
     constexpr float scale_log2 = SCALE<D> * LOG2_E;
     // In registers where there is room: two operands from shared memory take all its bandwidth.
     u32 q[D / 16][4], d[D / 16][4];
@@ -84,9 +82,7 @@ __device__ __forceinline__ void dq(const TensorMap& map, const TensorMap& dout_m
     };
     // Scores become probabilities, then, as `dp` is there, their gradients but for `scale`.
     auto exponentiate = [&](int i) {
-        const int key = start + i * KEYS;
-        const bool masked = key + KEYS - 1 > slab || key < last_begin;
-        if (masked) mask_keys(s, key, begin, row);
+        const bool masked = slab.hide(s, i);
 #pragma unroll
         for (int e = 0; e < KEYS / 2; e++) s[e] = power_of_2(fmaf(s[e], scale_log2, -lse[e / 2 % 2]));
         return masked;
@@ -103,20 +99,20 @@ __device__ __forceinline__ void dq(const TensorMap& map, const TensorMap& dout_m
         round_to<KEYS>(ds, s);
     };
     // Not before they came: an arrival must not count for an earlier step in the same place.
-    for (int i = 0; i < from; i++) ring.wait(i), ring.leave(i);
-    if (from < to) {
+    for (int i = 0; i < slab.from; i++) ring.wait(i), ring.leave(i);
+    if (slab.from < slab.to) {
         barrier_wait(queries_came, 0);
         if constexpr (HELD) hold_rows<D, BLOCK>(q, shared + own), hold_rows<D, BLOCK>(d, shared + TILE + own);
-        ring.wait(from);
+        ring.wait(slab.from);
         products_begin();
-        score(from);
-        weigh(from);
+        score(slab.from);
+        weigh(slab.from);
         products_wait<0>();
         settled(s);
         settled(dp);
-        differentiate(exponentiate(from));
+        differentiate(exponentiate(slab.from));
     }
-    for (int i = from; i + 1 < to; i++) {
+    for (int i = slab.from; i + 1 < slab.to; i++) {
         if (threadIdx.x == 0) ring.refill(i, fetch);
         __syncwarp();
         products_begin();
@@ -138,19 +134,23 @@ __device__ __forceinline__ void dq(const TensorMap& map, const TensorMap& dout_m
         settled(dp);
         differentiate(masked);
     }
-    if (from < to) {
+    if (slab.from < slab.to) {
         products_begin();
-        multiply<D, KEYS>(sum, ds, steps + (to - 1) % STAGES * 2 * STEP);
+        multiply<D, KEYS>(sum, ds, keys_of(slab.to - 1));
         products_commit();
         products_wait<0>();
         settled(sum);
     }
-    if (slab >= T) return;
+    if (slab.first >= T) return;
 #pragma unroll
     for (int e = 0; e < D / 2; e++) sum[e] *= SCALE<D>;
     const i64 stride = (i64)(H + 2 * G) * D;
-    store_product<D, BLOCK>(sum, group, shared + own, dqkv_TQ + slab * stride + h * D, stride, T - slab);
+    u16* const to = dqkv_TQ + slab.first * stride + h * D;
+    store_product<D, BLOCK>(sum, slab.group, shared + own, to, stride, T - slab.first);
 }
+
+// The highest finite float.
+#define HIGHEST 3.402823466e38f
 
 // lse and delta of a step's queries, which a warp keeps for itself in shared memory.
 struct Statistics {
@@ -162,7 +162,8 @@ struct Statistics {
         for (int r = 0; r < 2; r++) {
             const int at = query + r * WARP + threadIdx.x % WARP;
             lse[r] = at < T ? LOG2_E * lse_T[at] : 1e30f;
-            delta[r] = at < T ? delta_T[at] : 0.0f;
+            // Finite, so that it is nothing times the probability 0 of a key of another document.
+            delta[r] = at < T ? fminf(fmaxf(delta_T[at], -HIGHEST), HIGHEST) : 0.0f;
         }
     }
     __device__ __forceinline__ void keep(float* to) const {
@@ -193,7 +194,8 @@ __device__ __forceinline__ void dkv(const TensorMap& map, const TensorMap& dout_
     const int g = blockIdx.x, first = tiles[blockIdx.y / 2] * BLOCK + blockIdx.y % 2 * KEYS;
     if (first >= T) return;
     const int end = end_T[min(first + KEYS, T) - 1], group = H / G;
-    const u32 keys = shared_address(shared), values = keys + TILE, steps = values + TILE, keys_came = steps + STAGES * 2 * STEP + STATISTICS;
+    const u32 keys = shared_address(shared), values = keys + TILE, steps = values + TILE;
+    const u32 keys_came = steps + STAGES * 2 * STEP + STATISTICS;
     const Ring<STAGES, 0, 4> ring{keys_came + 8, group * ((end - first + QUERIES - 1) / QUERIES)};
     auto queries = [&](int i) { return steps + i % STAGES * 2 * STEP; };
     // Of the step that is fetched next.
@@ -316,8 +318,8 @@ __device__ __forceinline__ void dkv(const TensorMap& map, const TensorMap& dout_
     } \
     extern "C" __global__ void __launch_bounds__(128, KEYS_PER_SM) attention_hopper_dkv_##D( \
         const __grid_constant__ TensorMap map, const __grid_constant__ TensorMap dout_map, const float* __restrict__ lse_HT, \
-        const float* __restrict__ delta_HT, const u32* __restrict__ tiles, const u32* __restrict__ end_T, u16* __restrict__ dqkv_TQ, \
-        int T, int H, int G) { \
+        const float* __restrict__ delta_HT, const u32* __restrict__ tiles, const u32* __restrict__ end_T, \
+        u16* __restrict__ dqkv_TQ, int T, int H, int G) { \
         dkv<D, QUERY_STAGES>(map, dout_map, lse_HT, delta_HT, tiles, end_T, dqkv_TQ, T, H, G); \
     }
 

@@ -1,4 +1,4 @@
-// Attention by wgmma and TMA: the forward pass; the contract is in attention/mod.rs. It follows hopper.cuh and documents.cuh.
+// Attention by wgmma and TMA: the forward pass; the contract is in attention/mod.rs. It follows hopper.cuh and common.cuh.
 //
 // A block has BLOCK queries of one head, 64 for each of two warpgroups, and walks over their keys (FlashAttention-2, arXiv
 // 2307.08691). While the probabilities of a step weigh its values, the scores of the next step are made (FlashAttention-3, arXiv
@@ -34,47 +34,81 @@ struct Softmax {
     }
 };
 
-// Scores of keys that a row does not see become minus infinity.
-template <int N>
-__device__ __forceinline__ void mask_keys(float (&s)[N], int key, const int (&begin)[2], int row) {
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        const int k = key + product_column(i), r = i / 2 % 2;
-        if (k > row + 8 * r || k < begin[r]) s[i] = MINUS_INFINITY;
+// The keys that a block of queries walks over in steps: from the beginning of its first row's document to its last row, begun so
+// that the diagonal falls on the edges of steps. `start` may lie before the batch, where keys read as zeros.
+template <int KEYS>
+struct Walk {
+    int first, start, count;
+
+    __device__ __forceinline__ Walk(const u32* tiles, const u32* begin_T, int T) {
+        first = tiles[blockIdx.y] * BLOCK;
+        start = first - (first - (int)begin_T[first] + KEYS - 1) / KEYS * KEYS;
+        count = (min(first + BLOCK, T) - start + KEYS - 1) / KEYS;
     }
-}
+};
+
+// A warpgroup's 64 queries of a block, of which the thread has rows `row` and `row` + 8.
+template <int KEYS>
+struct Slab {
+    int group, first, row;
+    int begin[2];        // of the documents of the thread's rows
+    int last_begin;      // of that of the last row
+    int start, from, to; // steps of which any row sees a key; none beyond T
+
+    __device__ __forceinline__ Slab(const Walk<KEYS>& walk, const u32* begin_T, int T) {
+        group = uniform(threadIdx.x / 128);
+        first = walk.first + 64 * group;
+        row = first + product_row(0);
+        for (int r = 0; r < 2; r++) begin[r] = row + 8 * r < T ? (int)begin_T[row + 8 * r] : row + 8 * r;
+        start = walk.start;
+        from = to = walk.count;
+        if (first >= T) return;
+        const int last = min(first + 64, T) - 1;
+        last_begin = begin_T[last];
+        from = ((int)begin_T[first] - start) / KEYS;
+        to = (last - start) / KEYS + 1;
+    }
+
+    // Scores of a step become minus infinity where a row does not see the key; returns whether any may have.
+    __device__ __forceinline__ bool hide(float (&s)[KEYS / 2], int step) const {
+        const int key = start + step * KEYS;
+        if (key + KEYS - 1 <= first && key >= last_begin) return false;
+#pragma unroll
+        for (int i = 0; i < KEYS / 2; i++) {
+            const int k = key + product_column(i), r = i / 2 % 2;
+            if (k > row + 8 * r || k < begin[r]) s[i] = MINUS_INFINITY;
+        }
+        return true;
+    }
+};
 
 // Dynamic shared memory: queries, a ring of keys and values, barriers.
 template <int D, int KEYS, int STAGES>
-__device__ __forceinline__ void forward(const TensorMap& map, const u32* tiles, const u32* begin_T, u16* out_T, float* lse_HT, int T,
-                                        int H, int G) {
+__device__ __forceinline__ void forward(const TensorMap& map, const u32* tiles, const u32* begin_T, u16* out_T, float* lse_HT,
+                                        int T, int H, int G) {
     extern __shared__ __align__(1024) unsigned char shared[];
     constexpr u32 TILE = BLOCK * D * 2, STEP = KEYS * D * 2;
     constexpr float scale_log2 = SCALE<D> * LOG2_E;
-    const int h = blockIdx.x, g = h / (H / G), first = tiles[blockIdx.y] * BLOCK, end = min(first + BLOCK, T);
-    const int start = first - (first - (int)begin_T[first] + KEYS - 1) / KEYS * KEYS;
+    const int h = blockIdx.x, g = h / (H / G);
+    const Walk<KEYS> walk(tiles, begin_T, T);
     const u32 queries = shared_address(shared), steps = queries + TILE, queries_came = steps + STAGES * 2 * STEP;
-    const Ring<STAGES, STAGES / 2, 8> ring{queries_came + 8, (end - start + KEYS - 1) / KEYS};
+    const Ring<STAGES, STAGES / 2, 8> ring{queries_came + 8, walk.count};
     auto fetch = [&](int i) {
         const u32 to = steps + i % STAGES * 2 * STEP, came = ring.came(i);
         barrier_expect(came, 2 * STEP);
-        load_tile<D, KEYS>(to, map, (H + g) * D, start + i * KEYS, came);
-        load_tile<D, KEYS>(to + STEP, map, (H + G + g) * D, start + i * KEYS, came);
+        load_tile<D, KEYS>(to, map, (H + g) * D, walk.start + i * KEYS, came);
+        load_tile<D, KEYS>(to + STEP, map, (H + G + g) * D, walk.start + i * KEYS, came);
     };
     if (threadIdx.x == 0) {
         barrier_init(queries_came, 1);
         ring.init();
         barrier_expect(queries_came, TILE);
-        load_tile<D, BLOCK>(queries, map, h * D, first, queries_came);
+        load_tile<D, BLOCK>(queries, map, h * D, walk.first, queries_came);
         ring.start(fetch);
     }
     __syncthreads();
-    const int group = uniform(threadIdx.x / 128), slab = first + 64 * group, row = slab + product_row(0);
-    const int begin[2] = {row < T ? (int)begin_T[row] : row, row + 8 < T ? (int)begin_T[row + 8] : row + 8};
-    // Steps of which the warpgroup sees anything.
-    const int slab_end = min(slab + 64, T), slab_begin = slab < T ? (int)begin_T[slab] : T, last_begin = slab < T ? (int)begin_T[slab_end - 1] : T;
-    const int from = slab < T ? (slab_begin - start) / KEYS : ring.count, to = slab < T ? (slab_end - 1 - start) / KEYS + 1 : ring.count;
-    unsigned char* const own = shared + group * 64 * ROW_BYTES;
+    const Slab<KEYS> slab(walk, begin_T, T);
+    unsigned char* const own = shared + slab.group * 64 * ROW_BYTES;
     // From registers: both operands from shared memory would take all its bandwidth.
     u32 q[D / 16][4];
     float out[D / 2], s[KEYS / 2];
@@ -82,26 +116,22 @@ __device__ __forceinline__ void forward(const TensorMap& map, const u32* tiles, 
     Softmax softmax{{MINUS_INFINITY, MINUS_INFINITY}, {0.0f, 0.0f}, {0.0f, 0.0f}};
 #pragma unroll
     for (int i = 0; i < D / 2; i++) out[i] = 0.0f;
-    auto hide = [&](int i) {
-        const int key = start + i * KEYS;
-        if (key + KEYS - 1 > slab || key < last_begin) mask_keys(s, key, begin, row);
-    };
     // Not before they came: an arrival must not count for an earlier step in the same place.
-    for (int i = 0; i < from; i++) ring.wait(i), ring.leave(i);
-    if (from < to) {
+    for (int i = 0; i < slab.from; i++) ring.wait(i), ring.leave(i);
+    if (slab.from < slab.to) {
         barrier_wait(queries_came, 0);
         hold_rows<D, BLOCK>(q, own);
-        ring.wait(from);
+        ring.wait(slab.from);
         products_begin();
-        multiply_rows<D, KEYS>(s, q, steps + from % STAGES * 2 * STEP);
+        multiply_rows<D, KEYS>(s, q, steps + slab.from % STAGES * 2 * STEP);
         products_commit();
         products_wait<0>();
         settled(s);
-        hide(from);
+        slab.hide(s, slab.from);
         softmax.absorb(s, scale_log2);
         round_to<KEYS>(p, s);
     }
-    for (int i = from; i + 1 < to; i++) {
+    for (int i = slab.from; i + 1 < slab.to; i++) {
         if (threadIdx.x == 0) ring.refill(i, fetch);
         __syncwarp();
         const u32 values = steps + i % STAGES * 2 * STEP + STEP;
@@ -113,7 +143,7 @@ __device__ __forceinline__ void forward(const TensorMap& map, const u32* tiles, 
         products_commit();
         products_wait<1>();
         settled(s);
-        hide(i + 1);
+        slab.hide(s, i + 1);
         softmax.absorb(s, scale_log2);
         products_wait<0>();
         settled(out);
@@ -124,25 +154,27 @@ __device__ __forceinline__ void forward(const TensorMap& map, const u32* tiles, 
         }
         round_to<KEYS>(p, s);
     }
-    if (from < to) {
+    if (slab.from < slab.to) {
         products_begin();
-        multiply<D, KEYS>(out, p, steps + (to - 1) % STAGES * 2 * STEP + STEP);
+        multiply<D, KEYS>(out, p, steps + (slab.to - 1) % STAGES * 2 * STEP + STEP);
         products_commit();
         products_wait<0>();
         settled(out);
     }
-    if (slab >= T) return;
+    if (slab.first >= T) return;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         float sum = softmax.sum[r];
         sum += __shfl_xor_sync(ALL_LANES, sum, 1);
         sum += __shfl_xor_sync(ALL_LANES, sum, 2);
-        if (threadIdx.x % 4 == 0 && row + 8 * r < T) lse_HT[(i64)h * T + row + 8 * r] = LN_2 * (softmax.top[r] * scale_log2 + __log2f(sum));
+        const int row = slab.row + 8 * r;
+        if (threadIdx.x % 4 == 0 && row < T) lse_HT[(i64)h * T + row] = LN_2 * (softmax.top[r] * scale_log2 + __log2f(sum));
         softmax.sum[r] = 1.0f / sum;
     }
 #pragma unroll
     for (int e = 0; e < D / 2; e++) out[e] *= softmax.sum[e / 2 % 2];
-    store_product<D, BLOCK>(out, group, own, out_T + (i64)slab * (H * D) + h * D, (i64)H * D, T - slab);
+    u16* const to = out_T + (i64)slab.first * (H * D) + h * D;
+    store_product<D, BLOCK>(out, slab.group, own, to, (i64)H * D, T - slab.first);
 }
 
 #define FORWARD(D, KEYS, STAGES, PER_SM) \

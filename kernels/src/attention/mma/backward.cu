@@ -47,7 +47,7 @@ template <int K, bool HELD, int M, int KEYS>
 __device__ __forceinline__ void dq(const u16* dout_T, const u16* qkv_TQ, const u16* out_T, const float* lse_HT, const u32* tiles,
                                    const u32* begin, float* delta_HT, u16* dqkv_TQ, int T, Packed packed) {
     extern __shared__ __align__(128) char shared[];
-    constexpr int QUERIES = 16 * M * WARPS, PARTS = BLOCK / QUERIES, BYTES = STREAM * 2 * K;
+    constexpr int N = KEYS / 8, QUERIES = 16 * M * WARPS, PARTS = BLOCK / QUERIES, BYTES = STREAM * 2 * K;
     const int place = blockIdx.y, h = blockIdx.x;
     // The later part has more keys and goes first.
     const int first = (int)tiles[place / PARTS] * BLOCK + (PARTS - 1 - place % PARTS) * QUERIES;
@@ -60,11 +60,8 @@ __device__ __forceinline__ void dq(const u16* dout_T, const u16* qkv_TQ, const u
     char* const steps = shared + 2 * QUERIES * 2 * K;
     const u16* const keys = qkv_TQ + (packed.H + h / packed.group()) * K;
     const auto fetch = [&](int step) {
-        char* const to = steps + (step & 1) * 2 * BYTES;
         const u16* const from = keys + (i64)step * STREAM * stride;
-        copy_tile<K, STREAM, THREADS>(to, from, stride, T - step * STREAM);
-        copy_tile<K, STREAM, THREADS>(to + BYTES, from + packed.G * K, stride, T - step * STREAM);
-        cp_async_commit();
+        fetch_step<K>(steps + (step & 1) * 2 * BYTES, from, stride, from + packed.G * K, stride, T - step * STREAM);
     };
     const Lane lane = lane_of<K>();
     int step = (min(first + QUERIES, T) - 1) / STREAM;
@@ -107,19 +104,12 @@ __device__ __forceinline__ void dq(const u16* dout_T, const u16* qkv_TQ, const u
         for (int part = 0; part < STREAM; part += KEYS) {
             const int key = step * STREAM + part;
             if (key >= own + 16 * M || key + KEYS <= lowest) continue;
-            float s[M][KEYS / 8][4] = {}, dp[M][KEYS / 8][4] = {};
-            if constexpr (HELD) {
-                multiply_held<K, M, KEYS / 8>(s, q, at, part, lane);
-                multiply_held<K, M, KEYS / 8>(dp, dout, at + BYTES, part, lane);
-            } else {
-                multiply_rows<K, M, KEYS / 8>(s, queries, warp_row, at, part, lane);
-                multiply_rows<K, M, KEYS / 8>(dp, douts, warp_row, at + BYTES, part, lane);
-            }
-            query_slopes<M, KEYS / 8>(s, dp, lse, delta, LOG2_E * SCALE<K>);
-            if (key + KEYS - 1 > own || key < highest) hide_keys<M, KEYS / 8>(s, begin, T, own, key, 0.0f);
-            u32 ds[M][KEYS / 16][4];
-            round_to_a<M, KEYS / 8>(ds, s);
-            multiply<K, M, KEYS / 16>(dq, ds, at, part, lane);
+            float s[M][N][4], dp[M][N][4];
+            scores<K, HELD, M, N>(s, q, queries, warp_row, at, part, lane);
+            scores<K, HELD, M, N>(dp, dout, douts, warp_row, at + BYTES, part, lane);
+            query_slopes<M, N>(s, dp, lse, delta, LOG2_E * SCALE<K>);
+            if (key + KEYS - 1 > own || key < highest) hide_keys<M, N>(s, begin, T, own, key, 0.0f);
+            weigh<K, M, N>(dq, s, at, part, lane);
         }
     }
     if (own >= T) return;
@@ -169,10 +159,8 @@ __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const 
     const int last = (int)end[min(first + KEYS, T) - 1];
     int left = (last - first + STREAM - 1) / STREAM * packed.group();
     const auto fetch = [&](int h, int query, int place) {
-        char* const to = steps + place * 2 * BYTES;
-        copy_tile<K, STREAM, THREADS>(to, qkv_TQ + (i64)query * stride + h * K, stride, T - query);
-        copy_tile<K, STREAM, THREADS>(to + BYTES, dout_T + (i64)query * out_stride + h * K, out_stride, T - query);
-        cp_async_commit();
+        const u16 *const q = qkv_TQ + (i64)query * stride + h * K, *const dout = dout_T + (i64)query * out_stride + h * K;
+        fetch_step<K>(steps + place * 2 * BYTES, q, stride, dout, out_stride, T - query);
     };
     // Loaded before a step's products, stored after them.
     const auto statistic = [&](int h, int query) {
@@ -215,23 +203,15 @@ __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const 
         for (int part = 0; part < STREAM; part += QUERIES) {
             const int from = step + part;
             if (own >= from + QUERIES || from >= highest) continue;
-            float s[M][N][4] = {}, dp[M][N][4] = {};
-            if constexpr (HELD) {
-                multiply_held<K, M, N>(s, k, at, part, lane);
-                multiply_held<K, M, N>(dp, v, at + BYTES, part, lane);
-            } else {
-                multiply_rows<K, M, N>(s, keys, warp_row, at, part, lane);
-                multiply_rows<K, M, N>(dp, values, warp_row, at + BYTES, part, lane);
-            }
+            float s[M][N][4], dp[M][N][4];
+            scores<K, HELD, M, N>(s, k, keys, warp_row, at, part, lane);
+            scores<K, HELD, M, N>(dp, v, values, warp_row, at + BYTES, part, lane);
             key_slopes<M, N>(s, dp, lse + part, lse + STREAM + part, LOG2_E * SCALE<K>);
             // Read anew each time: in a register it would make another spill.
             const int lowest = (int)end[own];
             if (own + 16 * M - 1 > from || from + QUERIES > lowest) hide_queries<M, N>(s, dp, end, T, own, from);
-            u32 p[M][QUERIES / 16][4];
-            round_to_a<M, N>(p, s);
-            multiply<K, M, QUERIES / 16>(dv, p, at + BYTES, part, lane);
-            round_to_a<M, N>(p, dp);
-            multiply<K, M, QUERIES / 16>(dk, p, at, part, lane);
+            weigh<K, M, N>(dv, s, at + BYTES, part, lane);
+            weigh<K, M, N>(dk, dp, at, part, lane);
         }
         statistics[(~left & 1) * 2 * STREAM + threadIdx.x] = next;
     }

@@ -55,16 +55,13 @@ __device__ __forceinline__ void forward(const u16* qkv_TQ, const u32* tiles, con
     const int first = (int)tiles[blockIdx.y] * BLOCK, h = blockIdx.x;
     const int stride = packed.stride<K>(), out_stride = packed.H * K;
     const int warp_row = 16 * M * (threadIdx.x / WARP), own = first + warp_row;
-    constexpr int BYTES = STREAM * 2 * K;
+    constexpr int N = KEYS / 8, BYTES = STREAM * 2 * K;
     char* const queries = shared;
     char* const steps = shared + BLOCK * 2 * K;
     const u16* const keys = qkv_TQ + (packed.H + h / packed.group()) * K;
     const auto fetch = [&](int step) {
-        char* const to = steps + (step & 1) * 2 * BYTES;
         const u16* const from = keys + (i64)step * STREAM * stride;
-        copy_tile<K, STREAM, THREADS>(to, from, stride, T - step * STREAM);
-        copy_tile<K, STREAM, THREADS>(to + BYTES, from + packed.G * K, stride, T - step * STREAM);
-        cp_async_commit();
+        fetch_step<K>(steps + (step & 1) * 2 * BYTES, from, stride, from + packed.G * K, stride, T - step * STREAM);
     };
     const Lane lane = lane_of<K>();
     const float scale_log2 = LOG2_E * SCALE<K>;
@@ -94,14 +91,11 @@ __device__ __forceinline__ void forward(const u16* qkv_TQ, const u32* tiles, con
         for (int part = 0; part < STREAM; part += KEYS) {
             const int key = step * STREAM + part;
             if (key >= own + 16 * M || key + KEYS <= lowest) continue;
-            float s[M][KEYS / 8][4] = {};
-            if constexpr (HELD) multiply_held<K, M, KEYS / 8>(s, held, at, part, lane);
-            else multiply_rows<K, M, KEYS / 8>(s, queries, warp_row, at, part, lane);
-            if (key + KEYS - 1 > own || key < highest) hide_keys<M, KEYS / 8>(s, begin, T, own, key, MINUS_INFINITY);
-            absorb<K, M, KEYS / 8>(soft, s, scale_log2);
-            u32 p[M][KEYS / 16][4];
-            round_to_a<M, KEYS / 8>(p, s);
-            multiply<K, M, KEYS / 16>(soft.out, p, at + BYTES, part, lane);
+            float s[M][N][4];
+            scores<K, HELD, M, N>(s, held, queries, warp_row, at, part, lane);
+            if (key + KEYS - 1 > own || key < highest) hide_keys<M, N>(s, begin, T, own, key, MINUS_INFINITY);
+            absorb<K, M, N>(soft, s, scale_log2);
+            weigh<K, M, N>(soft.out, s, at + BYTES, part, lane);
         }
     }
     if (own >= T) return;
