@@ -108,8 +108,8 @@ Examples:
   chronibench kernel --variant fused --references /opt/venv/bin/python --out runs/kernels
   chronibench report runs/kernels
 
-References need a Python with torch and transformers, liger_kernel for its kernels; what is missing is
-skipped and said. Exit code 3: a kernel's check failed, its time is no result.";
+References need a Python with torch and transformers, and with liger_kernel for its kernels; what
+is missing is skipped and said. Exit code 3: a kernel's check failed, its time is no result.";
 
 /// Arguments of `kernel`.
 #[derive(Clone, Debug, Args)]

@@ -50,6 +50,14 @@ pub fn run(spec: &KernelSpec, emit: &mut Emit) -> Result<(), Failure> {
         arm.operation(op)?;
     }
     arm.ceilings("after")?;
+    if arm.said.is_empty() {
+        let asked = spec.variant.as_deref().unwrap_or("any variant");
+        return Err(Failure {
+            what: "none of our kernels is what was asked for".into(),
+            at: asked.into(),
+            hint: "leave --variant out to see those that this GPU has".into(),
+        });
+    }
     arm.say(Event::Done(Done {
         steps: 0,
         weights: None,
