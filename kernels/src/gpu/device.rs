@@ -102,10 +102,23 @@ impl Gpu {
     /// Memory that holds a copy of `data`.
     pub fn upload(&self, data: &[u8]) -> Result<Buffer, GpuError> {
         let buffer = self.alloc(data.len())?;
-        // SAFETY: the buffer has the length of the data, and the copy ends before this call does.
-        unsafe { result::memcpy_htod_sync(buffer.address, data) }
-            .map_err(|e| GpuError::driver("upload", e))?;
+        self.write(&buffer, data)?;
         Ok(buffer)
+    }
+
+    /// Overwrites the beginning of a buffer, after every launch before and ahead of every later one.
+    ///
+    /// # Panics
+    /// If the buffer is shorter.
+    pub fn write(&self, buffer: &Buffer, data: &[u8]) -> Result<(), GpuError> {
+        assert!(data.len() <= buffer.bytes, "{} bytes in a buffer of {}", data.len(), buffer.bytes);
+        self.bind()?;
+        // On the stream: a plain copy from pageable memory may return before the data have arrived, and this stream does not wait
+        // for the one that such a copy runs on.
+        // SAFETY: the buffer has that many bytes, and the data outlive the copy, which is waited for.
+        unsafe { result::memcpy_htod_async(buffer.address, data, self.stream.cu_stream()) }
+            .map_err(|e| GpuError::driver("upload", e))?;
+        self.synchronise()
     }
 
     /// Memory that holds `block` again and again, the last time as far as `bytes` reach; made on the device.
@@ -117,12 +130,10 @@ impl Gpu {
 
     /// Writes `block` again and again over a whole buffer, in order with the launches.
     pub fn refill(&self, buffer: &Buffer, block: &[u8]) -> Result<(), GpuError> {
-        self.synchronise()?;
         let failed = |e| GpuError::driver("repetition", e);
         let bytes = buffer.bytes;
         let mut filled = block.len().min(bytes);
-        // SAFETY: the buffer has at least that many bytes, launches before have ended, and the copy ends before this call does.
-        unsafe { result::memcpy_htod_sync(buffer.address, &block[..filled]) }.map_err(failed)?;
+        self.write(buffer, &block[..filled])?;
         while filled < bytes && filled > 0 {
             let more = filled.min(bytes - filled);
             let to = buffer.address + filled as u64;
