@@ -50,8 +50,8 @@ pub enum Command {
         /// Run folder.
         dir: PathBuf,
     },
-    /// Time every CUDA kernel alone, beside a copy of its bytes.
-    #[command(after_help = "Example:\n  chronibench kernel --op rmsnorm --out kernels.json")]
+    /// Check every CUDA kernel, time it alone, and compare it with what PyTorch has.
+    #[command(after_help = KERNEL_EXAMPLES)]
     Kernel(KernelArgs),
     /// A child process of a run.
     #[command(hide = true, subcommand)]
@@ -101,23 +101,32 @@ pub struct RunArgs {
     pub keep_inputs: bool,
 }
 
+const KERNEL_EXAMPLES: &str = "\
+Examples:
+  chronibench kernel
+  chronibench kernel --op rmsnorm --repetitions 50 --references none
+  chronibench kernel --variant fused --references /opt/venv/bin/python --out runs/kernels
+  chronibench report runs/kernels
+
+References need a Python with torch and transformers, and with liger_kernel for its kernels; what
+is missing is skipped and said. Exit code 3: a kernel's check failed, its time is no result.";
+
 /// Arguments of `kernel`.
 #[derive(Clone, Debug, Args)]
 pub struct KernelArgs {
-    /// Only kernels whose name contains this.
+    /// Only operations whose name contains this.
     #[arg(long, value_name = "TEXT")]
     pub op: Option<String>,
-    /// Measurements of each kernel and shape.
-    #[arg(long, value_name = "N", default_value_t = 30)]
-    pub repetitions: usize,
-    /// File for every repetition, as JSON.
-    #[arg(long, value_name = "FILE")]
+    /// Only our implementations of this name: `fused`, `eager`, `mma`, `hopper`.
+    #[arg(long, value_name = "NAME")]
+    pub variant: Option<String>,
+    /// Timed runs of each kernel and shape.
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+    pub repetitions: u32,
+    /// References: `auto` takes python3 of the PATH, `none` leaves them out, or a Python.
+    #[arg(long, value_name = "auto|none|PYTHON", default_value = "auto")]
+    pub references: String,
+    /// Run folder to make; by default `runs/<time>-kernels`.
+    #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-}
-
-impl KernelArgs {
-    /// Whether a kernel is to be timed.
-    pub fn wants(&self, op: &str) -> bool {
-        self.op.as_ref().is_none_or(|text| op.contains(text.as_str()))
-    }
 }

@@ -12,7 +12,7 @@ use crate::{
     estimate::Pace,
     expect::HfConfig,
     inputs::{self, Extent, Inputs},
-    interrupt,
+    interrupt, kernel,
     progress::Progress,
     runner::{Bench, Turn, gpu::Gpu},
     scenario::{Filter, Scenario, Setup, resolve},
@@ -49,6 +49,9 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
 
 /// Rebuilds the report of an earlier run.
 pub fn report(dir: &Path) -> Result<Exit> {
+    if kernel::store::is_run(dir) {
+        return kernel::report(dir);
+    }
     let summary = Store::open(dir)?.publish()?;
     print(&summary, dir);
     Ok(exit(&summary))
@@ -89,7 +92,7 @@ fn tidy(store: &Store, inputs: &Inputs, keep_inputs: bool) -> Result<()> {
     store.clean()
 }
 
-fn default_folder(name: &str) -> PathBuf {
+pub(crate) fn default_folder(name: &str) -> PathBuf {
     let time = jiff::ZonedDateTime::now().strftime("%Y%m%d-%H%M%S").to_string();
     Path::new("runs").join(format!("{time}-{name}"))
 }

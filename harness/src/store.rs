@@ -28,8 +28,8 @@ pub struct Stored {
     pub logs: Vec<TrialLog>,
 }
 
-const RESOLVED: &str = "resolved.yaml";
-const ENVIRONMENT: &str = "environment.json";
+pub(crate) const RESOLVED: &str = "resolved.yaml";
+pub(crate) const ENVIRONMENT: &str = "environment.json";
 
 impl Store {
     /// Makes a new run folder and its record of what is to run.
@@ -37,19 +37,7 @@ impl Store {
     /// # Errors
     /// The folder holds a run already, or cannot be written.
     pub fn create(dir: &Path, resolved: &Resolved, environment: &Value) -> Result<Self> {
-        for sub in ["events", "inputs", "work"] {
-            let path = dir.join(sub);
-            std::fs::create_dir_all(&path).map_err(|e| {
-                Error::environment(format!("the run folder cannot be made: {e}"), path.display().to_string())
-                    .hint("choose a writable place with --out DIR")
-            })?;
-        }
-        // Children run elsewhere, so every path they get is absolute.
-        let store = Self { dir: dir.canonicalize().at(dir)? };
-        if store.dir.join(RESOLVED).exists() {
-            return Err(Error::usage("the folder holds a run already", dir.display().to_string())
-                .hint("choose another with --out DIR, or look at this one with `chronibench report DIR`"));
-        }
+        let store = Self { dir: make_folder(dir, &["events", "inputs", "work"])? };
         let yaml = serde_saphyr::to_string(resolved).expect("plain data");
         store.write(RESOLVED, yaml.as_bytes())?;
         store.write(ENVIRONMENT, &pretty(environment))?;
@@ -83,12 +71,7 @@ impl Store {
 
     /// Adds a trial.
     pub fn add(&self, trial_id: &str, lines: &[Line]) -> Result<()> {
-        let mut text = Vec::new();
-        for line in lines {
-            serde_json::to_writer(&mut text, line).expect("plain data");
-            text.push(b'\n');
-        }
-        self.write(&format!("events/{trial_id}.jsonl"), &text)
+        add_trial(&self.dir, trial_id, lines)
     }
 
     /// Reads everything back.
@@ -103,14 +86,7 @@ impl Store {
         let path = self.path(ENVIRONMENT);
         let text = std::fs::read_to_string(&path).at(&path)?;
         let environment = serde_json::from_str(&text).map_err(|e| damaged(&path, &e.to_string()))?;
-        let events = self.path("events");
-        let mut files: Vec<PathBuf> = Vec::new();
-        for entry in std::fs::read_dir(&events).at(&events)? {
-            files.push(entry.at(&events)?.path());
-        }
-        files.retain(|f| f.to_string_lossy().ends_with(".jsonl") || is_compressed(f));
-        files.sort();
-        let mut logs = files.iter().map(|f| read_trial(f)).collect::<Result<Vec<_>>>()?;
+        let mut logs: Vec<TrialLog> = read_trials(&self.dir)?.into_iter().map(TrialLog::from_lines).collect();
         logs.sort_by_key(|l| l.header.as_ref().map_or(u32::MAX, |h| h.position));
         Ok(Stored { resolved, environment, logs })
     }
@@ -139,6 +115,23 @@ impl Store {
     }
 }
 
+/// Makes the folder of a new run and those below it; its absolute path, because children run elsewhere.
+pub(crate) fn make_folder(dir: &Path, below: &[&str]) -> Result<PathBuf> {
+    for sub in below {
+        let path = dir.join(sub);
+        std::fs::create_dir_all(&path).map_err(|e| {
+            Error::environment(format!("the run folder cannot be made: {e}"), path.display().to_string())
+                .hint("choose a writable place with --out DIR")
+        })?;
+    }
+    let whole = dir.canonicalize().at(dir)?;
+    if whole.join(RESOLVED).exists() {
+        return Err(Error::usage("the folder holds a run already", dir.display().to_string())
+            .hint("choose another with --out DIR, or look at this one with `chronibench report DIR`"));
+    }
+    Ok(whole)
+}
+
 /// Writes a file beside its place and moves it there, making its folder where there is none.
 ///
 /// # Errors
@@ -154,7 +147,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn pretty(value: &Value) -> Vec<u8> {
+pub(crate) fn pretty(value: &Value) -> Vec<u8> {
     let mut bytes = serde_json::to_vec_pretty(value).expect("plain data");
     bytes.push(b'\n');
     bytes
@@ -165,7 +158,32 @@ fn is_compressed(path: &Path) -> bool {
     path.to_string_lossy().ends_with(".jsonl.gz")
 }
 
-fn read_trial(path: &Path) -> Result<TrialLog> {
+/// Adds the lines of a trial to a run folder.
+pub(crate) fn add_trial(dir: &Path, trial_id: &str, lines: &[Line]) -> Result<()> {
+    let mut text = Vec::new();
+    for line in lines {
+        serde_json::to_writer(&mut text, line).expect("plain data");
+        text.push(b'\n');
+    }
+    write_whole(&dir.join(format!("events/{trial_id}.jsonl")), &text)
+}
+
+/// The lines of every trial of a run folder, in the order of their files' names.
+///
+/// # Errors
+/// A file is damaged; it is named, with the line.
+pub(crate) fn read_trials(dir: &Path) -> Result<Vec<Vec<Line>>> {
+    let events = dir.join("events");
+    let mut files: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(&events).at(&events)? {
+        files.push(entry.at(&events)?.path());
+    }
+    files.retain(|f| f.to_string_lossy().ends_with(".jsonl") || is_compressed(f));
+    files.sort();
+    files.iter().map(|f| read_lines(f)).collect()
+}
+
+fn read_lines(path: &Path) -> Result<Vec<Line>> {
     let mut text = String::new();
     let mut file = std::fs::File::open(path).at(path)?;
     let read = match is_compressed(path) {
@@ -181,11 +199,10 @@ fn read_trial(path: &Path) -> Result<TrialLog> {
             )
         })
     };
-    let lines = text.lines().enumerate().map(parse).collect::<Result<Vec<_>>>()?;
-    Ok(TrialLog::from_lines(lines))
+    text.lines().enumerate().map(parse).collect()
 }
 
-fn damaged(path: &Path, what: &str) -> Error {
+pub(crate) fn damaged(path: &Path, what: &str) -> Error {
     Error::environment(what.to_string(), path.display().to_string())
         .hint("the file was changed after the run; restore it")
 }

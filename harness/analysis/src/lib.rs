@@ -2,11 +2,12 @@
 //!
 //! Nothing here reads a file, a clock or the environment, so that a report rebuilt from stored lines is the same to the
 //! last byte. The way of a trial: stored lines → [`TrialLog`] → [`mod@metrics`] and [`mod@judge`] → [`summary::RunSummary`] →
-//! [`report`].
+//! [`report`]. A trial of kernels goes through [`kernels`].
 
 pub mod compare;
 mod format;
 pub mod judge;
+pub mod kernels;
 pub mod metrics;
 pub mod report;
 pub mod stats;

@@ -100,6 +100,28 @@ pub fn ratio_estimate(pairs: &[(f64, f64)]) -> Option<Estimate> {
     })
 }
 
+/// Ratio of the medians of two independent series, with its bootstrap interval: each is resampled by itself. `None` unless
+/// both have a positive, finite value; others are left out.
+pub fn median_ratio(numerator: &[f64], denominator: &[f64]) -> Option<Estimate> {
+    let good = |v: &[f64]| -> Vec<f64> { v.iter().copied().filter(|x| x.is_finite() && *x > 0.0).collect() };
+    let (a, b) = (good(numerator), good(denominator));
+    let centre = median(&a)? / median(&b)?;
+    let n = a.len().min(b.len());
+    if n < 2 {
+        return Some(Estimate { median: centre, interval: None, n });
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    let mut draw = |v: &[f64]| {
+        let drawn: Vec<f64> = v.iter().map(|_| v[rng.random_range(0..v.len())]).collect();
+        median(&drawn).expect("a value")
+    };
+    let mut ratios: Vec<f64> = (0..RESAMPLES).map(|_| draw(&a) / draw(&b)).collect();
+    ratios.sort_by(f64::total_cmp);
+    let tail = (1.0 - CONFIDENCE) / 2.0;
+    let end = |q| quantile_sorted(&ratios, q).expect("RESAMPLES > 0");
+    Some(Estimate { median: centre, interval: Some((end(tail).min(centre), end(1.0 - tail).max(centre))), n })
+}
+
 /// Probability that the range of `n` independent values holds their true median: 1 − 2^(1−n).
 pub fn range_coverage(n: usize) -> f64 {
     if n == 0 { 0.0 } else { 1.0 - 2f64.powi(1 - n as i32) }

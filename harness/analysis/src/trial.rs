@@ -87,6 +87,7 @@ impl TrialLog {
                 Line::Trial(header) => log.header = Some(header),
                 Line::Event { recv_ns, event } => log.push(recv_ns, event),
                 Line::Garbage { text, .. } => log.garbage.push(text),
+                Line::Kernels(_) => log.garbage.push("a head of a trial of kernels".into()),
                 Line::Sample(sample) => log.samples.push(sample),
                 Line::Ledger { steps } => log.ledger = Some(steps),
                 Line::Weights { tensors } => log.weights = Some(tensors),
@@ -113,6 +114,9 @@ impl TrialLog {
             Event::Window(event) => {
                 self.order.push(Kind::Window(event.index));
                 self.windows.push(At { recv_ns, event });
+            }
+            Event::Kernel(_) | Event::Ceiling(_) | Event::Skipped(_) => {
+                self.garbage.push("an event of a trial of kernels".into());
             }
             Event::Done(event) => {
                 self.order.push(Kind::Done);

@@ -4,10 +4,15 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::{
+    kernels::{Ceiling, KernelRow},
+    record::Skipped,
+};
+
 /// One line of an arm's event file.
 ///
 /// Order: `hello`, `ready`, then `step`s with a `window` after the last step of each window, then `done`; or `error`
-/// at any point. Times are nanoseconds of one monotonic clock of the arm.
+/// at any point; a trial of kernels has its own order ([`crate::kernels`]). Times are nanoseconds of one monotonic clock of the arm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
@@ -19,6 +24,12 @@ pub enum Event {
     Step(Step),
     /// A run of timed steps.
     Window(Window),
+    /// One kernel at one shape, of a trial of kernels.
+    Kernel(Box<KernelRow>),
+    /// A rate that bounds them.
+    Ceiling(Ceiling),
+    /// Something that does not run here, of a trial of kernels.
+    Skipped(Skipped),
     /// Last line of a trial that finished.
     Done(Done),
     /// Last line of a trial that failed.

@@ -9,6 +9,7 @@
 
 pub mod digest;
 pub mod event;
+pub mod kernels;
 pub mod plan;
 pub mod record;
 pub mod spec;

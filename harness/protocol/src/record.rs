@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     event::{Event, TensorInfo, TokenCounts},
+    kernels::KernelHeader,
     spec::Spec,
 };
 
@@ -22,6 +23,8 @@ pub const SCHEMA: &str = "chronibench.trial/1";
 pub enum Line {
     /// First line: what was asked, and what the harness expects to see.
     Trial(Box<TrialHeader>),
+    /// First line of a trial of kernels.
+    Kernels(Box<KernelHeader>),
     /// An event of the arm, as received.
     Event {
         /// Nanoseconds since the trial was spawned, on the harness's clock.

@@ -33,7 +33,7 @@ pub const POLL: Duration = Duration::from_millis(20);
 pub const ENVIRONMENT: [(&str, &str); 2] =
     [("MALLOC_MMAP_MAX_", "0"), ("MALLOC_TRIM_THRESHOLD_", "9223372036854775807")];
 
-/// This program run again as a worker.
+/// A child process that works for the harness, mostly this program run again.
 pub struct Worker {
     child: std::process::Child,
     started: Instant,
@@ -47,11 +47,21 @@ impl Worker {
     /// read it there. candle's own variable would overrule it.
     pub fn spawn(args: &[String], dir: &Path, threads: Option<usize>) -> Result<Self> {
         let exe = std::env::current_exe().at(Path::new("chronibench"))?;
+        Self::spawn_program(&exe, args, dir, threads)
+    }
+
+    /// Starts another program in the same way.
+    pub fn spawn_program(
+        program: &Path,
+        args: &[String],
+        dir: &Path,
+        threads: Option<usize>,
+    ) -> Result<Self> {
         let log = |name: &str| {
             let path = dir.join(name);
             File::create(&path).at(&path)
         };
-        let child = Command::new(&exe)
+        let child = Command::new(program)
             .args(args)
             .envs(ENVIRONMENT)
             .env_remove("CANDLE_NUM_THREADS")
@@ -62,7 +72,7 @@ impl Worker {
             .stderr(log("stderr.log")?)
             .process_group(0)
             .spawn()
-            .at(&exe)?;
+            .at(program)?;
         Ok(Self { child, started: Instant::now(), ended: false })
     }
 

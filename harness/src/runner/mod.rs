@@ -4,11 +4,10 @@ pub mod child;
 pub mod gpu;
 pub mod sample;
 mod tail;
+pub mod watch;
 
 use std::{
-    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::ExitStatus,
     time::Duration,
 };
 
@@ -23,8 +22,7 @@ use crate::{
     error::{AtPath, Result},
     expect::HfConfig,
     inputs::Inputs,
-    interrupt,
-    runner::{child::Worker, gpu::Gpu, sample::Sampler, tail::Tail},
+    runner::{child::Worker, gpu::Gpu},
     scenario::Setup,
     weights,
 };
@@ -157,43 +155,14 @@ impl Bench<'_> {
         lines: &mut Vec<Line>,
         on_event: &mut dyn FnMut(&Event),
     ) -> Result<Exit> {
-        let limit = Duration::from_secs_f64(self.setup.resolved.timeout_s);
-        let mut collect = |new: Vec<Line>, lines: &mut Vec<Line>| {
-            for line in new {
-                if let Line::Event { event, .. } = &line {
-                    on_event(event);
-                }
-                lines.push(self.without_folder(line));
-            }
-        };
-        let mut tail = Tail::new(&dir.join("events.jsonl"));
         let mut worker = Worker::spawn(&self.argv(turn, dir), dir, self.setup.threads)?;
-        let mut sampler = Sampler::new(worker.pid(), self.gpu)?;
-        let mut next_look = Duration::ZERO;
-        let mut timed_out_after_s = None;
-        let status = loop {
-            if interrupt::requested() {
-                worker.end()?;
-                return Err(interrupt::error());
+        let limit = Duration::from_secs_f64(self.setup.resolved.timeout_s);
+        watch::watch(&mut worker, dir, self.gpu, (limit, sample::INTERVAL), &mut |line| {
+            if let Line::Event { event, .. } = &line {
+                on_event(event);
             }
-            if let Some(status) = worker.poll()? {
-                break status;
-            }
-            let now = worker.elapsed();
-            if now >= limit {
-                timed_out_after_s = Some(limit.as_secs_f64());
-                break worker.end()?;
-            }
-            collect(tail.lines(now.as_nanos() as u64)?, lines);
-            if now >= next_look {
-                lines.push(Line::Sample(sampler.look(now)));
-                next_look = now + sample::INTERVAL;
-            }
-            std::thread::sleep(child::POLL);
-        };
-        let wall_ns = worker.elapsed().as_nanos() as u64;
-        collect(tail.rest(wall_ns)?, lines);
-        Ok(exit(status, timed_out_after_s, wall_ns, dir))
+            lines.push(self.without_folder(line));
+        })
     }
 
     fn argv(&self, turn: Turn<'_>, dir: &Path) -> Vec<String> {
@@ -212,16 +181,6 @@ fn step(line: &Line) -> Option<&Step> {
     match line {
         Line::Event { event: Event::Step(step), .. } => Some(step),
         _ => None,
-    }
-}
-
-fn exit(status: ExitStatus, timed_out_after_s: Option<f64>, wall_ns: u64, dir: &Path) -> Exit {
-    Exit {
-        code: status.code(),
-        signal: status.signal(),
-        timed_out_after_s,
-        wall_ns,
-        stderr_tail: child::stderr_tail(dir),
     }
 }
 

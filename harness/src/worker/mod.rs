@@ -1,8 +1,9 @@
 //! The side of the harness that runs in child processes, and the only one that knows the programs under test.
 //!
-//! `chronibench worker train` is an arm of the protocol; `prepare` makes the inputs of a run; `calibrate` measures how
+//! `chronibench worker train` is an arm of the protocol, `kernels` one for kernels alone; `prepare` makes the inputs of a run; `calibrate` measures how
 //! fast this machine multiplies matrices, for estimates.
 
+mod kernels;
 mod mock;
 mod native;
 mod prepare;
@@ -42,6 +43,15 @@ pub enum Command {
         #[arg(long, value_parser = script)]
         script: Option<MockScript>,
     },
+    /// Check and time the kernels of a specification.
+    Kernels {
+        /// Specification to read.
+        #[arg(long)]
+        spec: PathBuf,
+        /// Event file to write.
+        #[arg(long)]
+        events: PathBuf,
+    },
     /// Make the inputs of a run.
     Prepare {
         /// What to make.
@@ -66,6 +76,9 @@ pub fn run(command: &Command) -> ExitCode {
     match command {
         Command::Train { arm, spec, events, script } => {
             train(*arm, spec, events, &script.clone().unwrap_or_default())
+        }
+        Command::Kernels { spec, events } => {
+            arm(events, |file| read_spec(spec).and_then(|spec| kernels::run(&spec, &mut |e| file.event(&e))))
         }
         Command::Prepare { spec } => say(prepare::run(spec)),
         Command::Calibrate => say(Ok(native::gemm_gflops().into())),
@@ -105,8 +118,21 @@ impl EventFile {
     }
 }
 
-/// One trial; a failure is its last event.
-fn train(arm: Runner, spec: &Path, events: &Path, script: &MockScript) -> ExitCode {
+/// One trial.
+fn train(runner: Runner, spec: &Path, events: &Path, script: &MockScript) -> ExitCode {
+    arm(events, |file| {
+        read_spec(spec).and_then(|spec: Spec| match runner {
+            Runner::Native => native::train(&spec, &mut |e| file.event(&e)),
+            Runner::Candle => {
+                chronibench_candle::run(&spec, &mut |e| file.event(&e)).map_err(|e| Failure::from(&e))
+            }
+            Runner::Mock => mock::run(&spec, script, file),
+        })
+    })
+}
+
+/// Runs an arm; a failure is its last event.
+fn arm(events: &Path, run: impl FnOnce(&mut EventFile) -> Result<(), Failure>) -> ExitCode {
     let mut file = match File::create(events) {
         Ok(file) => EventFile(file),
         Err(e) => {
@@ -114,14 +140,7 @@ fn train(arm: Runner, spec: &Path, events: &Path, script: &MockScript) -> ExitCo
             return ExitCode::from(Exit::Environment as u8);
         }
     };
-    let ran = read_spec(spec).and_then(|spec| match arm {
-        Runner::Native => native::train(&spec, &mut |e| file.event(&e)),
-        Runner::Candle => {
-            chronibench_candle::run(&spec, &mut |e| file.event(&e)).map_err(|e| Failure::from(&e))
-        }
-        Runner::Mock => mock::run(&spec, script, &mut file),
-    });
-    match ran {
+    match run(&mut file) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("{}\n  where: {}\n  mend:  {}", failure.what, failure.at, failure.hint);
@@ -132,7 +151,7 @@ fn train(arm: Runner, spec: &Path, events: &Path, script: &MockScript) -> ExitCo
     }
 }
 
-fn read_spec(path: &Path) -> Result<Spec, Failure> {
+fn read_spec<S: serde::de::DeserializeOwned>(path: &Path) -> Result<S, Failure> {
     let failure = |what: String| Failure {
         what,
         at: path.display().to_string(),

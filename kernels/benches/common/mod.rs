@@ -13,21 +13,23 @@ pub fn on_gpu(c: &mut Criterion, prefix: &str) {
         Ok(on) => on,
         Err(e) => return eprintln!("{prefix}*: not timed on a GPU: {e}; {}", e.hint),
     };
-    let timed = gpu::bench::each(&on, |op| op.starts_with(prefix), &mut |bench| {
-        let mut group = c.benchmark_group(format!("gpu/{}", bench.op));
+    let device = gpu::bench::Device::new(&on);
+    let timed = gpu::bench::each(&device, &|op| op.starts_with(prefix), &mut |bench| {
+        let work = bench.work();
+        let mut group = c.benchmark_group(format!("gpu/{}/{}", work.op, bench.variant.name));
         // Device times spread little, and there are many cases.
         group.sample_size(10);
         group.warm_up_time(Duration::from_millis(100));
         group.measurement_time(Duration::from_millis(400));
-        group.throughput(match bench.flops {
-            0 => Throughput::Bytes(bench.bytes),
+        group.throughput(match work.flops {
+            0 => Throughput::Bytes(work.bytes),
             flops => Throughput::Elements(flops),
         });
-        group.bench_function(&bench.case, |b| {
+        group.bench_function(&work.case, |b| {
             // The first launch loads the kernel, and tunes the products.
-            done((bench.run)());
+            done(bench.run(0));
             b.iter_custom(|launches| {
-                let all = on.time(|| (0..launches).try_for_each(|_| (bench.run)()));
+                let all = on.time(|| (0..launches).try_for_each(|_| bench.run(0)));
                 Duration::from_secs_f64(done(all))
             });
         });

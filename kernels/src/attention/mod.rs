@@ -25,6 +25,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 mod tile;
+mod witness;
 
 use crate::Variant;
 

@@ -1,50 +1,74 @@
 //! Products of linear layers on a GPU, for [`crate::gpu::bench`].
 
-use super::cases::{Layer, Pass};
+use rayon::prelude::*;
+
+use super::cases::{Layer, Pass, product, workload};
 use crate::gpu::{
-    Elem, Gpu, GpuError, Product, Products, Ptr,
-    bench::{Bench, Taker, matrix},
+    Elem, GpuError, Product, Ptr,
+    bench::{Compared, FUSED, Look, Operand, Subject, Taker, Testbed, Values, sample},
 };
-
-/// Operations that [`each`] times.
-pub const OPS: &[&str] = &["gemm_forward", "gemm_dgrad", "gemm_wgrad"];
-
-const fn layer(name: &'static str, outputs: usize, inputs: usize) -> Layer {
-    Layer { name, outputs, inputs }
-}
-
-/// Tokens and layers of Qwen2.5-0.5B: a batch, and a chunk of it before the vocabulary.
-const LAYERS: [(usize, Layer); 4] = [
-    (16_384, layer("qkv", 1152, 896)),
-    (16_384, layer("gate_up", 9728, 896)),
-    (16_384, layer("down", 896, 4864)),
-    (4096, layer("lm_head", 151_936, 896)),
-];
 
 const ELEM: Elem = Elem::Bf16;
 
-/// Calls `f` with the three products of every layer, one layer's operands at a time; the weight's gradient is f32 and added to.
-pub fn each(on: &Gpu, products: &dyn Products, f: &mut Taker) -> Result<(), GpuError> {
-    for (t, Layer { name, outputs: n, inputs: k }) in LAYERS {
-        let (x, w, dy) = (matrix(on, t, k)?, matrix(on, n, k)?, matrix(on, t, n)?);
+/// Rounding of the result to bf16, or sums in f32 on tensor cores.
+fn tolerance(out: Elem) -> f64 {
+    match out {
+        Elem::Bf16 => 6e-3,
+        Elem::F32 => 1e-3,
+    }
+}
+
+/// Calls `f` with the three products of every layer, one layer's operands at a time.
+///
+/// # Errors
+/// Those of `f`, and those of making operands.
+pub fn each<B: Testbed>(on: &B, layers: &[(usize, Layer)], f: &mut Taker<'_, B>) -> Result<(), GpuError> {
+    for &(t, layer) in layers {
+        let Layer { outputs: n, inputs: k, .. } = layer;
+        let x = Operand::normal(on, ELEM, 1, t * k, 1.0)?;
+        let w = Operand::normal(on, ELEM, 2, n * k, 0.02)?;
+        let dy = Operand::normal(on, ELEM, 3, t * n, 1.0)?;
         for pass in Pass::ALL {
-            let (op, product, a, b) = match pass {
-                Pass::Forward => ("gemm_forward", Product::linear_forward(t, n, k, ELEM), &x, &w),
-                Pass::Dgrad => ("gemm_dgrad", Product::linear_dgrad(t, n, k, ELEM), &dy, &w),
-                Pass::Wgrad => ("gemm_wgrad", Product::linear_wgrad(t, n, k, ELEM), &dy, &x),
+            let p = product(pass, t, layer);
+            let (a, b) = match pass {
+                Pass::Forward => (&x, &w),
+                Pass::Dgrad => (&dy, &w),
+                Pass::Wgrad => (&dy, &x),
             };
-            let c = on.repeat(&[0; 4], product.m * product.n * product.out.bytes())?;
-            // What is added to is read too.
-            let moved = c.bytes() * if product.accumulate { 2 } else { 1 };
-            f(Bench {
-                op,
-                case: format!("{name} {}x{}x{}", product.m, product.n, product.k),
-                bytes: (a.bytes() + b.bytes() + moved) as u64,
-                flops: product.flops(),
-                // SAFETY: the operands have the extents of the product and outlive the measurement.
-                run: Box::new(|| unsafe { products.product(&product, a.ptr(), b.ptr(), Ptr::NULL, c.ptr()) }),
+            let c = match p.accumulate {
+                true => Operand::of(on, p.out, p.m * p.n, &[0.0])?,
+                false => Operand::output(on, p.out, p.m * p.n)?,
+            };
+            let subject = Subject {
+                on,
+                work: workload(pass, t, layer),
+                changes: vec![vec![("c", &c)]],
+                memory_bytes: 0,
+                compare: Box::new(|slack| rows(on, &p, [a.values(), b.values()], &c, slack)),
+            };
+            // SAFETY: the operands have the extents of the product and outlive the measurement.
+            subject.variant(f, FUSED, |_| unsafe {
+                on.products()?.product(&p, a.ptr(on), b.ptr(on), Ptr::NULL, c.ptr(on))
             })?;
         }
     }
     Ok(())
+}
+
+/// Sampled rows of a product.
+fn rows<B: Testbed>(
+    on: &B,
+    p: &Product,
+    [a, b]: [&Values; 2],
+    c: &Operand<B::Memory>,
+    slack: f64,
+) -> Result<Vec<Compared>, GpuError> {
+    let mut look = Look::default();
+    for i in sample(p.m, 2) {
+        let left: Vec<f64> = (0..p.k).map(|l| a.at(p.a.at(i, l))).collect();
+        let element = |j: usize| (0..p.k).map(|l| left[l] * b.at(p.b.at(l, j))).sum();
+        let want = (0..p.n).into_par_iter().map(element).collect();
+        look.add(i * p.n, c.now(on, i * p.n, p.n)?, want);
+    }
+    Ok(vec![look.against_largest("c", slack * tolerance(p.out))])
 }

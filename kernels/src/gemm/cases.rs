@@ -1,6 +1,10 @@
 //! Named shapes for tests and benches.
 
 use super::Dims;
+use crate::{
+    cases::Workload,
+    gpu::{Elem, Product},
+};
 
 /// The linear layer of a product: `w_NK`.
 #[derive(Clone, Copy, Debug)]
@@ -82,4 +86,47 @@ pub const BENCH_TOKENS: [usize; 4] = [512, 1024, 2048, 4096];
 
 const fn layer(name: &'static str, outputs: usize, inputs: usize) -> Layer {
     Layer { name, outputs, inputs }
+}
+
+/// For GPU benches: tokens and layers of Qwen2.5-0.5B, a batch, and a chunk of it before the vocabulary.
+pub const GPU: [(usize, Layer); 4] = [
+    (16_384, layer("qkv", 1152, 896)),
+    (16_384, layer("gate_up", 9728, 896)),
+    (16_384, layer("down", 896, 4864)),
+    (4096, layer("lm_head", 151_936, 896)),
+];
+
+/// A product on bf16; the weight's gradient is f32 and added to.
+pub fn product(pass: Pass, tokens: usize, layer: Layer) -> Product {
+    let Layer { outputs: n, inputs: k, .. } = layer;
+    match pass {
+        Pass::Forward => Product::linear_forward(tokens, n, k, Elem::Bf16),
+        Pass::Dgrad => Product::linear_dgrad(tokens, n, k, Elem::Bf16),
+        Pass::Wgrad => Product::linear_wgrad(tokens, n, k, Elem::Bf16),
+    }
+}
+
+/// A product of a layer.
+pub fn workload(pass: Pass, tokens: usize, layer: Layer) -> Workload {
+    let p = product(pass, tokens, layer);
+    let op = match pass {
+        Pass::Forward => "gemm_forward",
+        Pass::Dgrad => "gemm_dgrad",
+        Pass::Wgrad => "gemm_wgrad",
+    };
+    // What is added to is read too.
+    let written = p.m * p.n * p.out.bytes() * if p.accumulate { 2 } else { 1 };
+    Workload {
+        op,
+        case: format!("{} {}x{}x{}", layer.name, p.m, p.n, p.k),
+        dims: vec![("m", p.m), ("n", p.n), ("k", p.k)],
+        documents: Vec::new(),
+        bytes: (p.elem.bytes() * p.k * (p.m + p.n) + written) as u64,
+        flops: p.flops(),
+    }
+}
+
+/// The three products of every layer of [`GPU`].
+pub fn workloads() -> Vec<Workload> {
+    GPU.iter().flat_map(|(t, layer)| Pass::ALL.map(|pass| workload(pass, *t, *layer))).collect()
 }

@@ -21,6 +21,7 @@ pub struct Gpu {
     cache: Cache,
     arch: String,
     processors: u32,
+    l2_bytes: usize,
     /// Whether a kernel can begin while the one before it ends.
     overlaps: bool,
     modules: RefCell<HashMap<(&'static str, Elem), sys::CUmodule>>,
@@ -52,6 +53,8 @@ impl Gpu {
         let arch = if (major, minor) == (9, 0) { "sm_90a".into() } else { format!("sm_{major}{minor}") };
         let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let processors = context.attribute(count).map_err(failed)? as u32;
+        let cache_bytes = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE;
+        let l2_bytes = context.attribute(cache_bytes).map_err(failed)? as usize;
         let stream = context.new_stream().map_err(failed)?;
         Ok(Self {
             context,
@@ -59,6 +62,7 @@ impl Gpu {
             cache,
             arch,
             processors,
+            l2_bytes,
             overlaps: major >= 9,
             modules: RefCell::default(),
             functions: RefCell::default(),
@@ -73,6 +77,11 @@ impl Gpu {
     /// Architecture that kernels are compiled for, e.g. `sm_90a`.
     pub fn arch(&self) -> &str {
         &self.arch
+    }
+
+    /// Size of the L2 cache, bytes.
+    pub fn l2_bytes(&self) -> usize {
+        self.l2_bytes
     }
 
     /// Free and total memory, bytes.
@@ -93,19 +102,38 @@ impl Gpu {
     /// Memory that holds a copy of `data`.
     pub fn upload(&self, data: &[u8]) -> Result<Buffer, GpuError> {
         let buffer = self.alloc(data.len())?;
-        // SAFETY: the buffer has the length of the data, and the copy ends before this call does.
-        unsafe { result::memcpy_htod_sync(buffer.address, data) }
-            .map_err(|e| GpuError::driver("upload", e))?;
+        self.write(&buffer, data)?;
         Ok(buffer)
+    }
+
+    /// Overwrites the beginning of a buffer, after every launch before and ahead of every later one.
+    ///
+    /// # Panics
+    /// If the buffer is shorter.
+    pub fn write(&self, buffer: &Buffer, data: &[u8]) -> Result<(), GpuError> {
+        assert!(data.len() <= buffer.bytes, "{} bytes in a buffer of {}", data.len(), buffer.bytes);
+        self.bind()?;
+        // On the stream: a plain copy from pageable memory may return before the data have arrived, and this stream does not wait
+        // for the one that such a copy runs on.
+        // SAFETY: the buffer has that many bytes, and the data outlive the copy, which is waited for.
+        unsafe { result::memcpy_htod_async(buffer.address, data, self.stream.cu_stream()) }
+            .map_err(|e| GpuError::driver("upload", e))?;
+        self.synchronise()
     }
 
     /// Memory that holds `block` again and again, the last time as far as `bytes` reach; made on the device.
     pub fn repeat(&self, block: &[u8], bytes: usize) -> Result<Buffer, GpuError> {
-        let failed = |e| GpuError::driver("repetition", e);
         let buffer = self.alloc(bytes)?;
+        self.refill(&buffer, block)?;
+        Ok(buffer)
+    }
+
+    /// Writes `block` again and again over a whole buffer, in order with the launches.
+    pub fn refill(&self, buffer: &Buffer, block: &[u8]) -> Result<(), GpuError> {
+        let failed = |e| GpuError::driver("repetition", e);
+        let bytes = buffer.bytes;
         let mut filled = block.len().min(bytes);
-        // SAFETY: the buffer has at least that many bytes, and the copy ends before this call does.
-        unsafe { result::memcpy_htod_sync(buffer.address, &block[..filled]) }.map_err(failed)?;
+        self.write(buffer, &block[..filled])?;
         while filled < bytes && filled > 0 {
             let more = filled.min(bytes - filled);
             let to = buffer.address + filled as u64;
@@ -114,15 +142,24 @@ impl Gpu {
                 .map_err(failed)?;
             filled += more;
         }
-        Ok(buffer)
+        Ok(())
     }
 
     /// A copy of a buffer, after every launch before.
     pub fn download(&self, buffer: &Buffer) -> Result<Vec<u8>, GpuError> {
+        self.read(buffer, 0, buffer.bytes)
+    }
+
+    /// `len` bytes of a buffer from byte `at`, after every launch before.
+    ///
+    /// # Panics
+    /// If the buffer ends before.
+    pub fn read(&self, buffer: &Buffer, at: usize, len: usize) -> Result<Vec<u8>, GpuError> {
+        assert!(at.checked_add(len).is_some_and(|end| end <= buffer.bytes), "{len} bytes from {at}");
         self.synchronise()?;
-        let mut data = vec![0u8; buffer.bytes];
-        // SAFETY: as in `upload`.
-        unsafe { result::memcpy_dtoh_sync(&mut data, buffer.address) }
+        let mut data = vec![0u8; len];
+        // SAFETY: the buffer has those bytes, and the copy ends before this call does.
+        unsafe { result::memcpy_dtoh_sync(&mut data, buffer.address + at as u64) }
             .map_err(|e| GpuError::driver("download", e))?;
         Ok(data)
     }
@@ -137,8 +174,16 @@ impl Gpu {
 
     /// Copies device memory, in order with the launches.
     pub fn copy(&self, from: &Buffer, to: &Buffer) -> Result<(), GpuError> {
+        self.copy_bytes(from, to, from.bytes.min(to.bytes))
+    }
+
+    /// Copies the first `bytes` of a buffer, in order with the launches.
+    ///
+    /// # Panics
+    /// If either buffer is shorter.
+    pub fn copy_bytes(&self, from: &Buffer, to: &Buffer, bytes: usize) -> Result<(), GpuError> {
+        assert!(bytes <= from.bytes.min(to.bytes), "{bytes} bytes");
         self.bind()?;
-        let bytes = from.bytes.min(to.bytes);
         // SAFETY: both buffers have that many bytes.
         unsafe { result::memcpy_dtod_async(to.address, from.address, bytes, self.stream.cu_stream()) }
             .map_err(|e| GpuError::driver("copy", e))

@@ -102,6 +102,7 @@ pub const UNITS: &[&Unit] = &[
     &crate::attention::cuda::PLAIN,
     &crate::attention::cuda_eager::UNIT,
     &crate::embedding::cuda::UNIT,
+    &super::digest::UNIT,
     &crate::linear_ce::cuda::UNIT,
     &crate::linear_ce::cuda_eager::UNIT,
     &crate::lora::cuda::UNIT,

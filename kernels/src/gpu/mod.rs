@@ -10,7 +10,8 @@
 //! | [`device`] | memory, streams, events; runs launches |
 //! | [`graph`] | work that is captured once and run again |
 //! | [`product`], [`matmul`] | matrix products; by cuBLASLt, planned and tuned |
-//! | [`mod@bench`] | time of a launch beside that of a copy of its bytes |
+//! | [`mod@bench`] | a kernel checked, then timed beside a copy of its bytes |
+//! | [`mod@digest`] | a digest of device memory |
 //!
 //! A kernel's folder holds `kernel.cu`, which follows `prelude.cuh` in one translation unit and includes nothing, and
 //! `cuda.rs`, its launch code over [`Launcher`]; the same for the eager variant in `eager.cu` and `cuda_eager.rs`.
@@ -19,6 +20,7 @@ mod algorithms;
 pub mod bench;
 pub mod compile;
 pub mod device;
+pub mod digest;
 pub mod eager;
 mod error;
 pub mod graph;

@@ -1,91 +1,208 @@
 //! Linear cross-entropy on a GPU, for [`crate::gpu::bench`], beside its three products alone.
 
 use super::{
-    Options, Shape,
-    cuda::{self, Gradients, Operands, Plan},
+    Options, Shape, cases,
+    cuda::{self, Gradients, Operands as Inputs, Plan},
+    witness::Witness,
 };
 use crate::gpu::{
-    Elem, Gpu, GpuError, Product, Products, Ptr,
-    bench::{Bench, Taker, matrix},
+    Elem, GpuError, Product, Ptr,
+    bench::{Compared, FUSED, Look, Operand, Subject, Taker, Testbed, Wants, sample},
     le_bytes,
 };
 
-/// Operations that [`each`] times.
-pub const OPS: &[&str] = &["linear_ce_products", "linear_ce_rows", "linear_ce"];
-
-/// Qwen2.5-0.5B's head over 16k tokens.
-const SHAPE: Shape = Shape { tokens: 16_384, hidden: 896, vocab: 151_936 };
-
-/// Rows of logits at a time.
-const CHUNKS: [usize; 3] = [2048, 4096, 8192];
-
 const ELEM: Elem = Elem::Bf16;
 
-/// Calls `f` with forward and backward in chunks of several sizes, and with the products on the whole batch: logits, and the
-/// gradients of x and W (f32).
-pub fn each(on: &Gpu, products: &dyn Products, f: &mut Taker) -> Result<(), GpuError> {
-    let Shape { tokens: t, hidden: d, vocab: v } = SHAPE;
-    let (x, dx, w) = (matrix(on, t, d)?, matrix(on, t, d)?, matrix(on, v, d)?);
-    let dw = on.repeat(&[0; 4], 4 * v * d)?;
-    let flops = 6 * (t * d * v) as u64;
-    // x and dx, W, and its gradient read and written.
-    let bytes = (2 * 2 * t * d + 2 * v * d + 8 * v * d) as u64;
-    {
-        let logits = on.alloc(2 * t * v)?;
-        let all = [
-            (Product::linear_forward(t, v, d, ELEM), &x, &w, &logits),
-            (Product::linear_dgrad(t, v, d, ELEM), &logits, &w, &dx),
-            (Product::linear_wgrad(t, v, d, ELEM), &logits, &x, &dw),
-        ];
-        f(Bench {
-            op: "linear_ce_products",
-            case: format!("{t}x{d}x{v}"),
-            bytes,
-            flops,
-            run: Box::new(|| {
-                for (product, a, b, c) in &all {
-                    // SAFETY: the operands have the extents of the products and outlive the measurement.
-                    unsafe { products.product(product, a.ptr(), b.ptr(), Ptr::NULL, c.ptr())? };
-                }
-                Ok(())
-            }),
-        })?;
-    }
-    let labels: Vec<i32> = (0..t).map(|i| (i * 7919 % v) as i32).collect();
-    for chunk in CHUNKS {
-        let plan = Plan { chunk, ..Plan::new(SHAPE, ELEM, t) };
-        let index = le_bytes(&cuda::index(&labels, &plan), i32::to_le_bytes);
-        let held = [
-            on.upload(&index)?,
-            on.upload(&0f64.to_le_bytes())?,
-            on.alloc(plan.scratch_bytes())?,
-            on.upload(&(1.0 / t as f32).to_le_bytes())?,
-        ];
-        let [index, loss, scratch, scale] = held.each_ref().map(|b| b.ptr());
-        let operands = Operands { x_TD: x.ptr(), w_VD: w.ptr(), index, loss, scratch };
-        let gradients = Gradients { scale, dx_TD: dx.ptr(), dw_VD: Some(dw.ptr()) };
-        f(Bench {
-            op: "linear_ce_rows",
-            case: format!("{chunk}x{v}"),
-            bytes: (4 * chunk * v) as u64,
-            flops: 0,
-            // SAFETY: as above; the scratch begins with the logits of a chunk. They are gradients after the first time.
-            run: Box::new(|| unsafe {
-                let losses = scratch.offset(plan.chunk_bytes());
-                let (extents, opts) = ((chunk, v), Options::default());
-                cuda::rows(on, ELEM, scratch, index, Some(scale), losses, extents, opts)
-            }),
-        })?;
-        f(Bench {
-            op: "linear_ce",
-            case: format!("{t}x{d}x{v} by {chunk}"),
-            bytes,
-            flops,
-            // SAFETY: as above.
-            run: Box::new(|| unsafe {
-                cuda::forward_backward(on, products, &operands, &gradients, &plan, Options::default())
-            }),
-        })?;
+/// Rounding of logits, of their gradients and of the result to bf16.
+const TOLERANCE: f64 = 1.2e-2;
+
+/// Standard deviation of W, as models begin: logits of about 1.
+const HEAD: f32 = 0.02;
+
+/// x, W and their gradients, bf16 but for dW, which is f32.
+struct Operands<M> {
+    x: Operand<M>,
+    w: Operand<M>,
+    dx: Operand<M>,
+    dw: Operand<M>,
+}
+
+/// Calls `f` with the benches that are wanted: forward and backward in chunks of several sizes, the pass between the
+/// products, and the products on the whole batch.
+///
+/// # Errors
+/// Those of `f`, and those of making operands.
+pub fn each<B: Testbed>(
+    on: &B,
+    shapes: &[Shape],
+    wants: &Wants,
+    f: &mut Taker<'_, B>,
+) -> Result<(), GpuError> {
+    for &shape in shapes {
+        let Shape { tokens: t, hidden: d, vocab: v } = shape;
+        let operands = Operands {
+            x: Operand::normal(on, ELEM, 1, t * d, 1.0)?,
+            w: Operand::normal(on, ELEM, 2, v * d, HEAD)?,
+            dx: Operand::output(on, ELEM, t * d)?,
+            dw: Operand::of(on, Elem::F32, v * d, &[0.0])?,
+        };
+        if wants("linear_ce_products") {
+            products(on, &operands, shape, f)?;
+        }
+        let labels: Vec<usize> = (0..t).map(|i| i * 7919 % v).collect();
+        for chunk in cases::CHUNKS.map(|c| c.min(t)) {
+            if wants("linear_ce_rows") {
+                rows(on, chunk, shape, &labels, f)?;
+            }
+        }
+        if wants("linear_ce") {
+            let witness = Witness::new(&operands.x, &operands.w, &labels, shape);
+            for chunk in cases::CHUNKS.map(|c| c.min(t)) {
+                whole(on, &operands, (chunk, shape), &witness, f)?;
+            }
+        }
     }
     Ok(())
+}
+
+/// Logits, and the gradients of x and W for logits as their gradient.
+fn products<B: Testbed>(
+    on: &B,
+    o: &Operands<B::Memory>,
+    shape: Shape,
+    f: &mut Taker<'_, B>,
+) -> Result<(), GpuError> {
+    let Shape { tokens: t, hidden: d, vocab: v } = shape;
+    let logits = Operand::output(on, ELEM, t * v)?;
+    let all = [
+        (Product::linear_forward(t, v, d, ELEM), &o.x, &o.w, &logits),
+        (Product::linear_dgrad(t, v, d, ELEM), &logits, &o.w, &o.dx),
+        (Product::linear_wgrad(t, v, d, ELEM), &logits, &o.x, &o.dw),
+    ];
+    let compare = |slack: f64| -> Result<Vec<Compared>, GpuError> {
+        let [mut z, mut dx, mut dw] = [0; 3].map(|_| Look::default());
+        for row in sample(t, 2) {
+            let x = o.x.values().row(row, d);
+            z.add(
+                row * v,
+                logits.now(on, row * v, v)?,
+                (0..v).map(|j| o.w.values().dot(j * d, &x)).collect(),
+            );
+            let left: Vec<f64> = logits.now(on, row * v, v)?.into_iter().map(f64::from).collect();
+            dx.add(row * d, o.dx.now(on, row * d, d)?, o.w.values().combine(&left, d));
+        }
+        for j in sample(v, 2) {
+            let w = o.w.values().row(j, d);
+            let column: Vec<f64> = (0..t).map(|row| rounded(o.x.values().dot(row * d, &w))).collect();
+            dw.add(j * d, o.dw.now(on, j * d, d)?, o.x.values().combine(&column, d));
+        }
+        Ok(vec![
+            z.against_largest("logits", slack * 6e-3),
+            dx.against_largest("dx", slack * TOLERANCE),
+            dw.against_largest("dw", slack * TOLERANCE),
+        ])
+    };
+    let subject = Subject {
+        on,
+        work: cases::products(shape),
+        changes: vec![vec![("logits", &logits), ("dx", &o.dx), ("dw", &o.dw)]],
+        memory_bytes: 0,
+        compare: Box::new(compare),
+    };
+    subject.variant(f, FUSED, |_| {
+        let products = on.products()?;
+        for (product, a, b, c) in &all {
+            // SAFETY: the operands have the extents of the products and outlive the measurement.
+            unsafe { products.product(product, a.ptr(on), b.ptr(on), Ptr::NULL, c.ptr(on))? };
+        }
+        Ok(())
+    })
+}
+
+fn rounded(x: f64) -> f64 {
+    f64::from(half::bf16::from_f32(x as f32).to_f32())
+}
+
+/// The labels of so many rows, as the kernels take them.
+fn index<B: Testbed>(on: &B, labels: &[usize], plan: &Plan) -> Result<Operand<B::Memory>, GpuError> {
+    let labels: Vec<i32> = labels.iter().map(|y| *y as i32).collect();
+    Operand::raw(on, &le_bytes(&cuda::index(&labels, plan), i32::to_le_bytes))
+}
+
+/// Losses and gradients of a chunk's logits, in place.
+fn rows<B: Testbed>(
+    on: &B,
+    chunk: usize,
+    shape: Shape,
+    labels: &[usize],
+    f: &mut Taker<'_, B>,
+) -> Result<(), GpuError> {
+    const SCALE: f32 = 1.0;
+    let v = shape.vocab;
+    let stride = v.next_multiple_of(8);
+    let logits = Operand::normal(on, ELEM, 3, chunk * stride, 1.0)?;
+    let losses = Operand::output(on, Elem::F32, chunk)?;
+    let plan = Plan { chunk, ..Plan::new(shape, ELEM, shape.tokens) };
+    let index = index(on, labels, &plan)?;
+    let scale = Operand::of(on, Elem::F32, 1, &[SCALE])?;
+    let compare = |slack: f64| -> Result<Vec<Compared>, GpuError> {
+        let [mut loss, mut gradient] = [0; 2].map(|_| Look::default());
+        for r in sample(chunk, 4) {
+            let z = logits.values().elements(r * stride, v);
+            let (l, dz) = super::reference::row(&z, labels[r], f64::from(SCALE));
+            loss.add(r, losses.now(on, r, 1)?, vec![l]);
+            gradient.add(r * stride, logits.now(on, r * stride, v)?, dz);
+        }
+        Ok(vec![
+            loss.against_largest("loss", slack * 1e-5),
+            // Each by itself: they differ by orders of magnitude.
+            gradient.against("dlogits", slack * 6e-3, |x| x.abs().max(1e-12)),
+        ])
+    };
+    let subject = Subject {
+        on,
+        work: cases::rows(shape, chunk),
+        changes: vec![vec![("dlogits", &logits), ("losses", &losses)]],
+        memory_bytes: 0,
+        compare: Box::new(compare),
+    };
+    subject.variant(f, FUSED, |_| {
+        let [z, labels, scale, losses] = [&logits, &index, &scale, &losses].map(|m| m.ptr(on));
+        let (extents, opts) = ((chunk, v), Options::default());
+        // SAFETY: the operands have the lengths that their names say and outlive the measurement.
+        unsafe { cuda::rows(on.launcher(), ELEM, z, labels, Some(scale), losses, extents, opts) }
+    })
+}
+
+/// Loss and gradients.
+fn whole<B: Testbed>(
+    on: &B,
+    o: &Operands<B::Memory>,
+    (chunk, shape): (usize, Shape),
+    witness: &Witness,
+    f: &mut Taker<'_, B>,
+) -> Result<(), GpuError> {
+    let Shape { tokens: t, .. } = shape;
+    let plan = Plan { chunk, ..Plan::new(shape, ELEM, t) };
+    let index = index(on, witness.labels(), &plan)?;
+    let loss = Operand::raw(on, &0f64.to_le_bytes())?;
+    let scratch = Operand::output(on, Elem::F32, plan.scratch_bytes().div_ceil(4))?;
+    let scale = Operand::of(on, Elem::F32, 1, &[witness.scale()])?;
+    let subject = Subject {
+        on,
+        work: cases::whole(shape, chunk),
+        changes: vec![vec![("dx", &o.dx), ("dw", &o.dw), ("loss", &loss)]],
+        // What is there besides x and W: scratch, and both gradients.
+        memory_bytes: (plan.scratch_bytes() + o.dx.bytes() + o.dw.bytes()) as u64,
+        compare: Box::new(|slack| witness.compare(on, [&o.x, &o.w, &o.dx, &o.dw], &loss, slack)),
+    };
+    subject.variant(f, FUSED, |_| {
+        let [x_TD, w_VD, index, loss, scratch, scale, dx_TD, dw] =
+            [&o.x, &o.w, &index, &loss, &scratch, &scale, &o.dx, &o.dw].map(|m| m.ptr(on));
+        let inputs = Inputs { x_TD, w_VD, index, loss, scratch };
+        let gradients = Gradients { scale, dx_TD, dw_VD: Some(dw) };
+        let opts = Options::default();
+        // SAFETY: the operands have the lengths that their docs say and outlive the measurement.
+        unsafe { cuda::forward_backward(on.launcher(), on.products()?, &inputs, &gradients, &plan, opts) }
+    })
 }

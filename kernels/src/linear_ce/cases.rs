@@ -1,6 +1,7 @@
 //! Named shapes for tests and benches.
 
 use super::Shape;
+use crate::cases::Workload;
 
 /// A named shape.
 #[derive(Clone, Copy, Debug)]
@@ -60,3 +61,62 @@ pub const TESTS: [Case; 6] = [
 /// For benches: the repository's tiny model, every row with a loss and a quarter without.
 pub const BENCHES: [Case; 2] =
     [case("1024x192x4096", [1024, 192, 4096], 0, 1), case("2048x192x4096_ignored", [2048, 192, 4096], 4, 2)];
+
+/// x and dx, W, and its f32 gradient read and written.
+fn gpu_bytes(shape: Shape) -> u64 {
+    let Shape { tokens, hidden, vocab } = shape;
+    (2 * 2 * tokens * hidden + 2 * vocab * hidden + 8 * vocab * hidden) as u64
+}
+
+/// For GPU benches: Qwen2.5-0.5B's head over 16k tokens.
+pub const GPU: [Shape; 1] = [Shape { tokens: 16_384, hidden: 896, vocab: 151_936 }];
+
+/// Rows of logits at a time in the GPU benches.
+pub const CHUNKS: [usize; 3] = [2048, 4096, 8192];
+
+fn dims(shape: Shape) -> Vec<(&'static str, usize)> {
+    vec![("tokens", shape.tokens), ("hidden", shape.hidden), ("vocab", shape.vocab)]
+}
+
+/// The three products of bf16 alone, on the whole batch.
+pub fn products(shape: Shape) -> Workload {
+    let Shape { tokens, hidden, vocab } = shape;
+    Workload {
+        op: "linear_ce_products",
+        case: format!("{tokens}x{hidden}x{vocab}"),
+        dims: dims(shape),
+        documents: Vec::new(),
+        bytes: gpu_bytes(shape),
+        flops: 6 * (tokens * hidden * vocab) as u64,
+    }
+}
+
+/// The pass between the products, over a chunk's logits, which it reads and writes.
+pub fn rows(shape: Shape, chunk: usize) -> Workload {
+    let vocab = shape.vocab;
+    Workload {
+        op: "linear_ce_rows",
+        case: format!("{chunk}x{vocab}"),
+        dims: vec![("rows", chunk), ("vocab", vocab)],
+        documents: Vec::new(),
+        bytes: (4 * chunk * vocab) as u64,
+        flops: 0,
+    }
+}
+
+/// Loss and gradients, in chunks of so many rows.
+pub fn whole(shape: Shape, chunk: usize) -> Workload {
+    let products = products(shape);
+    let mut dims = dims(shape);
+    dims.push(("chunk", chunk));
+    Workload { op: "linear_ce", case: format!("{} by {chunk}", products.case), dims, ..products }
+}
+
+/// Every operation at every shape of [`GPU`] and every chunk.
+pub fn workloads() -> Vec<Workload> {
+    let of_shape = |s: &Shape| {
+        let s = *s;
+        std::iter::once(products(s)).chain(CHUNKS.into_iter().flat_map(move |c| [rows(s, c), whole(s, c)]))
+    };
+    GPU.iter().flat_map(of_shape).collect()
+}

@@ -30,6 +30,7 @@ mod online;
 pub mod reference;
 #[cfg(test)]
 mod tests;
+mod witness;
 
 pub use fused::chunk_rows;
 pub use online::MaxSum;

@@ -19,3 +19,12 @@ pub fn forward(x_TD: &[f64], w_VD: &[f64], labels: &[i32], shape: Shape, opts: O
     }
     sums
 }
+
+/// `(lse − z_y, dz)` of a row of logits: its loss, and its gradient times `scale`, without smoothing and z-loss.
+pub fn row(z_V: &[f64], label: usize, scale: f64) -> (f64, Vec<f64>) {
+    let max = z_V.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let lse = max + z_V.iter().map(|z| (z - max).exp()).sum::<f64>().ln();
+    let target = |j: usize| if j == label { 1.0 } else { 0.0 };
+    let gradient = z_V.iter().enumerate().map(|(j, z)| scale * ((z - lse).exp() - target(j))).collect();
+    (lse - z_V[label], gradient)
+}

@@ -1,90 +1,173 @@
 //! LoRA on a GPU, for [`crate::gpu::bench`].
 
+use rayon::prelude::*;
+
 use super::{
-    Segment, Shape, b_len,
-    cases::Case,
-    cuda::{self, Gradients, Group, Operands},
+    Placed, Segment, Shape, b_len,
+    cases::{Case, workload},
+    cuda::{self, Gradients, Group, Operands as Inputs},
+    placed, reference,
 };
 use crate::gpu::{
-    Buffer, Elem, Gpu, GpuError, Products,
-    bench::{Bench, Taker, matrix},
+    Elem, GpuError,
+    bench::{Compared, FUSED, Look, Operand, Subject, Taker, Testbed, Values, sample},
     le_bytes,
 };
 
-/// Operations that [`each`] times.
-pub const OPS: &[&str] = &["lora_forward", "lora_backward"];
-
 const ELEM: Elem = Elem::Bf16;
 
-const fn segment(offset: usize, width: usize) -> Segment {
-    Segment { offset, width, r: 16 }
+/// α/r
+const SCALE: f32 = 2.0;
+
+/// Rounding of what lies between two products, and of the result, to bf16.
+const TOLERANCE: f64 = 1.2e-2;
+
+/// The gradient of x·Aᵀ of one token, one row of A after another, from its `dy`.
+fn dxa(dy: &[f64], b: &Values, segments: &[Segment]) -> Vec<f64> {
+    let column = |p: &Placed, i: usize| {
+        let Segment { offset, width, r } = p.segment;
+        let terms = dy[offset..offset + width].iter().enumerate();
+        f64::from(SCALE) * terms.map(|(j, dy)| dy * b.at(p.b + j * r + i)).sum::<f64>()
+    };
+    placed(segments).flat_map(|p| (0..p.segment.r).map(move |i| (p, i))).map(|(p, i)| column(&p, i)).collect()
 }
 
-/// Rank 16 on a batch of Qwen2.5-0.5B.
-const CASES: [Case; 2] = [
-    Case {
-        name: "qkv",
-        shape: Shape { tokens: 16_384, inputs: 896, outputs: 1152 },
-        segments: &[segment(0, 896), segment(896, 128), segment(1024, 128)],
-        seed: 1,
-    },
-    Case {
-        name: "gate_up",
-        shape: Shape { tokens: 16_384, inputs: 896, outputs: 9728 },
-        segments: &[segment(0, 4864), segment(4864, 4864)],
-        seed: 2,
-    },
-];
+/// Operands of a case.
+struct Operands<'a, B: Testbed> {
+    on: &'a B,
+    shape: Shape,
+    segments: &'a [Segment],
+    group: Group,
+    x: Operand<B::Memory>,
+    a: Operand<B::Memory>,
+    b: Operand<B::Memory>,
+    y: Operand<B::Memory>,
+    dy: Operand<B::Memory>,
+    dx: Operand<B::Memory>,
+    /// What the forward pass leaves, and what the backward pass reads.
+    xa_out: Operand<B::Memory>,
+    xa_in: Operand<B::Memory>,
+    dxa: Operand<B::Memory>,
+    da: Operand<B::Memory>,
+    db: Operand<B::Memory>,
+    table: Operand<B::Memory>,
+    scratch: Operand<B::Memory>,
+}
 
-/// Calls `f` with both passes of every case, one case's operands at a time. FLOPs are those without the zeros.
-pub fn each(on: &Gpu, products: &dyn Products, f: &mut Taker) -> Result<(), GpuError> {
-    for case in CASES {
-        let Case { name, shape: shape @ Shape { tokens: t, inputs: d, outputs: n }, segments, .. } = case;
-        let group = Group::new(segments, shape, ELEM, 2.0);
+impl<'a, B: Testbed> Operands<'a, B> {
+    fn new(on: &'a B, case: &'a Case) -> Result<Self, GpuError> {
+        let Case { shape: shape @ Shape { tokens: t, inputs: d, outputs: n }, segments, .. } = *case;
+        let group = Group::new(segments, shape, ELEM, SCALE);
         let (s, b_len) = (group.s, b_len(segments));
-        let held = [
-            matrix(on, t, d)?,
-            matrix(on, s, d)?,
-            matrix(on, 1, b_len)?,
-            matrix(on, t, s)?,
-            on.upload(&le_bytes(&cuda::table(segments), i32::to_le_bytes))?,
-            on.alloc(group.scratch_bytes())?,
-        ];
-        let [x_TD, a_SD, b, xa_TS, table, scratch] = held.each_ref().map(Buffer::ptr);
-        let operands = Operands { x_TD, a_SD, b, xa_TS, table, scratch };
-        let (y, dy, dx, dxa) =
-            (matrix(on, t, n)?, matrix(on, t, n)?, matrix(on, t, d)?, on.alloc(2 * t * s)?);
-        let (da, db) = (on.repeat(&[0; 4], 4 * s * d)?, on.repeat(&[0; 4], 4 * b_len)?);
-        let gradients = Gradients {
-            dy_TN: dy.ptr(),
-            dxa_TS: dxa.ptr(),
-            da_SD: da.ptr(),
-            db: db.ptr(),
-            dx_TD: Some(dx.ptr()),
+        let normal = |seed, len, scale| Operand::normal(on, ELEM, seed, len, scale);
+        Ok(Self {
+            on,
+            shape,
+            segments,
+            group,
+            x: normal(1, t * d, 1.0)?,
+            a: normal(2, s * d, 0.03)?,
+            b: normal(3, b_len, 0.1)?,
+            y: normal(4, t * n, 1.0)?,
+            dy: normal(5, t * n, 1.0)?,
+            dx: normal(6, t * d, 1.0)?,
+            xa_out: Operand::output(on, ELEM, t * s)?,
+            xa_in: normal(7, t * s, 1.0)?,
+            dxa: Operand::output(on, ELEM, t * s)?,
+            da: Operand::of(on, Elem::F32, s * d, &[0.0])?,
+            db: Operand::of(on, Elem::F32, b_len, &[0.0])?,
+            table: Operand::raw(on, &le_bytes(&cuda::table(segments), i32::to_le_bytes))?,
+            scratch: Operand::output(on, Elem::F32, group.scratch_bytes().div_ceil(4))?,
+        })
+    }
+
+    fn inputs(&self, xa: &Operand<B::Memory>) -> Inputs {
+        let [x_TD, a_SD, b, xa_TS, table, scratch] =
+            [&self.x, &self.a, &self.b, xa, &self.table, &self.scratch].map(|m| m.ptr(self.on));
+        Inputs { x_TD, a_SD, b, xa_TS, table, scratch }
+    }
+
+    /// Sampled rows of y.
+    fn compare_forward(&self, slack: f64) -> Result<Vec<Compared>, GpuError> {
+        let Shape { inputs: d, outputs: n, tokens } = self.shape;
+        let a = self.a.values().elements(0, self.group.s * d);
+        let b = self.b.values().elements(0, b_len(self.segments));
+        let one = Shape { tokens: 1, ..self.shape };
+        let mut look = Look::default();
+        for t in sample(tokens, 4) {
+            let (x, y) = (self.x.values().row(t, d), self.y.values().row(t, n));
+            let want = reference::forward(&x, &a, &b, f64::from(SCALE), self.segments, &y, one);
+            look.add(t * n, self.y.now(self.on, t * n, n)?, want);
+        }
+        Ok(vec![look.against_largest("y", slack * TOLERANCE)])
+    }
+
+    /// Sampled rows of dx, and sampled sums over all tokens for the gradients of A and B.
+    fn compare_backward(&self, slack: f64) -> Result<Vec<Compared>, GpuError> {
+        let (Shape { inputs: d, outputs: n, tokens }, s) = (self.shape, self.group.s);
+        let (x, dy, xa) = (self.x.values(), self.dy.values(), self.xa_in.values());
+        let (b, segments) = (self.b.values(), self.segments);
+        let rows: Vec<Vec<f64>> =
+            (0..tokens).into_par_iter().map(|t| dxa(&dy.row(t, n), b, segments)).collect();
+        let [mut of_x, mut of_a, mut of_b] = [0; 3].map(|_| Look::default());
+        for t in sample(tokens, 4) {
+            let mut want = self.dx.values().row(t, d);
+            let from_a = self.a.values().combine(&rows[t], d);
+            want.iter_mut().zip(from_a).for_each(|(sum, x)| *sum += x);
+            of_x.add(t * d, self.dx.now(self.on, t * d, d)?, want);
+        }
+        for i in sample(s, 2) {
+            let column: Vec<f64> = rows.iter().map(|row| row[i]).collect();
+            of_a.add(i * d, self.da.now(self.on, i * d, d)?, x.combine(&column, d));
+        }
+        for p in placed(self.segments) {
+            let Segment { offset, width, r } = p.segment;
+            for (j, i) in sample(width, 2).into_iter().zip([0, r - 1, r / 2, 0]) {
+                let term = |t: usize| dy.at(t * n + offset + j) * xa.at(t * s + p.s + i);
+                let want = f64::from(SCALE) * (0..tokens).map(term).sum::<f64>();
+                let at = p.b + j * r + i;
+                of_b.add(at, self.db.now(self.on, at, 1)?, vec![want]);
+            }
+        }
+        Ok(vec![
+            of_x.against_largest("dx", slack * TOLERANCE),
+            of_a.against_largest("da", slack * TOLERANCE),
+            of_b.against_largest("db", slack * TOLERANCE),
+        ])
+    }
+}
+
+/// Calls `f` with both passes of every case, one case's operands at a time.
+///
+/// # Errors
+/// Those of `f`, and those of making operands.
+pub fn each<B: Testbed>(on: &B, cases: &[Case], f: &mut Taker<'_, B>) -> Result<(), GpuError> {
+    for case in cases {
+        let o = Operands::new(on, case)?;
+        let forward = Subject {
+            on,
+            work: workload("lora_forward", case),
+            changes: vec![vec![("y", &o.y), ("xa", &o.xa_out)]],
+            memory_bytes: 0,
+            compare: Box::new(|slack| o.compare_forward(slack)),
         };
-        let parameters = s * d + b_len;
-        let bench = |op, bytes: usize, flops, run| Bench {
-            op,
-            case: format!("{name} {t}x{d}x{n} r16"),
-            bytes: bytes as u64,
-            flops,
-            run,
+        // SAFETY: the operands have the lengths that their docs say and outlive the measurement.
+        forward.variant(f, FUSED, |_| unsafe {
+            cuda::forward(on.launcher(), on.products()?, &o.group, &o.inputs(&o.xa_out), o.y.ptr(on))
+        })?;
+        let backward = Subject {
+            on,
+            work: workload("lora_backward", case),
+            changes: vec![vec![("dx", &o.dx), ("da", &o.da), ("db", &o.db), ("dxa", &o.dxa)]],
+            memory_bytes: 0,
+            compare: Box::new(|slack| o.compare_backward(slack)),
         };
-        f(bench(
-            "lora_forward",
-            2 * (t * (d + s + 2 * n) + parameters),
-            case.forward_flops(),
-            // SAFETY: the operands have the lengths that their docs say and outlive the measurement.
-            Box::new(|| unsafe { cuda::forward(on, products, &group, &operands, y.ptr()) }),
-        ))?;
-        f(bench(
-            "lora_backward",
-            // x, xa, dy, and dx read and written; the gradients of the parameters, f32, too.
-            2 * t * (3 * d + s + n) + (2 + 8) * parameters,
-            case.backward_flops(),
-            // SAFETY: as above.
-            Box::new(|| unsafe { cuda::backward(on, products, &group, &operands, &gradients) }),
-        ))?;
+        let [dy_TN, dxa_TS, da_SD, db, dx_TD] = [&o.dy, &o.dxa, &o.da, &o.db, &o.dx].map(|m| m.ptr(on));
+        let gradients = Gradients { dy_TN, dxa_TS, da_SD, db, dx_TD: Some(dx_TD) };
+        // SAFETY: as above.
+        backward.variant(f, FUSED, |_| unsafe {
+            cuda::backward(on.launcher(), on.products()?, &o.group, &o.inputs(&o.xa_in), &gradients)
+        })?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Named groups for tests and benches.
 
 use super::{Segment, Shape, b_len, stacked_rank};
+use crate::cases::Workload;
 
 /// A named group.
 #[derive(Clone, Copy, Debug)]
@@ -66,3 +67,33 @@ pub const BENCHES: [Case; 2] = [
     case("qkv_1024", 1024, 192, 320, &[segment(0, 192, 16), segment(192, 64, 16), segment(256, 64, 16)], 1),
     case("gate_up_1024", 1024, 192, 1024, &[segment(0, 512, 16), segment(512, 512, 16)], 2),
 ];
+
+/// For GPU benches: rank 16 on a batch of Qwen2.5-0.5B.
+pub const GPU: [Case; 2] = [
+    case("qkv", 16_384, 896, 1152, &[segment(0, 896, 16), segment(896, 128, 16), segment(1024, 128, 16)], 1),
+    case("gate_up", 16_384, 896, 9728, &[segment(0, 4864, 16), segment(4864, 4864, 16)], 2),
+];
+
+/// An operation on bf16; FLOPs are those without the zeros of batched adapters.
+pub fn workload(op: &'static str, case: &Case) -> Workload {
+    let Case { name, shape: Shape { tokens: t, inputs: d, outputs: n }, segments, .. } = *case;
+    let (s, parameters) = (stacked_rank(segments), case.parameters() as usize);
+    let (bytes, flops) = match op {
+        "lora_forward" => (2 * (t * (d + s + 2 * n) + parameters), case.forward_flops()),
+        // x, xa, dy, and dx read and written; the gradients of the parameters, f32, too.
+        _ => (2 * t * (3 * d + s + n) + (2 + 8) * parameters, case.backward_flops()),
+    };
+    Workload {
+        op,
+        case: format!("{name} {t}x{d}x{n} r16"),
+        dims: vec![("tokens", t), ("inputs", d), ("outputs", n), ("rank", s)],
+        documents: Vec::new(),
+        bytes: bytes as u64,
+        flops,
+    }
+}
+
+/// Both passes of every case of [`GPU`].
+pub fn workloads() -> Vec<Workload> {
+    GPU.iter().flat_map(|case| ["lora_forward", "lora_backward"].map(|op| workload(op, case))).collect()
+}

@@ -2,62 +2,162 @@
 
 use super::{
     Shape, Tables,
+    cases::{self, POSITIONS},
     cuda::{self, Rotation},
+    reference,
 };
 use crate::gpu::{
-    Elem, Gpu, GpuError, Launcher,
-    bench::{Bench, Taker, matrix},
+    Elem, GpuError,
+    bench::{Compared, FUSED, Look, Operand, Subject, Taker, Testbed, sample, sets},
     le_bytes,
 };
 
-/// Operations that [`each`] times.
-pub const OPS: &[&str] =
-    &["qk_rope_forward", "qk_rope_backward", "qk_rope_bias_forward", "qk_rope_bias_backward"];
+const ELEM: Elem = Elem::Bf16;
 
-/// Tokens and heads: Qwen2.5-0.5B's and those of a 7B model with grouped keys.
-const SHAPES: [Shape; 3] = [
-    Shape { tokens: 16_384, heads: 14, kv_heads: 2, head_dim: 64 },
-    Shape { tokens: 65_536, heads: 14, kv_heads: 2, head_dim: 64 },
-    Shape { tokens: 65_536, heads: 32, kv_heads: 8, head_dim: 128 },
-];
+/// Rounding of the element type.
+const TOLERANCE: f64 = 6e-3;
 
-/// Tokens of a document.
-const POSITIONS: usize = 2048;
+/// f32 sums over all tokens, of which each thread adds up a few hundred.
+const SUM_TOLERANCE: f64 = 2e-5;
+
+/// Operands of one shape: the packed rows, once for each set.
+struct Operands<'a, B: Testbed> {
+    on: &'a B,
+    shape: Shape,
+    frequencies: Vec<f64>,
+    angles: [Operand<B::Memory>; 3],
+    qkv: Vec<Operand<B::Memory>>,
+    bias: Operand<B::Memory>,
+    dbias: Operand<B::Memory>,
+    scratch: Operand<B::Memory>,
+}
+
+impl<'a, B: Testbed> Operands<'a, B> {
+    fn new(on: &'a B, shape: Shape) -> Result<Self, GpuError> {
+        let frequencies = Tables::inverse_frequencies(1e6, shape.head_dim);
+        let tables = Tables::new(&frequencies, POSITIONS);
+        let positions: Vec<u32> = (0..shape.tokens).map(position).collect();
+        let positions = le_bytes(&positions, u32::to_le_bytes);
+        let table = |values: &[f32]| Operand::of(on, Elem::F32, values.len(), values);
+        let sets = sets(on, cases::workload("qk_rope_forward", shape).bytes);
+        let rows = |_| Operand::normal(on, ELEM, 1, shape.tokens * shape.packed(), 1.0);
+        let scratch = cuda::scratch_floats(on.launcher().processors(), shape, true, false);
+        Ok(Self {
+            on,
+            shape,
+            angles: [table(tables.cos())?, table(tables.sin())?, Operand::raw(on, &positions)?],
+            frequencies,
+            qkv: (0..sets).map(rows).collect::<Result<_, _>>()?,
+            bias: Operand::normal(on, ELEM, 2, shape.packed(), 1.0)?,
+            dbias: Operand::of(on, Elem::F32, shape.packed(), &[0.0])?,
+            scratch: Operand::output(on, Elem::F32, scratch)?,
+        })
+    }
+
+    fn rotation(&self) -> Rotation {
+        let [cos, sin, positions] = self.angles.each_ref().map(|m| m.ptr(self.on));
+        Rotation { cos, sin, positions }
+    }
+
+    /// Row `t` turned by its angle, or back, after the bias.
+    fn turned(&self, t: usize, back: bool, with_bias: bool) -> Vec<f64> {
+        let sign = if back { -1.0 } else { 1.0 };
+        let frequencies: Vec<f64> = self.frequencies.iter().map(|f| sign * f).collect();
+        let bias = with_bias.then(|| self.bias.values().elements(0, self.shape.packed()));
+        let row = self.qkv[0].values().row(t, self.shape.packed());
+        let one = Shape { tokens: 1, ..self.shape };
+        reference::forward(&row, bias.as_deref(), None, &frequencies, &[position(t)], one)
+    }
+
+    fn rows(&self, back: bool, with_bias: bool, slack: f64) -> Result<Compared, GpuError> {
+        let (q, mut look) = (self.shape.packed(), Look::default());
+        for t in sample(self.shape.tokens, 6) {
+            look.add(t * q, self.qkv[0].now(self.on, t * q, q)?, self.turned(t, back, with_bias));
+        }
+        Ok(look.against_largest(if back { "dqkv" } else { "qkv" }, slack * TOLERANCE))
+    }
+
+    /// Sampled columns of the bias' gradient, over all tokens.
+    fn columns(&self, slack: f64) -> Result<Compared, GpuError> {
+        let (q, k) = (self.shape.packed(), self.shape.head_dim);
+        let now = self.dbias.now(self.on, 0, q)?;
+        let mut look = Look::default();
+        for c in sample(q, 6) {
+            let (head, i) = (c / k * k, c % k);
+            let pair = [head + i % (k / 2), head + i % (k / 2) + k / 2];
+            let f = self.frequencies[i % (k / 2)];
+            let term = |t: usize| {
+                let at = |c: usize| self.qkv[0].values().at(t * q + c);
+                if c >= self.shape.rotated() {
+                    return at(c);
+                }
+                let (sin, cos) = (f64::from(position(t)) * f).sin_cos();
+                let [first, second] = pair.map(at);
+                if i < k / 2 { first * cos + second * sin } else { second * cos - first * sin }
+            };
+            look.add(c, vec![now[c]], vec![(0..self.shape.tokens).map(term).sum()]);
+        }
+        Ok(look.against_largest("dbias", slack * SUM_TOLERANCE))
+    }
+}
+
+fn position(t: usize) -> u32 {
+    (t % POSITIONS) as u32
+}
 
 /// Calls `f` with the benches of every shape, one shape's operands at a time: rotation alone, and with the bias.
-pub fn each(on: &Gpu, f: &mut Taker) -> Result<(), GpuError> {
-    for shape in SHAPES {
-        let Shape { tokens, heads, kv_heads, head_dim } = shape;
-        let tables = Tables::new(&Tables::inverse_frequencies(1e6, head_dim), POSITIONS);
-        let positions: Vec<u32> = (0..tokens).map(|t| (t % POSITIONS) as u32).collect();
-        let (cos, sin) =
-            (on.upload(&Elem::F32.encode(tables.cos()))?, on.upload(&Elem::F32.encode(tables.sin()))?);
-        let positions = on.upload(&le_bytes(&positions, u32::to_le_bytes))?;
-        let rotation = Rotation { cos: cos.ptr(), sin: sin.ptr(), positions: positions.ptr() };
-        let (qkv, bias) = (matrix(on, tokens, shape.packed())?, matrix(on, 1, shape.packed())?);
-        let dbias = on.upload(&vec![0; 4 * shape.packed()])?;
-        let scratch = on.alloc(4 * cuda::scratch_floats(on.processors(), shape, true, false))?;
-        let (x, b, db, s) = (qkv.ptr(), bias.ptr(), dbias.ptr(), scratch.ptr());
-        let bench = |op, elements: usize, run| Bench {
-            op,
-            case: format!("{tokens}x{heads}/{kv_heads}x{head_dim}"),
-            bytes: 4 * (tokens * elements) as u64,
-            flops: 0,
-            run,
-        };
-        // SAFETY: the operands have the lengths that their names say and outlive the measurement.
-        let rotate = || unsafe { cuda::forward(on, Elem::Bf16, x, None, None, rotation, shape) };
-        f(bench("qk_rope_forward", shape.rotated(), Box::new(rotate)))?;
-        // SAFETY: as above.
-        let back = || unsafe { cuda::backward(on, Elem::Bf16, x, None, None, rotation, s, shape) };
-        f(bench("qk_rope_backward", shape.rotated(), Box::new(back)))?;
-        // SAFETY: as above.
-        let with_bias = || unsafe { cuda::forward(on, Elem::Bf16, x, Some(b), None, rotation, shape) };
-        f(bench("qk_rope_bias_forward", shape.packed(), Box::new(with_bias)))?;
-        // SAFETY: as above. Values are read for the bias alone, and written by nobody.
-        let back = || unsafe { cuda::backward(on, Elem::Bf16, x, Some(db), None, rotation, s, shape) };
-        let moved = (2 * shape.rotated() + kv_heads * head_dim).div_ceil(2);
-        f(bench("qk_rope_bias_backward", moved, Box::new(back)))?;
+///
+/// # Errors
+/// Those of `f`, and those of making operands.
+pub fn each<B: Testbed>(on: &B, shapes: &[Shape], f: &mut Taker<'_, B>) -> Result<(), GpuError> {
+    for &shape in shapes {
+        let operands = Operands::new(on, shape)?;
+        for with_bias in [false, true] {
+            forward(&operands, with_bias, f)?;
+            backward(&operands, with_bias, f)?;
+        }
     }
     Ok(())
+}
+
+fn forward<B: Testbed>(o: &Operands<B>, with_bias: bool, f: &mut Taker<'_, B>) -> Result<(), GpuError> {
+    let subject = Subject {
+        on: o.on,
+        work: cases::workload(if with_bias { "qk_rope_bias_forward" } else { "qk_rope_forward" }, o.shape),
+        changes: o.qkv.iter().map(|x| vec![("qkv", x)]).collect(),
+        memory_bytes: 0,
+        compare: Box::new(move |slack| Ok(vec![o.rows(false, with_bias, slack)?])),
+    };
+    subject.variant(f, FUSED, |set| {
+        let (x, bias) = (o.qkv[set].ptr(o.on), with_bias.then(|| o.bias.ptr(o.on)));
+        // SAFETY: the operands have the lengths that their names say and outlive the measurement.
+        unsafe { cuda::forward(o.on.launcher(), ELEM, x, bias, None, o.rotation(), o.shape) }
+    })
+}
+
+fn backward<B: Testbed>(o: &Operands<B>, with_bias: bool, f: &mut Taker<'_, B>) -> Result<(), GpuError> {
+    let changes = |x| {
+        let mut all = vec![("dqkv", x)];
+        all.extend(with_bias.then_some(("dbias", &o.dbias)));
+        all
+    };
+    let subject = Subject {
+        on: o.on,
+        work: cases::workload(if with_bias { "qk_rope_bias_backward" } else { "qk_rope_backward" }, o.shape),
+        changes: o.qkv.iter().map(changes).collect(),
+        memory_bytes: 0,
+        compare: Box::new(move |slack| {
+            let mut all = vec![o.rows(true, false, slack)?];
+            if with_bias {
+                all.push(o.columns(slack)?);
+            }
+            Ok(all)
+        }),
+    };
+    subject.variant(f, FUSED, |set| {
+        let (x, dbias) = (o.qkv[set].ptr(o.on), with_bias.then(|| o.dbias.ptr(o.on)));
+        let (rotation, scratch) = (o.rotation(), o.scratch.ptr(o.on));
+        // SAFETY: as above.
+        unsafe { cuda::backward(o.on.launcher(), ELEM, x, dbias, None, rotation, scratch, o.shape) }
+    })
 }

@@ -1,84 +1,194 @@
 //! RMSNorm on a GPU, for [`crate::gpu::bench`].
 
-use super::{Shape, cuda};
-use crate::{
-    cases::values,
-    gpu::{
-        Buffer, Elem, Gpu, GpuError, Launcher,
-        bench::{Bench, Taker, matrix},
-    },
+use super::{Shape, cases::workload, cuda, reference};
+use crate::gpu::{
+    Elem, GpuError,
+    bench::{Changes, Compared, FUSED, Look, Operand, Subject, Taker, Testbed, sample, sets},
 };
-
-/// Operations that [`each`] times.
-pub const OPS: &[&str] =
-    &["rmsnorm_forward", "rmsnorm_add_forward", "rmsnorm_backward", "rmsnorm_add_backward"];
-
-/// Tokens and hidden sizes of the benches: Qwen2.5-0.5B's and a 7B model's rows.
-const SHAPES: [(usize, usize); 4] = [(16_384, 896), (65_536, 896), (16_384, 4096), (65_536, 4096)];
 
 const EPS: f32 = 1e-6;
 
+const ELEM: Elem = Elem::Bf16;
+
+/// Rounding of the element type, and of an f32 sum over a row.
+const TOLERANCE: f64 = 6e-3;
+
+/// f32 sums over all rows, of which each thread adds up a few hundred.
+const SUM_TOLERANCE: f64 = 2e-5;
+
 /// Operands of one shape, bf16.
-struct Operands {
-    matrices: [Buffer; 4],
-    weight: Buffer,
-    rstd: Buffer,
-    dweight: Buffer,
-    scratch: Buffer,
+struct Operands<M> {
+    matrices: [Operand<M>; 4],
+    weight: Operand<M>,
+    rstd_in: Operand<M>,
+    rstd_out: Operand<M>,
+    outputs: [Operand<M>; 2],
+    dweight: Operand<M>,
+    scratch: Operand<M>,
 }
 
-impl Operands {
-    fn new(on: &Gpu, shape: Shape) -> Result<Self, GpuError> {
-        let matrix = || matrix(on, shape.tokens, shape.hidden);
+impl<M> Operands<M> {
+    fn new<B: Testbed<Memory = M>>(on: &B, shape: Shape) -> Result<Self, GpuError> {
+        let n = shape.elements();
+        let matrix = |seed| Operand::normal(on, ELEM, seed, n, 1.0);
+        // Around 1, as of rows of normal values.
+        let rstd: Vec<f32> = crate::cases::values(6, 4096).into_iter().map(|v| 1.0 + v / 4.0).collect();
+        let scratch = cuda::scratch_floats(on.launcher().processors(), shape);
         Ok(Self {
-            matrices: [matrix()?, matrix()?, matrix()?, matrix()?],
-            weight: on.upload(&Elem::Bf16.encode(&values(2, shape.hidden)))?,
-            rstd: on.upload(&1.7f32.to_le_bytes().repeat(shape.tokens))?,
-            dweight: on.upload(&vec![0; 4 * shape.hidden])?,
-            scratch: on.alloc(4 * cuda::scratch_floats(on.processors(), shape))?,
+            matrices: [matrix(1)?, matrix(2)?, matrix(3)?, matrix(4)?],
+            weight: Operand::normal(on, ELEM, 5, shape.hidden, 1.0)?,
+            rstd_in: Operand::of(on, Elem::F32, shape.tokens, &rstd)?,
+            rstd_out: Operand::output(on, Elem::F32, shape.tokens)?,
+            outputs: [Operand::output(on, ELEM, n)?, Operand::output(on, ELEM, n)?],
+            dweight: Operand::of(on, Elem::F32, shape.hidden, &[0.0])?,
+            scratch: Operand::output(on, Elem::F32, scratch)?,
         })
+    }
+
+    fn forward_changes(&self, added: bool) -> Changes<'_, M> {
+        let [y, sum] = self.outputs.each_ref();
+        let mut all = vec![("y", y), ("rstd", &self.rstd_out)];
+        all.extend(added.then_some(("sum", sum)));
+        all
     }
 }
 
 /// Calls `f` with the benches of every shape, one shape's operands at a time.
-pub fn each(on: &Gpu, f: &mut Taker) -> Result<(), GpuError> {
-    for (tokens, hidden) in SHAPES {
-        let shape = Shape { tokens, hidden };
-        let operands = Operands::new(on, shape)?;
-        let [a, b, c, d] = operands.matrices.each_ref().map(Buffer::ptr);
-        let (w, r) = (operands.weight.ptr(), operands.rstd.ptr());
-        let dw = Some((operands.dweight.ptr(), operands.scratch.ptr()));
-        let bench = |op, tensors: u64, run| Bench {
-            op,
-            case: format!("{tokens}x{hidden}"),
-            bytes: tensors * 2 * shape.elements() as u64,
-            flops: 0,
-            run,
-        };
-        f(bench(
-            "rmsnorm_forward",
-            2,
-            // SAFETY: the operands have the lengths that their names say and outlive the measurement.
-            Box::new(|| unsafe { cuda::forward(on, Elem::Bf16, a, w, EPS, b, r, shape) }),
-        ))?;
-        f(bench(
-            "rmsnorm_add_forward",
-            4,
-            // SAFETY: as above.
-            Box::new(|| unsafe { cuda::add_forward(on, Elem::Bf16, a, b, c, w, EPS, d, r, shape) }),
-        ))?;
-        f(bench(
-            "rmsnorm_backward",
-            3,
-            // SAFETY: as above.
-            Box::new(|| unsafe { cuda::backward(on, Elem::Bf16, a, b, r, w, c, false, dw, shape) }),
-        ))?;
-        f(bench(
-            "rmsnorm_add_backward",
-            4,
-            // SAFETY: as above.
-            Box::new(|| unsafe { cuda::backward(on, Elem::Bf16, a, b, r, w, d, true, dw, shape) }),
-        ))?;
+///
+/// # Errors
+/// Those of `f`, and those of making operands.
+pub fn each<B: Testbed>(on: &B, shapes: &[Shape], f: &mut Taker<'_, B>) -> Result<(), GpuError> {
+    for &shape in shapes {
+        let sets = sets(on, workload("rmsnorm_forward", shape).bytes);
+        let all = (0..sets).map(|_| Operands::new(on, shape)).collect::<Result<Vec<_>, _>>()?;
+        for added in [false, true] {
+            forward(on, &all, added, shape, f)?;
+            backward(on, &all, added, shape, f)?;
+        }
     }
     Ok(())
+}
+
+/// x and weight, as well as x = residual + delta.
+fn forward<B: Testbed>(
+    on: &B,
+    sets: &[Operands<B::Memory>],
+    added: bool,
+    shape: Shape,
+    f: &mut Taker<'_, B>,
+) -> Result<(), GpuError> {
+    let subject = Subject {
+        on,
+        work: workload(if added { "rmsnorm_add_forward" } else { "rmsnorm_forward" }, shape),
+        changes: sets.iter().map(|s| s.forward_changes(added)).collect(),
+        memory_bytes: 0,
+        compare: Box::new(|slack| compare_forward(on, &sets[0], added, shape, slack)),
+    };
+    subject.variant(f, FUSED, |set| {
+        let s = &sets[set];
+        let [a, b, ..] = s.matrices.each_ref().map(|m| m.ptr(on));
+        let [w, r, y, sum] = [&s.weight, &s.rstd_out, &s.outputs[0], &s.outputs[1]].map(|m| m.ptr(on));
+        // SAFETY: the operands have the lengths that their names say and outlive the measurement.
+        unsafe {
+            if added {
+                return cuda::add_forward(on.launcher(), ELEM, a, b, sum, w, EPS, y, r, shape);
+            }
+            cuda::forward(on.launcher(), ELEM, a, w, EPS, y, r, shape)
+        }
+    })
+}
+
+fn compare_forward<B: Testbed>(
+    on: &B,
+    s: &Operands<B::Memory>,
+    added: bool,
+    shape: Shape,
+    slack: f64,
+) -> Result<Vec<Compared>, GpuError> {
+    let d = shape.hidden;
+    let weight = s.weight.values().elements(0, d);
+    let [mut y, mut rstd, mut sum] = [0; 3].map(|_| Look::default());
+    for t in sample(shape.tokens, 6) {
+        let mut x = s.matrices[0].values().row(t, d);
+        if added {
+            x.iter_mut().zip(s.matrices[1].values().row(t, d)).for_each(|(a, b)| *a += b);
+            sum.add(t * d, s.outputs[1].now(on, t * d, d)?, x.clone());
+        }
+        let row = Shape { tokens: 1, hidden: d };
+        let (y_row, rstd_row) = reference::forward(&x, &weight, f64::from(EPS), row);
+        y.add(t * d, s.outputs[0].now(on, t * d, d)?, y_row);
+        rstd.add(t, s.rstd_out.now(on, t, 1)?, rstd_row);
+    }
+    let mut all = vec![
+        y.against_largest("y", slack * TOLERANCE),
+        // Of the sum before it is rounded, or after.
+        rstd.against_largest("rstd", if added { 4e-3 } else { 2e-6 } * slack),
+    ];
+    if added {
+        all.push(sum.against_largest("sum", slack * TOLERANCE));
+    }
+    Ok(all)
+}
+
+/// dy is the first matrix, x the second; what the gradient is added to is the third.
+fn backward<B: Testbed>(
+    on: &B,
+    sets: &[Operands<B::Memory>],
+    added: bool,
+    shape: Shape,
+    f: &mut Taker<'_, B>,
+) -> Result<(), GpuError> {
+    fn dx<M>(s: &Operands<M>, added: bool) -> &Operand<M> {
+        if added { &s.matrices[2] } else { &s.outputs[0] }
+    }
+    let changes = |s| vec![("dx", dx(s, added)), ("dweight", &s.dweight)];
+    let subject = Subject {
+        on,
+        work: workload(if added { "rmsnorm_add_backward" } else { "rmsnorm_backward" }, shape),
+        changes: sets.iter().map(changes).collect(),
+        memory_bytes: 0,
+        compare: Box::new(|slack| compare_backward(on, &sets[0], dx(&sets[0], added), shape, slack)),
+    };
+    subject.variant(f, FUSED, |set| {
+        let s = &sets[set];
+        let [dy, x, ..] = s.matrices.each_ref().map(|m| m.ptr(on));
+        let [w, r, dx] = [&s.weight, &s.rstd_in, dx(s, added)].map(|m| m.ptr(on));
+        let dweight = Some((s.dweight.ptr(on), s.scratch.ptr(on)));
+        // SAFETY: the operands have the lengths that their names say and outlive the measurement.
+        unsafe { cuda::backward(on.launcher(), ELEM, dy, x, r, w, dx, added, dweight, shape) }
+    })
+}
+
+fn compare_backward<B: Testbed>(
+    on: &B,
+    s: &Operands<B::Memory>,
+    dx: &Operand<B::Memory>,
+    shape: Shape,
+    slack: f64,
+) -> Result<Vec<Compared>, GpuError> {
+    let d = shape.hidden;
+    let weight = s.weight.values().elements(0, d);
+    let [mut rows, mut columns] = [0; 2].map(|_| Look::default());
+    for t in sample(shape.tokens, 6) {
+        let [dy, x] = [0, 1].map(|i| s.matrices[i].values().row(t, d));
+        let row = Shape { tokens: 1, hidden: d };
+        let mut want = reference::backward(&dy, &x, &[s.rstd_in.values().at(t)], &weight, row);
+        if !dx.is_output() {
+            want.iter_mut().zip(dx.values().row(t, d)).for_each(|(w, old)| *w += old);
+        }
+        rows.add(t * d, dx.now(on, t * d, d)?, want);
+    }
+    let dweight = s.dweight.now(on, 0, d)?;
+    for j in sample(d, 6) {
+        let term = |t| {
+            s.matrices[0].values().at(t * d + j)
+                * s.matrices[1].values().at(t * d + j)
+                * s.rstd_in.values().at(t)
+        };
+        columns.add(j, vec![dweight[j]], vec![(0..shape.tokens).map(term).sum()]);
+    }
+    Ok(vec![
+        rows.against_largest("dx", slack * TOLERANCE),
+        columns.against_largest("dweight", slack * SUM_TOLERANCE),
+    ])
 }

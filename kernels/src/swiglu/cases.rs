@@ -1,5 +1,7 @@
 //! Named shapes for tests and benches.
 
+use crate::cases::Workload;
+
 /// A named shape.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
@@ -16,12 +18,12 @@ pub struct Case {
 impl Case {
     /// Bytes that a one-pass forward reads and writes: gate, up, act.
     pub fn forward_bytes(&self) -> u64 {
-        12 * (self.tokens * self.ffn) as u64
+        bytes("swiglu_forward", self.tokens, self.ffn, 4)
     }
 
     /// Bytes that a one-pass backward reads and writes: gate, up, dact, dgate, dup.
     pub fn backward_bytes(&self) -> u64 {
-        20 * (self.tokens * self.ffn) as u64
+        bytes("swiglu_backward", self.tokens, self.ffn, 4)
     }
 }
 
@@ -40,3 +42,34 @@ pub const TESTS: [Case; 5] = [
 
 /// For benches: the repository's tiny model and a Qwen2.5-0.5B row length.
 pub const BENCHES: [Case; 2] = [case("1024x512", 1024, 512, 1), case("2048x4864", 2048, 4864, 2)];
+
+/// Operations, with the tensors of T × F that one pass reads and writes.
+const TENSORS: [(&str, u64); 2] = [
+    ("swiglu_forward", 3),  // gate, up, act
+    ("swiglu_backward", 5), // gate, up, dact, dgate, dup
+];
+
+fn bytes(op: &str, tokens: usize, ffn: usize, element: u64) -> u64 {
+    let (_, tensors) = TENSORS.iter().find(|(name, _)| *name == op).expect("an operation of this kernel");
+    tensors * element * (tokens * ffn) as u64
+}
+
+/// For GPU benches: tokens and F of Qwen2.5-0.5B.
+pub const GPU: [(usize, usize); 2] = [(16_384, 4864), (65_536, 4864)];
+
+/// An operation on bf16 at a shape.
+pub fn workload(op: &'static str, (tokens, ffn): (usize, usize)) -> Workload {
+    Workload {
+        op,
+        case: format!("{tokens}x{ffn}"),
+        dims: vec![("tokens", tokens), ("ffn", ffn)],
+        documents: Vec::new(),
+        bytes: bytes(op, tokens, ffn, 2),
+        flops: 0,
+    }
+}
+
+/// Every operation at every shape of [`GPU`].
+pub fn workloads() -> Vec<Workload> {
+    GPU.iter().flat_map(|shape| TENSORS.map(|(op, _)| workload(op, *shape))).collect()
+}

@@ -8,6 +8,8 @@
 mod adamw;
 mod attention;
 mod attention_eager;
+mod bench;
+mod digest;
 mod embedding;
 mod emulator;
 mod graph;
@@ -76,6 +78,7 @@ parity! {
     adamw { norm, master, rounded, rounded_to_nearest, quantised, unbiased, eager_is_not_quantised }
     attention { forward_backward, magnitudes, isolation }
     attention_eager { forward_backward, magnitudes, isolation, long_rows }
+    digest { words }
     embedding { forward, backward }
     linear_ce { forward_backward, chunks, magnitudes }
     lora { forward, backward, refusal }

@@ -70,7 +70,7 @@ pub(super) fn method(resolved: &Resolved, summary: &RunSummary) -> String {
     )
 }
 
-pub(super) fn environment(environment: &Value) -> String {
+pub(crate) fn environment(environment: &Value) -> String {
     let mut rows = vec![heading(&["", ""])];
     leaves("", environment, &mut rows);
     if rows.len() == 1 {

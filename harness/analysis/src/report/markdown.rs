@@ -1,7 +1,7 @@
 //! Small pieces of GitHub-flavoured Markdown.
 
 /// A table; the first row is the heading. Cells must be escaped.
-pub(super) fn table(rows: &[Vec<String>]) -> String {
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let line = |row: &[String]| format!("| {} |\n", row.join(" | "));
     let Some((head, body)) = rows.split_first() else { return String::new() };
     let rule = vec!["---".to_string(); head.len()];
@@ -9,12 +9,12 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
 }
 
 /// A heading row.
-pub(super) fn heading(names: &[&str]) -> Vec<String> {
+pub(crate) fn heading(names: &[&str]) -> Vec<String> {
     names.iter().map(|n| n.to_string()).collect()
 }
 
 /// Text of unknown origin on one line, with nothing in it that Markdown or HTML would act on.
-pub(super) fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     let mut out = String::new();
     for c in text.split_whitespace().collect::<Vec<_>>().join(" ").chars() {
         match c {
@@ -29,11 +29,11 @@ pub(super) fn plain(text: &str) -> String {
 }
 
 /// A name as code.
-pub(super) fn code(name: &str) -> String {
+pub(crate) fn code(name: &str) -> String {
     format!("`{}`", name.replace(['`', '\n'], " ").replace('|', "\\|"))
 }
 
 /// A plot beside the report.
-pub(super) fn image(file: &str, alt: &str) -> String {
+pub(crate) fn image(file: &str, alt: &str) -> String {
     format!("![{alt}](plots/{file})\n")
 }

@@ -1,7 +1,7 @@
 //! The report for people: `report.md` and its plots.
 
-mod appendix;
-mod markdown;
+pub(crate) mod appendix;
+pub(crate) mod markdown;
 mod plots;
 mod results;
 

@@ -1,6 +1,7 @@
 //! Tests of the analysis on synthetic logs of honest and of cheating arms.
 
 mod judge;
+mod kernels;
 mod report;
 mod stats;
 mod summary;

@@ -1,8 +1,8 @@
 //! Known answers, and properties that hold for any data.
 
 use chronibench_analysis::stats::{
-    Estimate, LOSS_FALL_MIN_STEPS, loss_fall, median, median_estimate, quantile, range_coverage,
-    ratio_estimate,
+    Estimate, LOSS_FALL_MIN_STEPS, loss_fall, median, median_estimate, median_ratio, quantile,
+    range_coverage, ratio_estimate,
 };
 use proptest::prelude::*;
 
@@ -117,4 +117,17 @@ proptest! {
         prop_assert!(((a.first - a.last) - (b.first - b.last)).abs() < 1e-9);
         prop_assert!((a.std_error - b.std_error).abs() < 1e-9);
     }
+}
+
+#[test]
+fn a_ratio_of_medians_resamples_each_side_by_itself() {
+    let a = [2.0, 2.2, 1.8, 2.1, 1.9, f64::NAN, -1.0];
+    let b = [1.0, 1.1, 0.9];
+    let e = median_ratio(&a, &b).unwrap();
+    assert_eq!((e.median, e.n), (2.0, 3));
+    let (low, high) = e.interval.unwrap();
+    assert!((1.8 / 1.1..1.9).contains(&low) && (2.1..=2.2 / 0.9).contains(&high), "{low} {high}");
+    assert_eq!(median_ratio(&a, &b), Some(e), "seeded");
+    assert_eq!(median_ratio(&[3.0], &[2.0]).unwrap().interval, None);
+    assert_eq!(median_ratio(&a, &[]), None);
 }

@@ -1,0 +1,230 @@
+//! The checks of the benches: they pass what is right and refuse what is not, at shapes that the emulator has time for.
+
+use std::cell::Cell;
+
+use chronicals_kernels::{
+    adamw, attention, embedding, gemm,
+    gpu::{
+        Arg, Entry, GpuError, Grid, Launcher, Needs, Products, Ptr,
+        bench::{Bench, Checked, Testbed, Wants},
+        digest::digest,
+    },
+    linear_ce, lora, qk_rope, rmsnorm, swiglu,
+};
+
+use crate::{
+    emulator::{Block, Emulator},
+    machine::Machine,
+};
+
+/// What goes wrong with the launches of one entry point.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    /// They do nothing.
+    Lost,
+    /// Their last float is another.
+    Wrong,
+    /// As `Wrong`, from the second launch on.
+    Unsteady,
+}
+
+/// The emulator as a test bed, in or out of order.
+struct Bed {
+    machine: Emulator,
+    fault: Option<(&'static str, Fault)>,
+    launches: Cell<usize>,
+}
+
+impl Bed {
+    fn new(fault: Option<(&'static str, Fault)>) -> Self {
+        Self { machine: Emulator::new(), fault, launches: Cell::new(0) }
+    }
+}
+
+impl Launcher for Bed {
+    unsafe fn launch(&self, entry: Entry, grid: Grid, args: &[Arg]) -> Result<(), GpuError> {
+        let mut args = args.to_vec();
+        if let Some((_, fault)) = self.fault.filter(|(name, _)| *name == entry.name) {
+            let before = self.launches.replace(self.launches.get() + 1);
+            if fault == Fault::Lost {
+                return Ok(());
+            }
+            if fault == Fault::Wrong || before > 0 {
+                args.iter_mut().filter(|a| matches!(a, Arg::F32(_))).for_each(|a| *a = Arg::F32(0.5));
+            }
+        }
+        // SAFETY: the caller's promise; floats are no addresses.
+        unsafe { self.machine.launch(entry, grid, &args) }
+    }
+
+    fn processors(&self) -> u32 {
+        self.machine.processors()
+    }
+}
+
+impl Testbed for Bed {
+    type Memory = Block;
+
+    fn launcher(&self) -> &dyn Launcher {
+        self
+    }
+
+    fn products(&self) -> Result<&dyn Products, GpuError> {
+        Ok(&self.machine)
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Block, GpuError> {
+        Ok(Block::new(&vec![0; bytes]))
+    }
+
+    fn ptr(&self, memory: &Block) -> Ptr {
+        memory.ptr()
+    }
+
+    fn fill(&self, memory: &Block, byte: u8) -> Result<(), GpuError> {
+        self.repeat(memory, &[byte])
+    }
+
+    fn repeat(&self, memory: &Block, block: &[u8]) -> Result<(), GpuError> {
+        let len = memory.bytes().len();
+        let bytes: Vec<u8> = block.iter().copied().cycle().take(len).collect();
+        let at = std::ptr::with_exposed_provenance_mut::<u8>(memory.ptr().0 as usize);
+        // SAFETY: the block has that many bytes, and nobody else looks at them.
+        unsafe { at.copy_from(bytes.as_ptr(), len) };
+        Ok(())
+    }
+
+    fn read(&self, memory: &Block, at: usize, len: usize) -> Result<Vec<u8>, GpuError> {
+        Ok(memory.bytes()[at..at + len].to_vec())
+    }
+
+    fn l2_bytes(&self) -> usize {
+        4096
+    }
+
+    fn meets(&self, needs: Needs) -> bool {
+        self.machine.meets(needs)
+    }
+}
+
+const ALL: &Wants = &|_| true;
+
+/// Checks of every bench that a group offers, by operation and case.
+type Outcomes = Vec<(String, Checked)>;
+
+fn outcome(bench: Bench<Bed>, all: &mut Outcomes) -> Result<(), GpuError> {
+    let work = bench.work();
+    all.push((format!("{} {} {}", work.op, bench.variant.name, work.case), bench.check()?));
+    Ok(())
+}
+
+fn all_hold(outcomes: Outcomes, fewest: usize) {
+    assert!(outcomes.len() >= fewest, "{} benches", outcomes.len());
+    for (what, checked) in outcomes {
+        assert_eq!(checked.failure, None, "{what}");
+        assert!(!checked.compared.is_empty(), "{what}: nothing was compared");
+    }
+}
+
+#[test]
+fn every_bench_holds() {
+    let (bed, mut all) = (Bed::new(None), Outcomes::new());
+    let take = &mut |b: Bench<Bed>| outcome(b, &mut all);
+    let shape = |tokens, hidden| rmsnorm::Shape { tokens, hidden };
+    rmsnorm::bench::each(&bed, &[shape(37, 64), shape(3, 1032)], take).unwrap();
+    swiglu::bench::each(&bed, &[(21, 72)], take).unwrap();
+    let shape = qk_rope::Shape { tokens: 50, heads: 4, kv_heads: 2, head_dim: 32 };
+    qk_rope::bench::each(&bed, &[shape], take).unwrap();
+    let shape = embedding::cuda::Shape { tokens: 390, vocabulary: 300, hidden: 24 };
+    embedding::bench::each(&bed, &[shape], take).unwrap();
+    adamw::bench::each(&bed, &[10_008], ALL, take).unwrap();
+    let shape = linear_ce::Shape { tokens: 40, hidden: 16, vocab: 1000 };
+    linear_ce::bench::each(&bed, &[shape], ALL, take).unwrap();
+    let case = |heads, kv_heads, head_dim, lengths| attention::bench::GpuCase {
+        name: "small",
+        shape: attention::Shape { heads, kv_heads, head_dim },
+        lengths,
+    };
+    let cases = [case(4, 2, 64, vec![130, 1, 31]), case(2, 1, 128, vec![20, 9])];
+    attention::bench::each(&bed, &cases, ALL, take).unwrap();
+    let layer = gemm::cases::Layer { name: "small", outputs: 40, inputs: 24 };
+    gemm::bench::each(&bed, &[(50, layer)], take).unwrap();
+    let shape = lora::Shape { tokens: 50, inputs: 24, outputs: 40 };
+    const SEGMENTS: [lora::Segment; 2] =
+        [lora::Segment { offset: 0, width: 24, r: 8 }, lora::Segment { offset: 24, width: 16, r: 8 }];
+    let case = lora::cases::Case { name: "small", shape, segments: &SEGMENTS, seed: 1 };
+    lora::bench::each(&bed, &[case], take).unwrap();
+    all_hold(all, 36);
+}
+
+/// What the check of the first RMSNorm says when `entry` has a fault.
+fn faulty(entry: &'static str, fault: Fault) -> Checked {
+    let (bed, mut all) = (Bed::new(Some((entry, fault))), Outcomes::new());
+    let shape = rmsnorm::Shape { tokens: 9, hidden: 64 };
+    rmsnorm::bench::each(&bed, &[shape], &mut |b| outcome(b, &mut all)).unwrap();
+    all.into_iter().next().unwrap().1
+}
+
+#[test]
+fn what_is_not_written_is_refused() {
+    let failure = faulty("rmsnorm_forward", Fault::Lost).failure.unwrap();
+    assert_eq!(failure, "288 words of y were not written");
+}
+
+#[test]
+fn what_is_wrong_is_refused_with_place_and_values() {
+    let checked = faulty("rmsnorm_forward", Fault::Wrong);
+    let y = &checked.compared[0];
+    assert!(y.error > 0.1 && y.error < 0.9, "{y}");
+    assert_eq!(checked.failure, Some(y.to_string()));
+    assert!(checked.failure.unwrap().starts_with("y["));
+}
+
+#[test]
+fn other_bits_the_second_time_are_refused() {
+    let failure = faulty("rmsnorm_forward", Fault::Unsteady).failure.unwrap();
+    assert_eq!(failure, "a second run left other bits in y");
+}
+
+#[test]
+fn a_digest_sees_a_changed_and_an_exchanged_word() {
+    use chronicals_kernels::gpu::{Elem, bench::Operand};
+    let bed = Bed::new(None);
+    let of =
+        |values: &[f32]| digest(&bed, &Operand::of(&bed, Elem::F32, values.len(), values).unwrap()).unwrap();
+    let values: Vec<f32> = (0..9001).map(|i| i as f32).collect();
+    let first = of(&values);
+    assert_eq!((first, first.ones), (of(&values), 0));
+    let (mut changed, mut exchanged) = (values.clone(), values);
+    changed[9000] += 1.0;
+    exchanged.swap(3, 8000);
+    assert!(of(&changed) != first && of(&exchanged) != first);
+    let poisoned = digest(&bed, &Operand::output(&bed, Elem::F32, 77).unwrap()).unwrap();
+    assert_eq!(poisoned.ones, 77);
+}
+
+#[test]
+fn small_operands_rotate() {
+    let bed = Bed::new(None);
+    let mut sets = Vec::new();
+    for shape in [rmsnorm::Shape { tokens: 4, hidden: 64 }, rmsnorm::Shape { tokens: 40, hidden: 64 }] {
+        rmsnorm::bench::each(&bed, &[shape], &mut |b| {
+            sets.push(b.sets());
+            Ok(())
+        })
+        .unwrap();
+    }
+    // 1 KiB moves at the first shape, 10 at the second, and the bed's L2 cache holds 4.
+    assert_eq!((sets[0], sets[4]), ((8, 1024), (1, 10_240)));
+}
+
+#[test]
+fn every_workload_is_offered_and_says_what_it_moves() {
+    use chronicals_kernels::gpu::bench::workloads;
+    let all = workloads();
+    assert!(all.len() > 40);
+    for (i, w) in all.iter().enumerate() {
+        assert!(w.bytes > 0 && !w.dims.is_empty() && !w.case.is_empty(), "{w:?}");
+        assert!(!all[..i].iter().any(|o| o.op == w.op && o.case == w.case), "{} {} twice", w.op, w.case);
+    }
+}
