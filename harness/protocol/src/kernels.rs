@@ -86,6 +86,9 @@ pub struct KernelRow {
     /// Bytes that it needs besides its inputs, gradients included, where that is looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+    /// Bytes that its passes read and write, every operand of every kernel and product once; counted, not measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved_bytes: Option<u64>,
     /// What the check before the timing said.
     #[serde(default)]
     pub check: KernelCheck,

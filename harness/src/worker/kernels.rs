@@ -165,6 +165,7 @@ impl Arm<'_, '_, '_> {
             warm_bytes: sets as u64 * set_bytes,
             l2_bytes: self.device.l2_bytes() as u64,
             memory_bytes: Some(bench.memory_bytes()).filter(|b| *b > 0),
+            moved_bytes: bench.moved_bytes,
             before: self.look(),
             ..KernelRow::default()
         };

@@ -3,13 +3,17 @@
 use super::{
     Hyper, cases,
     cuda::{self, BLOCK, Codes, Grads, Group, State},
+    cuda_eager::{self, Layout},
     reference,
 };
 use crate::{
     cases::{normals, values},
     gpu::{
         Elem, GpuError, Ptr,
-        bench::{Compared, FUSED, Look, Operand, Subject, Taker, Testbed, Wants, sample},
+        bench::{
+            Compared, EAGER, FUSED, Look, Operand, Room, Subject, Taker, Testbed, Variant, Wants, sample,
+        },
+        eager::traffic,
     },
 };
 
@@ -19,6 +23,10 @@ const SEED: u32 = 1;
 
 /// A few roundings of f32, and a root and a quotient of two units in the last place.
 const TOLERANCE: f64 = 1e-6;
+
+/// Of the largest of a state in bf16 that eager rounds to nearest: twice where it is written, by 2⁻⁸ at most, and what its change
+/// is made of.
+const TO_NEAREST: f64 = 1e-2;
 
 /// Calls `f` with the benches of every length and state that is wanted; gradients are f32.
 ///
@@ -65,14 +73,14 @@ fn norm<B: Testbed>(
         work: cases::workload("adamw_norm", n),
         changes: vec![vec![("clip", &clip)]],
         memory_bytes: 0,
-        compare: Box::new(|slack| {
+        compare: Box::new(|by| {
             let norm = grads.values().square_sum(n).sqrt();
             let want = [norm, (f64::from(MAX_NORM) / (norm + 1e-6)).min(1.0)];
             let now = clip.now(on, 0, 2)?;
             let compare = |i: usize, what: &str| {
                 let mut look = Look::default();
                 look.add(i, vec![now[i]], vec![want[i]]);
-                look.against_largest(what, slack * 1e-5)
+                look.against_largest(what, by.slack * 1e-5)
             };
             Ok(vec![compare(0, "norm"), compare(1, "factor")])
         }),
@@ -161,12 +169,27 @@ impl<M> Arena<M> {
             work: cases::workload(op, self.n),
             changes: vec![changes],
             memory_bytes: 0,
-            compare: Box::new(|slack| self.compare(on, grads, slack)),
+            compare: Box::new(|by| self.compare(on, grads, by)),
         };
         let g = Grads::F32(grads.ptr(on));
         // SAFETY: the operands have `n` elements, where the groups end, and outlive the measurement.
-        subject.variant(f, FUSED, |_| unsafe {
+        subject.counted(f, FUSED, subject.work.bytes, |_| unsafe {
             cuda::update(on.launcher(), Elem::Bf16, self.state(on), g, self.n, hyper, 2, Ptr::NULL)
+        })?;
+        // PyTorch has no moments of 8 bits.
+        if self.kind == Kind::Quantised {
+            return Ok(());
+        }
+        let master = self.kind == Kind::Master;
+        let layout = Layout { master, of_elem: false, copy: master, clip: false };
+        let room = Room::new(on, 0, cuda_eager::scratch_bytes(Elem::Bf16, layout, self.n));
+        let moved = traffic(&cuda_eager::update_passes(Elem::Bf16, layout, self.n));
+        subject.counted(f, EAGER, moved, |_| {
+            let (state, scratch) = (self.state(on), room.at(on)?.scratch);
+            // SAFETY: as above; without a clip buffer the gradients stay.
+            unsafe {
+                cuda_eager::update(on.launcher(), Elem::Bf16, state, g, self.n, hyper, 2, Ptr::NULL, scratch)
+            }
         })
     }
 
@@ -187,8 +210,9 @@ impl<M> Arena<M> {
         &self,
         on: &B,
         grads: &Operand<M>,
-        slack: f64,
+        by: Variant,
     ) -> Result<Vec<Compared>, GpuError> {
+        let slack = by.slack;
         let mut looks = [0; 3].map(|_| Look::default());
         // Of coded moments what an error is measured by depends on the block.
         let mut coded = Vec::new();
@@ -215,6 +239,7 @@ impl<M> Arena<M> {
         let looks = looks.into_iter().zip(["p", "m", "v"]).take(if coded.is_empty() { 3 } else { 1 });
         let all = looks.map(|(look, what)| match self.kind {
             Kind::Master => look.against_largest(what, slack * TOLERANCE),
+            _ if by == EAGER => look.against_largest(what, TO_NEAREST),
             _ => {
                 // One of the two neighbours. What cancels to almost nothing has the error of f32 arithmetic.
                 let noise = 1e-7 * look.largest();

@@ -68,7 +68,7 @@ fn backward<B: Testbed>(on: &B, ids: &[u32], shape: Shape, f: &mut Taker<'_, B>)
         work: cases::workload("embedding_backward", shape),
         changes: vec![vec![("dtable", &dtable)]],
         memory_bytes: 0,
-        compare: Box::new(|slack| compare_backward(on, ids, &dx, &dtable, shape, slack)),
+        compare: Box::new(|by| compare_backward(on, ids, &dx, &dtable, shape, by.slack)),
     };
     // SAFETY: as above; the index is that of the ids.
     subject.variant(f, FUSED, |_| unsafe {

@@ -44,7 +44,7 @@ pub fn each<B: Testbed>(on: &B, layers: &[(usize, Layer)], f: &mut Taker<'_, B>)
                 work: workload(pass, t, layer),
                 changes: vec![vec![("c", &c)]],
                 memory_bytes: 0,
-                compare: Box::new(|slack| rows(on, &p, [a.values(), b.values()], &c, slack)),
+                compare: Box::new(|by| rows(on, &p, [a.values(), b.values()], &c, by.slack)),
             };
             // SAFETY: the operands have the extents of the product and outlive the measurement.
             subject.variant(f, FUSED, |_| unsafe {

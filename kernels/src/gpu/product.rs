@@ -125,6 +125,15 @@ impl Product {
         2 * self.m as u64 * self.n as u64 * self.k as u64 * self.batch.count as u64
     }
 
+    /// Bytes that it reads and writes, each operand once: C twice where it is added to.
+    pub fn bytes(&self) -> u64 {
+        let Product { m, n, k, elem, out, .. } = *self;
+        let of_c = if self.accumulate { 2 } else { 1 };
+        let bias = if self.bias { n } else { 0 };
+        let one = (m * k + k * n) * elem.bytes() + (of_c * m * n + bias) * out.bytes();
+        (one * self.batch.count) as u64
+    }
+
     /// Elements from the first to the last of A, B and C, with what lies between their rows.
     pub fn spans(&self) -> [usize; 3] {
         let last = |x: Matrix, rows: usize, columns: usize| x.at(rows.max(1) - 1, columns.max(1) - 1) + 1;
@@ -188,5 +197,15 @@ mod tests {
         assert_eq!(names.len(), all.len(), "{names:?}");
         assert_eq!(one.name(), "8x16x24 a24t0 b24t1 c16 bf16-bf16 bias0 add0");
         assert_eq!(batch(3, [200, 400, 128]).spans(), [592, 1184, 384]);
+    }
+
+    #[test]
+    fn bytes_are_those_of_each_operand_once_and_of_a_sum_twice() {
+        let one = Product::linear_forward(8, 16, 24, Elem::Bf16);
+        assert_eq!(one.bytes(), 2 * (8 * 24 + 24 * 16 + 8 * 16));
+        assert_eq!(Product { bias: true, ..one }.bytes(), one.bytes() + 2 * 16);
+        assert_eq!(Product { batch: Batch { count: 3, strides: [0; 3] }, ..one }.bytes(), 3 * one.bytes());
+        let sum = Product::linear_wgrad(8, 16, 24, Elem::Bf16);
+        assert_eq!(sum.bytes(), 2 * (8 * 16 + 8 * 24) + 2 * 4 * 16 * 24);
     }
 }

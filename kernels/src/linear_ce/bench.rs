@@ -1,14 +1,23 @@
-//! Linear cross-entropy on a GPU, for [`crate::gpu::bench`], beside its three products alone.
+//! Linear cross-entropy on a GPU, for [`crate::gpu::bench`], beside its three products alone. The eager variant has no chunks: it
+//! is a case of its own.
 
 use super::{
     Options, Shape, cases,
     cuda::{self, Gradients, Operands as Inputs, Plan},
+    cuda_eager,
     witness::Witness,
 };
-use crate::gpu::{
-    Elem, GpuError, Product, Ptr,
-    bench::{Compared, FUSED, Look, Operand, Subject, Taker, Testbed, Wants, sample},
-    le_bytes,
+use crate::{
+    cases::Workload,
+    gpu::{
+        Elem, GpuError, Launcher, Product, Products, Ptr,
+        bench::{
+            Compared, EAGER, FUSED, Look, Operand, Room, Subject, Taker, Testbed, Variant, Wants,
+            product_bytes, sample,
+        },
+        eager::traffic,
+        le_bytes,
+    },
 };
 
 const ELEM: Elem = Elem::Bf16;
@@ -60,6 +69,7 @@ pub fn each<B: Testbed>(
             for chunk in cases::CHUNKS.map(|c| c.min(t)) {
                 whole(on, &operands, (chunk, shape), &witness, f)?;
             }
+            unfused(on, &operands, shape, &witness, f)?;
         }
     }
     Ok(())
@@ -79,7 +89,7 @@ fn products<B: Testbed>(
         (Product::linear_dgrad(t, v, d, ELEM), &logits, &o.w, &o.dx),
         (Product::linear_wgrad(t, v, d, ELEM), &logits, &o.x, &o.dw),
     ];
-    let compare = |slack: f64| -> Result<Vec<Compared>, GpuError> {
+    let compare = |by: Variant| -> Result<Vec<Compared>, GpuError> {
         let [mut z, mut dx, mut dw] = [0; 3].map(|_| Look::default());
         for row in sample(t, 2) {
             let x = o.x.values().row(row, d);
@@ -97,9 +107,9 @@ fn products<B: Testbed>(
             dw.add(j * d, o.dw.now(on, j * d, d)?, o.x.values().combine(&column, d));
         }
         Ok(vec![
-            z.against_largest("logits", slack * 6e-3),
-            dx.against_largest("dx", slack * TOLERANCE),
-            dw.against_largest("dw", slack * TOLERANCE),
+            z.against_largest("logits", by.slack * 6e-3),
+            dx.against_largest("dx", by.slack * TOLERANCE),
+            dw.against_largest("dw", by.slack * TOLERANCE),
         ])
     };
     let subject = Subject {
@@ -145,7 +155,7 @@ fn rows<B: Testbed>(
     let plan = Plan { chunk, ..Plan::new(shape, ELEM, shape.tokens) };
     let index = index(on, labels, &plan)?;
     let scale = Operand::of(on, Elem::F32, 1, &[SCALE])?;
-    let compare = |slack: f64| -> Result<Vec<Compared>, GpuError> {
+    let compare = |by: Variant| -> Result<Vec<Compared>, GpuError> {
         let [mut loss, mut gradient] = [0; 2].map(|_| Look::default());
         for r in sample(chunk, 4) {
             let z = logits.values().elements(r * stride, v);
@@ -154,9 +164,9 @@ fn rows<B: Testbed>(
             gradient.add(r * stride, logits.now(on, r * stride, v)?, dz);
         }
         Ok(vec![
-            loss.against_largest("loss", slack * 1e-5),
+            loss.against_largest("loss", by.slack * 1e-5),
             // Each by itself: they differ by orders of magnitude.
-            gradient.against("dlogits", slack * 6e-3, |x| x.abs().max(1e-12)),
+            gradient.against("dlogits", by.slack * 6e-3, |x| x.abs().max(1e-12)),
         ])
     };
     let subject = Subject {
@@ -174,7 +184,47 @@ fn rows<B: Testbed>(
     })
 }
 
-/// Loss and gradients.
+/// A call's operands besides x, W and their gradients.
+struct Call<'a, B: Testbed> {
+    on: &'a B,
+    o: &'a Operands<B::Memory>,
+    index: Operand<B::Memory>,
+    loss: Operand<B::Memory>,
+    scale: Operand<B::Memory>,
+}
+
+impl<'a, B: Testbed> Call<'a, B> {
+    fn new(on: &'a B, o: &'a Operands<B::Memory>, plan: &Plan, witness: &Witness) -> Result<Self, GpuError> {
+        Ok(Self {
+            on,
+            o,
+            index: index(on, witness.labels(), plan)?,
+            loss: Operand::raw(on, &0f64.to_le_bytes())?,
+            scale: Operand::of(on, Elem::F32, 1, &[witness.scale()])?,
+        })
+    }
+
+    /// Offered as `work`; what is there besides x and W is the scratch and both gradients.
+    fn subject(&'a self, work: Workload, scratch_bytes: usize, witness: &'a Witness) -> Subject<'a, B> {
+        let (on, o, loss) = (self.on, self.o, &self.loss);
+        Subject {
+            on,
+            work,
+            changes: vec![vec![("dx", &o.dx), ("dw", &o.dw), ("loss", loss)]],
+            memory_bytes: (scratch_bytes + o.dx.bytes() + o.dw.bytes()) as u64,
+            compare: Box::new(|by| witness.compare(on, [&o.x, &o.w, &o.dx, &o.dw], loss, by.slack)),
+        }
+    }
+
+    fn operands(&self, scratch: Ptr) -> (Inputs, Gradients) {
+        let [x_TD, w_VD, index, loss, scale, dx_TD, dw] =
+            [&self.o.x, &self.o.w, &self.index, &self.loss, &self.scale, &self.o.dx, &self.o.dw]
+                .map(|m| m.ptr(self.on));
+        (Inputs { x_TD, w_VD, index, loss, scratch }, Gradients { scale, dx_TD, dw_VD: Some(dw) })
+    }
+}
+
+/// Loss and gradients, a chunk of rows at a time.
 fn whole<B: Testbed>(
     on: &B,
     o: &Operands<B::Memory>,
@@ -182,27 +232,38 @@ fn whole<B: Testbed>(
     witness: &Witness,
     f: &mut Taker<'_, B>,
 ) -> Result<(), GpuError> {
-    let Shape { tokens: t, .. } = shape;
-    let plan = Plan { chunk, ..Plan::new(shape, ELEM, t) };
-    let index = index(on, witness.labels(), &plan)?;
-    let loss = Operand::raw(on, &0f64.to_le_bytes())?;
+    let plan = Plan { chunk, ..Plan::new(shape, ELEM, shape.tokens) };
+    let call = Call::new(on, o, &plan, witness)?;
     let scratch = Operand::output(on, Elem::F32, plan.scratch_bytes().div_ceil(4))?;
-    let scale = Operand::of(on, Elem::F32, 1, &[witness.scale()])?;
-    let subject = Subject {
-        on,
-        work: cases::whole(shape, chunk),
-        changes: vec![vec![("dx", &o.dx), ("dw", &o.dw), ("loss", &loss)]],
-        // What is there besides x and W: scratch, and both gradients.
-        memory_bytes: (plan.scratch_bytes() + o.dx.bytes() + o.dw.bytes()) as u64,
-        compare: Box::new(|slack| witness.compare(on, [&o.x, &o.w, &o.dx, &o.dw], &loss, slack)),
-    };
-    subject.variant(f, FUSED, |_| {
-        let [x_TD, w_VD, index, loss, scratch, scale, dx_TD, dw] =
-            [&o.x, &o.w, &index, &loss, &scratch, &scale, &o.dx, &o.dw].map(|m| m.ptr(on));
-        let inputs = Inputs { x_TD, w_VD, index, loss, scratch };
-        let gradients = Gradients { scale, dx_TD, dw_VD: Some(dw) };
-        let opts = Options::default();
+    let run = |l: &dyn Launcher, p: &dyn Products| {
+        let (inputs, gradients) = call.operands(scratch.ptr(on));
         // SAFETY: the operands have the lengths that their docs say and outlive the measurement.
-        unsafe { cuda::forward_backward(on.launcher(), on.products()?, &inputs, &gradients, &plan, opts) }
-    })
+        unsafe { cuda::forward_backward(l, p, &inputs, &gradients, &plan, Options::default()) }
+    };
+    let moved = product_bytes(run)? + cases::rows(shape, shape.tokens).bytes;
+    let subject = call.subject(cases::whole(shape, chunk), plan.scratch_bytes(), witness);
+    subject.counted(f, FUSED, moved, |_| run(on.launcher(), on.products()?))
+}
+
+/// The same by PyTorch's operators, on the logits of all rows.
+fn unfused<B: Testbed>(
+    on: &B,
+    o: &Operands<B::Memory>,
+    shape: Shape,
+    witness: &Witness,
+    f: &mut Taker<'_, B>,
+) -> Result<(), GpuError> {
+    let (plan, opts) = (Plan::new(shape, ELEM, shape.tokens), Options::default());
+    let call = Call::new(on, o, &plan, witness)?;
+    let scratch_bytes = cuda_eager::scratch_bytes(&plan, opts);
+    let room = Room::new(on, 0, scratch_bytes);
+    let run = |l: &dyn Launcher, p: &dyn Products, scratch| {
+        let (inputs, gradients) = call.operands(scratch);
+        // SAFETY: as above.
+        unsafe { cuda_eager::forward_backward(l, p, &inputs, &gradients, &plan, opts) }
+    };
+    let passes = [cuda_eager::forward_passes(&plan, opts), cuda_eager::backward_passes(&plan, opts)].concat();
+    let moved = product_bytes(|l, p| run(l, p, Ptr::NULL))? + traffic(&passes);
+    let subject = call.subject(cases::unchunked(shape), scratch_bytes, witness);
+    subject.counted(f, EAGER, moved, |_| run(on.launcher(), on.products()?, room.at(on)?.scratch))
 }

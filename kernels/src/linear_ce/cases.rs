@@ -112,11 +112,17 @@ pub fn whole(shape: Shape, chunk: usize) -> Workload {
     Workload { op: "linear_ce", case: format!("{} by {chunk}", products.case), dims, ..products }
 }
 
+/// Loss and gradients on the logits of all rows at once.
+pub fn unchunked(shape: Shape) -> Workload {
+    Workload { op: "linear_ce", ..products(shape) }
+}
+
 /// Every operation at every shape of [`GPU`] and every chunk.
 pub fn workloads() -> Vec<Workload> {
     let of_shape = |s: &Shape| {
         let s = *s;
-        std::iter::once(products(s)).chain(CHUNKS.into_iter().flat_map(move |c| [rows(s, c), whole(s, c)]))
+        let chunked = CHUNKS.into_iter().flat_map(move |c| [rows(s, c), whole(s, c)]);
+        std::iter::once(products(s)).chain(chunked).chain([unchunked(s)])
     };
     GPU.iter().flat_map(of_shape).collect()
 }

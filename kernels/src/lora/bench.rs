@@ -6,11 +6,15 @@ use super::{
     Placed, Segment, Shape, b_len,
     cases::{Case, workload},
     cuda::{self, Gradients, Group, Operands as Inputs},
-    placed, reference,
+    cuda_eager, placed, reference,
 };
 use crate::gpu::{
-    Elem, GpuError,
-    bench::{Compared, FUSED, Look, Operand, Subject, Taker, Testbed, Values, sample},
+    Elem, GpuError, Launcher, Products, Ptr,
+    bench::{
+        Compared, EAGER, FUSED, Look, Operand, Room, Subject, Taker, Testbed, Values, Variant, product_bytes,
+        sample,
+    },
+    eager::traffic,
     le_bytes,
 };
 
@@ -81,6 +85,13 @@ impl<'a, B: Testbed> Operands<'a, B> {
         })
     }
 
+    /// Bytes of the kernels beside the fused products: B made wide, and backward its gradient collected.
+    fn kernel_bytes(&self, backward: bool) -> u64 {
+        let (b, wide) = (b_len(self.segments), self.shape.outputs * self.group.s);
+        let collected = if backward { 4 * b + 8 * b } else { 0 };
+        (ELEM.bytes() * (b + wide) + collected) as u64
+    }
+
     fn inputs(&self, xa: &Operand<B::Memory>) -> Inputs {
         let [x_TD, a_SD, b, xa_TS, table, scratch] =
             [&self.x, &self.a, &self.b, xa, &self.table, &self.scratch].map(|m| m.ptr(self.on));
@@ -103,7 +114,8 @@ impl<'a, B: Testbed> Operands<'a, B> {
     }
 
     /// Sampled rows of dx, and sampled sums over all tokens for the gradients of A and B.
-    fn compare_backward(&self, slack: f64) -> Result<Vec<Compared>, GpuError> {
+    fn compare_backward(&self, by: Variant) -> Result<Vec<Compared>, GpuError> {
+        let slack = by.slack;
         let (Shape { inputs: d, outputs: n, tokens }, s) = (self.shape, self.group.s);
         let (x, dy, xa) = (self.x.values(), self.dy.values(), self.xa_in.values());
         let (b, segments) = (self.b.values(), self.segments);
@@ -123,7 +135,9 @@ impl<'a, B: Testbed> Operands<'a, B> {
         for p in placed(self.segments) {
             let Segment { offset, width, r } = p.segment;
             for (j, i) in sample(width, 2).into_iter().zip([0, r - 1, r / 2, 0]) {
-                let term = |t: usize| dy.at(t * n + offset + j) * xa.at(t * s + p.s + i);
+                // Eager has a matrix for each adapter, the fused variant one for all.
+                let at = |t: usize| if by == EAGER { p.s * tokens + t * r + i } else { t * s + p.s + i };
+                let term = |t: usize| dy.at(t * n + offset + j) * xa.at(at(t));
                 let want = f64::from(SCALE) * (0..tokens).map(term).sum::<f64>();
                 let at = p.b + j * r + i;
                 of_b.add(at, self.db.now(self.on, at, 1)?, vec![want]);
@@ -144,30 +158,74 @@ impl<'a, B: Testbed> Operands<'a, B> {
 pub fn each<B: Testbed>(on: &B, cases: &[Case], f: &mut Taker<'_, B>) -> Result<(), GpuError> {
     for case in cases {
         let o = Operands::new(on, case)?;
-        let forward = Subject {
-            on,
-            work: workload("lora_forward", case),
-            changes: vec![vec![("y", &o.y), ("xa", &o.xa_out)]],
-            memory_bytes: 0,
-            compare: Box::new(|slack| o.compare_forward(slack)),
-        };
-        // SAFETY: the operands have the lengths that their docs say and outlive the measurement.
-        forward.variant(f, FUSED, |_| unsafe {
-            cuda::forward(on.launcher(), on.products()?, &o.group, &o.inputs(&o.xa_out), o.y.ptr(on))
-        })?;
-        let backward = Subject {
-            on,
-            work: workload("lora_backward", case),
-            changes: vec![vec![("dx", &o.dx), ("da", &o.da), ("db", &o.db), ("dxa", &o.dxa)]],
-            memory_bytes: 0,
-            compare: Box::new(|slack| o.compare_backward(slack)),
-        };
-        let [dy_TN, dxa_TS, da_SD, db, dx_TD] = [&o.dy, &o.dxa, &o.da, &o.db, &o.dx].map(|m| m.ptr(on));
-        let gradients = Gradients { dy_TN, dxa_TS, da_SD, db, dx_TD: Some(dx_TD) };
-        // SAFETY: as above.
-        backward.variant(f, FUSED, |_| unsafe {
-            cuda::backward(on.launcher(), on.products()?, &o.group, &o.inputs(&o.xa_in), &gradients)
-        })?;
+        let room = Room::new(on, 0, cuda_eager::scratch_bytes(&o.group, o.segments)?);
+        forward(&o, case, &room, f)?;
+        backward(&o, case, &room, f)?;
     }
     Ok(())
+}
+
+fn forward<B: Testbed>(
+    o: &Operands<B>,
+    case: &Case,
+    room: &Room<B::Memory>,
+    f: &mut Taker<'_, B>,
+) -> Result<(), GpuError> {
+    let on = o.on;
+    let subject = Subject {
+        on,
+        work: workload("lora_forward", case),
+        changes: vec![vec![("y", &o.y), ("xa", &o.xa_out)]],
+        memory_bytes: 0,
+        compare: Box::new(|by| o.compare_forward(by.slack)),
+    };
+    let (inputs, y) = (o.inputs(&o.xa_out), o.y.ptr(on));
+    // SAFETY: the operands have the lengths that their docs say and outlive the measurement.
+    let fused = |l: &dyn Launcher, p: &dyn Products| unsafe { cuda::forward(l, p, &o.group, &inputs, y) };
+    subject.counted(f, FUSED, product_bytes(fused)? + o.kernel_bytes(false), |_| {
+        fused(on.launcher(), on.products()?)
+    })?;
+    let eager = |l: &dyn Launcher, p: &dyn Products, scratch| {
+        let inputs = Inputs { scratch, ..inputs };
+        // SAFETY: as above.
+        unsafe { cuda_eager::forward(l, p, &o.group, o.segments, &inputs, y) }
+    };
+    let passes = traffic(&cuda_eager::forward_passes(&o.group, o.segments));
+    subject.counted(f, EAGER, product_bytes(|l, p| eager(l, p, Ptr::NULL))? + passes, |_| {
+        eager(on.launcher(), on.products()?, room.at(on)?.scratch)
+    })
+}
+
+fn backward<B: Testbed>(
+    o: &Operands<B>,
+    case: &Case,
+    room: &Room<B::Memory>,
+    f: &mut Taker<'_, B>,
+) -> Result<(), GpuError> {
+    let on = o.on;
+    let subject = Subject {
+        on,
+        work: workload("lora_backward", case),
+        changes: vec![vec![("dx", &o.dx), ("da", &o.da), ("db", &o.db), ("dxa", &o.dxa)]],
+        memory_bytes: 0,
+        compare: Box::new(|by| o.compare_backward(by)),
+    };
+    let [dy_TN, dxa_TS, da_SD, db, dx_TD] = [&o.dy, &o.dxa, &o.da, &o.db, &o.dx].map(|m| m.ptr(on));
+    let gradients = Gradients { dy_TN, dxa_TS, da_SD, db, dx_TD: Some(dx_TD) };
+    let inputs = o.inputs(&o.xa_in);
+    // SAFETY: the operands have the lengths that their docs say and outlive the measurement.
+    let fused =
+        |l: &dyn Launcher, p: &dyn Products| unsafe { cuda::backward(l, p, &o.group, &inputs, &gradients) };
+    subject.counted(f, FUSED, product_bytes(fused)? + o.kernel_bytes(true), |_| {
+        fused(on.launcher(), on.products()?)
+    })?;
+    let eager = |l: &dyn Launcher, p: &dyn Products, scratch| {
+        let inputs = Inputs { scratch, ..inputs };
+        // SAFETY: as above.
+        unsafe { cuda_eager::backward(l, p, &o.group, o.segments, &inputs, &gradients) }
+    };
+    let passes = traffic(&cuda_eager::backward_passes(&o.group, o.segments, true));
+    subject.counted(f, EAGER, product_bytes(|l, p| eager(l, p, Ptr::NULL))? + passes, |_| {
+        eager(on.launcher(), on.products()?, room.at(on)?.scratch)
+    })
 }

@@ -4,11 +4,12 @@ use super::{
     Shape, Tables,
     cases::{self, POSITIONS},
     cuda::{self, Rotation},
-    reference,
+    cuda_eager, reference,
 };
 use crate::gpu::{
     Elem, GpuError,
-    bench::{Compared, FUSED, Look, Operand, Subject, Taker, Testbed, sample, sets},
+    bench::{Compared, EAGER, FUSED, Look, Operand, Room, Subject, Taker, Testbed, Variant, sample, sets},
+    eager::traffic,
     le_bytes,
 };
 
@@ -54,6 +55,12 @@ impl<'a, B: Testbed> Operands<'a, B> {
         })
     }
 
+    /// Room for the eager variant, which saves nothing without a norm.
+    fn room(&self, with_bias: bool) -> Room<B::Memory> {
+        let saved = cuda_eager::saved_bytes(ELEM, false, self.shape);
+        Room::new(self.on, saved, cuda_eager::scratch_bytes(ELEM, with_bias, false, self.shape))
+    }
+
     fn rotation(&self) -> Rotation {
         let [cos, sin, positions] = self.angles.each_ref().map(|m| m.ptr(self.on));
         Rotation { cos, sin, positions }
@@ -78,7 +85,7 @@ impl<'a, B: Testbed> Operands<'a, B> {
     }
 
     /// Sampled columns of the bias' gradient, over all tokens.
-    fn columns(&self, slack: f64) -> Result<Compared, GpuError> {
+    fn columns(&self, by: Variant) -> Result<Compared, GpuError> {
         let (q, k) = (self.shape.packed(), self.shape.head_dim);
         let now = self.dbias.now(self.on, 0, q)?;
         let mut look = Look::default();
@@ -97,7 +104,7 @@ impl<'a, B: Testbed> Operands<'a, B> {
             };
             look.add(c, vec![now[c]], vec![(0..self.shape.tokens).map(term).sum()]);
         }
-        Ok(look.against_largest("dbias", slack * SUM_TOLERANCE))
+        Ok(look.against_largest("dbias", by.of_sum(SUM_TOLERANCE)))
     }
 }
 
@@ -126,12 +133,20 @@ fn forward<B: Testbed>(o: &Operands<B>, with_bias: bool, f: &mut Taker<'_, B>) -
         work: cases::workload(if with_bias { "qk_rope_bias_forward" } else { "qk_rope_forward" }, o.shape),
         changes: o.qkv.iter().map(|x| vec![("qkv", x)]).collect(),
         memory_bytes: 0,
-        compare: Box::new(move |slack| Ok(vec![o.rows(false, with_bias, slack)?])),
+        compare: Box::new(move |by| Ok(vec![o.rows(false, with_bias, by.slack)?])),
     };
-    subject.variant(f, FUSED, |set| {
+    subject.counted(f, FUSED, subject.work.bytes, |set| {
         let (x, bias) = (o.qkv[set].ptr(o.on), with_bias.then(|| o.bias.ptr(o.on)));
         // SAFETY: the operands have the lengths that their names say and outlive the measurement.
         unsafe { cuda::forward(o.on.launcher(), ELEM, x, bias, None, o.rotation(), o.shape) }
+    })?;
+    let (room, moved) =
+        (o.room(with_bias), traffic(&cuda_eager::forward_passes(ELEM, with_bias, false, o.shape)));
+    subject.counted(f, EAGER, moved, |set| {
+        let (x, bias) = (o.qkv[set].ptr(o.on), with_bias.then(|| o.bias.ptr(o.on)));
+        let memory = room.at(o.on)?;
+        // SAFETY: as above.
+        unsafe { cuda_eager::forward(o.on.launcher(), ELEM, x, bias, None, o.rotation(), memory, o.shape) }
     })
 }
 
@@ -146,18 +161,26 @@ fn backward<B: Testbed>(o: &Operands<B>, with_bias: bool, f: &mut Taker<'_, B>) 
         work: cases::workload(if with_bias { "qk_rope_bias_backward" } else { "qk_rope_backward" }, o.shape),
         changes: o.qkv.iter().map(changes).collect(),
         memory_bytes: 0,
-        compare: Box::new(move |slack| {
-            let mut all = vec![o.rows(true, false, slack)?];
+        compare: Box::new(move |by| {
+            let mut all = vec![o.rows(true, false, by.slack)?];
             if with_bias {
-                all.push(o.columns(slack)?);
+                all.push(o.columns(by)?);
             }
             Ok(all)
         }),
     };
-    subject.variant(f, FUSED, |set| {
+    subject.counted(f, FUSED, subject.work.bytes, |set| {
         let (x, dbias) = (o.qkv[set].ptr(o.on), with_bias.then(|| o.dbias.ptr(o.on)));
         let (rotation, scratch) = (o.rotation(), o.scratch.ptr(o.on));
         // SAFETY: as above.
         unsafe { cuda::backward(o.on.launcher(), ELEM, x, dbias, None, rotation, scratch, o.shape) }
+    })?;
+    let (room, moved) =
+        (o.room(with_bias), traffic(&cuda_eager::backward_passes(ELEM, with_bias, false, false, o.shape)));
+    subject.counted(f, EAGER, moved, |set| {
+        let (x, dbias) = (o.qkv[set].ptr(o.on), with_bias.then(|| o.dbias.ptr(o.on)));
+        let (rotation, memory) = (o.rotation(), room.at(o.on)?);
+        // SAFETY: as above.
+        unsafe { cuda_eager::backward(o.on.launcher(), ELEM, x, dbias, None, rotation, memory, o.shape) }
     })
 }

@@ -1,9 +1,14 @@
 //! RMSNorm on a GPU, for [`crate::gpu::bench`].
 
-use super::{Shape, cases::workload, cuda, reference};
+use rayon::prelude::*;
+
+use super::{Shape, cases::workload, cuda, cuda_eager, reference};
 use crate::gpu::{
     Elem, GpuError,
-    bench::{Changes, Compared, FUSED, Look, Operand, Subject, Taker, Testbed, sample, sets},
+    bench::{
+        Changes, Compared, EAGER, FUSED, Look, Operand, Room, Subject, Taker, Testbed, Variant, sample, sets,
+    },
+    eager::{Memory, traffic},
 };
 
 const EPS: f32 = 1e-6;
@@ -31,13 +36,11 @@ impl<M> Operands<M> {
     fn new<B: Testbed<Memory = M>>(on: &B, shape: Shape) -> Result<Self, GpuError> {
         let n = shape.elements();
         let matrix = |seed| Operand::normal(on, ELEM, seed, n, 1.0);
-        // Around 1, as of rows of normal values.
-        let rstd: Vec<f32> = crate::cases::values(6, 4096).into_iter().map(|v| 1.0 + v / 4.0).collect();
         let scratch = cuda::scratch_floats(on.launcher().processors(), shape);
         Ok(Self {
             matrices: [matrix(1)?, matrix(2)?, matrix(3)?, matrix(4)?],
             weight: Operand::normal(on, ELEM, 5, shape.hidden, 1.0)?,
-            rstd_in: Operand::of(on, Elem::F32, shape.tokens, &rstd)?,
+            rstd_in: Operand::output(on, Elem::F32, shape.tokens)?,
             rstd_out: Operand::output(on, Elem::F32, shape.tokens)?,
             outputs: [Operand::output(on, ELEM, n)?, Operand::output(on, ELEM, n)?],
             dweight: Operand::of(on, Elem::F32, shape.hidden, &[0.0])?,
@@ -51,6 +54,35 @@ impl<M> Operands<M> {
         all.extend(added.then_some(("sum", sum)));
         all
     }
+
+    /// What the gradient of x goes to.
+    fn dx(&self, added: bool) -> &Operand<M> {
+        if added { &self.matrices[2] } else { &self.outputs[0] }
+    }
+
+    /// The forward pass whose gradients the backward pass computes: it leaves `rstd_in`, and of eager what is saved.
+    fn forward_of_backward<B: Testbed<Memory = M>>(
+        &self,
+        on: &B,
+        shape: Shape,
+        eager: Option<Memory>,
+    ) -> Result<(), GpuError> {
+        let [x, w, y, r] =
+            [&self.matrices[1], &self.weight, &self.outputs[0], &self.rstd_in].map(|m| m.ptr(on));
+        // SAFETY: the operands have the lengths that their names say and outlive the measurement.
+        unsafe {
+            match eager {
+                None => cuda::forward(on.launcher(), ELEM, x, w, EPS, y, r, shape),
+                Some(memory) => cuda_eager::forward(on.launcher(), ELEM, x, w, EPS, y, r, memory, shape),
+            }
+        }
+    }
+}
+
+/// Room for the eager variant of every set.
+fn rooms<B: Testbed>(on: &B, shape: Shape, sets: usize) -> Vec<Room<B::Memory>> {
+    let (saved, scratch) = (cuda_eager::saved_bytes(ELEM, shape), cuda_eager::scratch_bytes(ELEM, shape));
+    (0..sets).map(|_| Room::new(on, saved, scratch)).collect()
 }
 
 /// Calls `f` with the benches of every shape, one shape's operands at a time.
@@ -82,9 +114,9 @@ fn forward<B: Testbed>(
         work: workload(if added { "rmsnorm_add_forward" } else { "rmsnorm_forward" }, shape),
         changes: sets.iter().map(|s| s.forward_changes(added)).collect(),
         memory_bytes: 0,
-        compare: Box::new(|slack| compare_forward(on, &sets[0], added, shape, slack)),
+        compare: Box::new(|by| compare_forward(on, &sets[0], added, shape, by.slack)),
     };
-    subject.variant(f, FUSED, |set| {
+    subject.counted(f, FUSED, subject.work.bytes, |set| {
         let s = &sets[set];
         let [a, b, ..] = s.matrices.each_ref().map(|m| m.ptr(on));
         let [w, r, y, sum] = [&s.weight, &s.rstd_out, &s.outputs[0], &s.outputs[1]].map(|m| m.ptr(on));
@@ -94,6 +126,20 @@ fn forward<B: Testbed>(
                 return cuda::add_forward(on.launcher(), ELEM, a, b, sum, w, EPS, y, r, shape);
             }
             cuda::forward(on.launcher(), ELEM, a, w, EPS, y, r, shape)
+        }
+    })?;
+    let rooms = rooms(on, shape, sets.len());
+    let moved = traffic(&cuda_eager::forward_passes(ELEM, added, shape));
+    subject.counted(f, EAGER, moved, |set| {
+        let (s, memory) = (&sets[set], rooms[set].at(on)?);
+        let [a, b, ..] = s.matrices.each_ref().map(|m| m.ptr(on));
+        let [w, r, y, sum] = [&s.weight, &s.rstd_out, &s.outputs[0], &s.outputs[1]].map(|m| m.ptr(on));
+        // SAFETY: as above.
+        unsafe {
+            if added {
+                return cuda_eager::add_forward(on.launcher(), ELEM, a, b, sum, w, EPS, y, r, memory, shape);
+            }
+            cuda_eager::forward(on.launcher(), ELEM, a, w, EPS, y, r, memory, shape)
         }
     })
 }
@@ -138,41 +184,56 @@ fn backward<B: Testbed>(
     shape: Shape,
     f: &mut Taker<'_, B>,
 ) -> Result<(), GpuError> {
-    fn dx<M>(s: &Operands<M>, added: bool) -> &Operand<M> {
-        if added { &s.matrices[2] } else { &s.outputs[0] }
-    }
-    let changes = |s| vec![("dx", dx(s, added)), ("dweight", &s.dweight)];
+    sets.iter().try_for_each(|s| s.forward_of_backward(on, shape, None))?;
     let subject = Subject {
         on,
         work: workload(if added { "rmsnorm_add_backward" } else { "rmsnorm_backward" }, shape),
-        changes: sets.iter().map(changes).collect(),
+        changes: sets.iter().map(|s| vec![("dx", s.dx(added)), ("dweight", &s.dweight)]).collect(),
         memory_bytes: 0,
-        compare: Box::new(|slack| compare_backward(on, &sets[0], dx(&sets[0], added), shape, slack)),
+        compare: Box::new(|by| compare_backward(on, &sets[0], added, shape, by)),
     };
-    subject.variant(f, FUSED, |set| {
+    subject.counted(f, FUSED, subject.work.bytes, |set| {
         let s = &sets[set];
         let [dy, x, ..] = s.matrices.each_ref().map(|m| m.ptr(on));
-        let [w, r, dx] = [&s.weight, &s.rstd_in, dx(s, added)].map(|m| m.ptr(on));
+        let [w, r, dx] = [&s.weight, &s.rstd_in, s.dx(added)].map(|m| m.ptr(on));
         let dweight = Some((s.dweight.ptr(on), s.scratch.ptr(on)));
         // SAFETY: the operands have the lengths that their names say and outlive the measurement.
         unsafe { cuda::backward(on.launcher(), ELEM, dy, x, r, w, dx, added, dweight, shape) }
+    })?;
+    let rooms = rooms(on, shape, sets.len());
+    for (s, room) in sets.iter().zip(&rooms) {
+        room.fill(on, |memory| s.forward_of_backward(on, shape, Some(memory)))?;
+    }
+    let moved = traffic(&cuda_eager::backward_passes(ELEM, added, true, shape));
+    subject.counted(f, EAGER, moved, |set| {
+        let (s, memory) = (&sets[set], rooms[set].at(on)?);
+        let [dy, x, ..] = s.matrices.each_ref().map(|m| m.ptr(on));
+        let [w, r, dx, dw] = [&s.weight, &s.rstd_in, s.dx(added), &s.dweight].map(|m| m.ptr(on));
+        // SAFETY: as above.
+        unsafe { cuda_eager::backward(on.launcher(), ELEM, dy, x, r, w, dx, added, Some(dw), memory, shape) }
     })
 }
 
 fn compare_backward<B: Testbed>(
     on: &B,
     s: &Operands<B::Memory>,
-    dx: &Operand<B::Memory>,
+    added: bool,
     shape: Shape,
-    slack: f64,
+    by: Variant,
 ) -> Result<Vec<Compared>, GpuError> {
-    let d = shape.hidden;
+    let (d, dx) = (shape.hidden, s.dx(added));
     let weight = s.weight.values().elements(0, d);
+    let one = Shape { tokens: 1, hidden: d };
+    let x = s.matrices[1].values();
+    let rstd_of = |t: usize| {
+        let (_, rstd) = reference::forward(&x.row(t, d), &weight, f64::from(EPS), one);
+        rstd[0]
+    };
+    let rstd: Vec<f64> = (0..shape.tokens).into_par_iter().map(rstd_of).collect();
     let [mut rows, mut columns] = [0; 2].map(|_| Look::default());
     for t in sample(shape.tokens, 6) {
         let [dy, x] = [0, 1].map(|i| s.matrices[i].values().row(t, d));
-        let row = Shape { tokens: 1, hidden: d };
-        let mut want = reference::backward(&dy, &x, &[s.rstd_in.values().at(t)], &weight, row);
+        let mut want = reference::backward(&dy, &x, &[rstd[t]], &weight, one);
         if !dx.is_output() {
             want.iter_mut().zip(dx.values().row(t, d)).for_each(|(w, old)| *w += old);
         }
@@ -180,15 +241,12 @@ fn compare_backward<B: Testbed>(
     }
     let dweight = s.dweight.now(on, 0, d)?;
     for j in sample(d, 6) {
-        let term = |t| {
-            s.matrices[0].values().at(t * d + j)
-                * s.matrices[1].values().at(t * d + j)
-                * s.rstd_in.values().at(t)
-        };
+        let term =
+            |t: usize| s.matrices[0].values().at(t * d + j) * s.matrices[1].values().at(t * d + j) * rstd[t];
         columns.add(j, vec![dweight[j]], vec![(0..shape.tokens).map(term).sum()]);
     }
     Ok(vec![
-        rows.against_largest("dx", slack * TOLERANCE),
-        columns.against_largest("dweight", slack * SUM_TOLERANCE),
+        rows.against_largest("dx", by.slack * TOLERANCE),
+        columns.against_largest("dweight", by.of_sum(SUM_TOLERANCE)),
     ])
 }

@@ -9,6 +9,7 @@ mod floors;
 mod log;
 mod report;
 mod table;
+mod traffic;
 
 use std::collections::BTreeMap;
 
@@ -24,6 +25,7 @@ pub use floors::FloorOutcome;
 pub use log::KernelLog;
 pub use report::report_md;
 pub use table::{CSV_COLUMNS, results_csv, terminal_table};
+pub use traffic::Traffic;
 
 /// Name of the unfused variant, which is a baseline of its own and never ours in a comparison.
 pub const UNFUSED: &str = "eager";
@@ -62,6 +64,8 @@ pub struct RowSummary {
     pub of_matmul: Option<f64>,
     /// Bytes that it needs besides its inputs.
     pub memory_bytes: Option<u64>,
+    /// Bytes that its passes read and write, where they are counted.
+    pub moved_bytes: Option<u64>,
     /// Largest error of its check over the allowed one.
     pub worst_error: Option<f64>,
     /// What the reader should know.
@@ -166,6 +170,8 @@ pub struct KernelSummary {
     pub rows: Vec<RowSummary>,
     /// Other implementations' times over ours.
     pub speedups: Vec<Speedup>,
+    /// What fusion leaves of the memory traffic.
+    pub traffic: Vec<Traffic>,
     /// What the paper claims.
     pub claims: Vec<ClaimOutcome>,
     /// What this project asks of its kernels.
@@ -201,18 +207,19 @@ pub fn summarise(resolved: &ResolvedKernels, logs: &[KernelLog]) -> KernelSummar
         }
     }
     let trials: Vec<KernelTrial> = logs.iter().map(trial).collect();
-    let speedups = speedups(&rows);
+    let (speedups, traffic) = (speedups(&rows), traffic::counted(&rows));
     let mut skipped = resolved.skipped.clone();
     skipped.extend(logs.iter().flat_map(|l| l.skipped.clone()));
     KernelSummary {
         schema: resolved.schema.clone(),
         verdict: verdict(&trials, &rows),
-        claims: claims::judge(&rows, &speedups),
+        claims: claims::judge(&rows, &speedups, &traffic),
         floors: floors::judge(&rows),
         trials,
         ceilings,
         rows,
         speedups,
+        traffic,
         drift,
         skipped,
     }
@@ -265,6 +272,7 @@ fn summary_of(log: &KernelLog, r: &KernelRow, best: &Best) -> Option<RowSummary>
         of_matmul: best.matmul.zip(cold).filter(|_| r.flops > 0).map(|(m, t)| r.flops as f64 / t.median / m),
         cold,
         memory_bytes: r.memory_bytes,
+        moved_bytes: r.moved_bytes,
         worst_error: r.check.compared.iter().filter_map(worst).max_by(f64::total_cmp),
         note: r.note.clone(),
         before: r.before.clone(),

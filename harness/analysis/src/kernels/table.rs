@@ -8,7 +8,7 @@ use crate::{
 
 /// Columns of `results.csv`, in order; new ones are added behind. Times are seconds, rates per second, shares fractions of 1;
 /// an empty field means that there is no figure.
-pub const CSV_COLUMNS: [&str; 22] = [
+pub const CSV_COLUMNS: [&str; 23] = [
     "trial",
     "side",
     "op",
@@ -31,6 +31,7 @@ pub const CSV_COLUMNS: [&str; 22] = [
     "speedup_of_ours",
     "speedup_low",
     "speedup_high",
+    "moved_bytes",
 ];
 
 /// `results.csv`: one row an implementation of an operation at a shape, failures included; see [`CSV_COLUMNS`].
@@ -76,6 +77,7 @@ fn csv_row(summary: &KernelSummary, r: &RowSummary) -> Vec<String> {
         text(speedup.map(|e| e.median)),
         text(slow),
         text(fast),
+        text(r.moved_bytes),
     ]
 }
 

@@ -171,6 +171,41 @@ fn claims_are_held_against_every_baseline_by_name() {
 }
 
 #[test]
+fn traffic_is_counted_where_both_variants_count_it() {
+    let of = |op: &str, case: &str, variant: &str, moved_bytes| KernelRow {
+        moved_bytes,
+        ..row(op, case, variant, 10.0)
+    };
+    let rows = vec![
+        of("rmsnorm_forward", "16x8", "fused", Some(25)),
+        of("rmsnorm_forward", "16x8", "eager", Some(100)),
+        of("swiglu_forward", "16x8", "fused", Some(30)),
+        of("swiglu_forward", "16x8", "eager", Some(50)),
+        // Our chunks are no part of the unfused variant's shape.
+        of("linear_ce", "4x8x16 by 2", "fused", Some(20)),
+        of("linear_ce", "4x8x16", "eager", Some(100)),
+        of("lora_forward", "16x8", "fused", None),
+        of("lora_forward", "16x8", "eager", Some(100)),
+    ];
+    let s = summary(rows, Vec::new());
+    let removed: Vec<(&str, f64)> = s.traffic.iter().map(|t| (t.op.as_str(), t.removed())).collect();
+    assert_eq!(removed, [("rmsnorm_forward", 0.75), ("swiglu_forward", 0.4), ("linear_ce", 0.8)]);
+    let of = |op: &str| s.claims.iter().filter(|c| c.id == "K4" && c.op == op).collect::<Vec<_>>();
+    let outcomes = ["rmsnorm_forward", "swiglu_forward", "linear_ce"].map(|op| {
+        assert_eq!((of(op).len(), of(op)[0].against.as_str()), (1, "eager"), "{op}");
+        of(op)[0].outcome
+    });
+    assert_eq!(outcomes, [Outcome::Reproduced, Outcome::NotReproduced, Outcome::Reproduced]);
+    assert_eq!(of("qk_rope_forward")[0].outcome, Outcome::NotMeasured);
+    assert!(of("lora_forward").is_empty());
+    let report = report_md(&resolved(), &s, &serde_json::json!({}));
+    assert!(report.contains("## Memory traffic") && report.contains("| 75.0 % |"), "{report}");
+    let csv = results_csv(&s);
+    assert!(csv.lines().next().unwrap().ends_with(",moved_bytes"), "{csv}");
+    assert!(csv.lines().nth(1).unwrap().ends_with(",25"), "{csv}");
+}
+
+#[test]
 fn a_ratio_whose_interval_only_straddles_a_claim_does_not_reproduce_it() {
     let s = summary(
         vec![row("rmsnorm_forward", "16x8", "fused", 10.0)],
