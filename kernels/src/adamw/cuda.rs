@@ -33,7 +33,12 @@ use crate::gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit, le_bytes
 /// `kernel.cu`.
 pub static UNIT: Unit = Unit {
     name: "adamw",
-    source: include_str!("kernel.cu"),
+    source: concat!(
+        "#line 1 \"adamw/hyper.cuh\"\n",
+        include_str!("hyper.cuh"),
+        "#line 1 \"adamw/kernel.cu\"\n",
+        include_str!("kernel.cu")
+    ),
     entries: &[
         "adamw_norm_f32",
         "adamw_norm_elem",

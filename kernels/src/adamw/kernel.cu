@@ -10,22 +10,6 @@
 
 typedef unsigned char u8;
 
-// What all elements share; then one Group for each range of the arena, in order.
-struct Hyper {
-    float beta1, one_minus_beta1, beta2, one_minus_beta2;
-    float inverse_bias_correction2_sqrt, eps;
-    u32 step, seed;
-};
-
-struct Group {
-    i64 end;
-    float decay, step_size;
-};
-
-struct Clip {
-    float norm, factor;
-};
-
 __device__ __forceinline__ void load_quad(const float* x, float v[QUAD]) {
     const float4 quad = *(const float4*)x;
     v[0] = quad.x; v[1] = quad.y; v[2] = quad.z; v[3] = quad.w;
@@ -312,14 +296,6 @@ __device__ __forceinline__ void store_moment(u8* x, float* scale, const Place& p
 }
 
 // ---- Update ----
-
-// The group of a quad; there are a few.
-__device__ __forceinline__ Group group_of(const Hyper* hyper, int groups, i64 at) {
-    const Group* group = (const Group*)(hyper + 1);
-    int i = 0;
-    while (i + 1 < groups && at >= group[i].end) i++;
-    return group[i];
-}
 
 // A warp updates a chunk. P is float or elem, M float, elem or u8; where P or M are bf16 they are rounded stochastically.
 // The update is that of the exact moments, before they are rounded. `copy`, where wanted, is p rounded to nearest.

@@ -18,6 +18,7 @@
 pub mod bench;
 pub mod cases;
 pub mod cuda;
+pub mod cuda_eager;
 mod eager;
 mod fused;
 pub mod reference;

@@ -96,16 +96,23 @@ impl Needs {
 /// Every unit of this crate.
 pub const UNITS: &[&Unit] = &[
     &crate::adamw::cuda::UNIT,
+    &crate::adamw::cuda_eager::UNIT,
     &crate::attention::cuda::HOPPER,
     &crate::attention::cuda::MMA,
     &crate::attention::cuda::PLAIN,
+    &crate::attention::cuda_eager::UNIT,
     &crate::embedding::cuda::UNIT,
     &super::digest::UNIT,
     &crate::linear_ce::cuda::UNIT,
+    &crate::linear_ce::cuda_eager::UNIT,
     &crate::lora::cuda::UNIT,
+    &crate::lora::cuda_eager::UNIT,
     &crate::qk_rope::cuda::UNIT,
+    &crate::qk_rope::cuda_eager::UNIT,
     &crate::rmsnorm::cuda::UNIT,
+    &crate::rmsnorm::cuda_eager::UNIT,
     &crate::swiglu::cuda::UNIT,
+    &crate::swiglu::cuda_eager::UNIT,
 ];
 
 /// A `__global__` function of a unit at an element type.

@@ -266,6 +266,9 @@ impl Plan {
         }
         let algorithm = RefCell::new(sys::cublasLtMatmulAlgo_t { data: [0; 8] });
         let plan = Self { product: *p, descriptor, layouts, algorithm };
+        if p.batch.count > 1 {
+            plan.repeat()?;
+        }
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         // `cublasOperation_t`: 0 as stored, 1 transposed.
         let operation = |x: Matrix| i32::from(x.transposed);
@@ -279,6 +282,35 @@ impl Plan {
             plan.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &data_type(p.out))?;
         }
         Ok(plan)
+    }
+
+    /// Tells every layout how many matrices it stands for, and how far apart they are.
+    fn repeat(&self) -> Result<(), GpuError> {
+        use sys::cublasLtMatrixLayoutAttribute_t as Attribute;
+        let Product { batch, .. } = self.product;
+        let count = batch.count as i32;
+        let [a, b, c] = batch.strides.map(|stride| stride as i64);
+        for (layout, stride) in self.layouts.into_iter().zip([b, a, c]) {
+            // SAFETY: the layout is alive, and the values have the types that the attributes' documentation names.
+            let statuses = unsafe {
+                [
+                    sys::cublasLtMatrixLayoutSetAttribute(
+                        layout,
+                        Attribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
+                        (&raw const count).cast(),
+                        size_of_val(&count),
+                    ),
+                    sys::cublasLtMatrixLayoutSetAttribute(
+                        layout,
+                        Attribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                        (&raw const stride).cast(),
+                        size_of_val(&stride),
+                    ),
+                ]
+            };
+            statuses.into_iter().try_for_each(|status| check(&self.product.name(), status))?;
+        }
+        Ok(())
     }
 
     fn set<T>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<(), GpuError> {

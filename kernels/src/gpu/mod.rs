@@ -6,6 +6,7 @@
 //! | [`library`] | where the driver, NVRTC and cuBLASLt are |
 //! | [`compile`] | CUDA C++ to CUBIN, with a cache |
 //! | [`launch`] | what a kernel's `cuda.rs` says: source, grid, arguments |
+//! | [`eager`] | what the eager variants share |
 //! | [`device`] | memory, streams, events; runs launches |
 //! | [`graph`] | work that is captured once and run again |
 //! | [`product`], [`matmul`] | matrix products; by cuBLASLt, planned and tuned |
@@ -13,13 +14,14 @@
 //! | [`mod@digest`] | a digest of device memory |
 //!
 //! A kernel's folder holds `kernel.cu`, which follows `prelude.cuh` in one translation unit and includes nothing, and
-//! `cuda.rs`, its launch code over [`Launcher`].
+//! `cuda.rs`, its launch code over [`Launcher`]; the same for the eager variant in `eager.cu` and `cuda_eager.rs`.
 
 mod algorithms;
 pub mod bench;
 pub mod compile;
 pub mod device;
 pub mod digest;
+pub mod eager;
 mod error;
 pub mod graph;
 pub mod launch;

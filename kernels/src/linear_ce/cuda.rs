@@ -16,7 +16,12 @@ use crate::gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Product, Products, 
 /// `kernel.cu`.
 pub static UNIT: Unit = Unit {
     name: "linear_ce",
-    source: include_str!("kernel.cu"),
+    source: concat!(
+        "#line 1 \"floats.cuh\"\n",
+        include_str!("../gpu/floats.cuh"),
+        "#line 1 \"linear_ce/kernel.cu\"\n",
+        include_str!("kernel.cu")
+    ),
     entries: &[
         "linear_ce_gradient",
         "linear_ce_loss",
@@ -95,7 +100,7 @@ impl Plan {
 }
 
 /// Elements from one row of logits to the next.
-fn stride(vocab: usize) -> usize {
+pub(super) fn stride(vocab: usize) -> usize {
     vocab.next_multiple_of(8)
 }
 

@@ -4,7 +4,6 @@
 // both is read again beyond them. Each element is exponentiated twice, once for the sum and once for its gradient, since a
 // probability kept in bf16 in between would be rounded twice.
 
-#define LOG2_E 1.4426950408889634f
 #define LN_2 0.6931471805599453f
 
 // Packs that a thread keeps in registers.
@@ -55,22 +54,6 @@ struct Row {
         cp_async_wait<0>();
     }
 };
-
-// Elements of a pack that are inside the row: all but at its end.
-__device__ __forceinline__ int inside(int column, int V) { return min(V - column, PACK); }
-
-__device__ __forceinline__ float block_max(float x, float* scratch) {
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-#pragma unroll
-    for (int other = WARP / 2; other > 0; other /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, other));
-    __syncthreads();
-    if (lane == 0) scratch[warp] = x;
-    __syncthreads();
-    x = lane < warps ? scratch[lane] : scratch[0];
-#pragma unroll
-    for (int other = WARP / 2; other > 0; other /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, other));
-    return x;
-}
 
 // What a row's logits add up to; every thread gets it. total = sum of 2^(z * log2(e) - shift): what rounding makes of the
 // shift, which is much where logits are large, is in every term and so not in their ratios.

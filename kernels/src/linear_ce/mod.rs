@@ -23,6 +23,7 @@
 pub mod bench;
 pub mod cases;
 pub mod cuda;
+pub mod cuda_eager;
 mod eager;
 mod fused;
 mod online;

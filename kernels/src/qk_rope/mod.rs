@@ -18,8 +18,10 @@
 pub mod bench;
 pub mod cases;
 pub mod cuda;
+pub mod cuda_eager;
 mod eager;
 mod fused;
+mod operators;
 pub mod reference;
 mod tables;
 #[cfg(test)]

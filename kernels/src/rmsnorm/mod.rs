@@ -17,8 +17,10 @@
 pub mod bench;
 pub mod cases;
 pub mod cuda;
+pub mod cuda_eager;
 mod eager;
 mod fused;
+pub(crate) mod operators;
 pub mod reference;
 #[cfg(test)]
 mod tests;

@@ -1,16 +1,17 @@
 //! Gradient norm and AdamW against the f64 equations, whoever runs them.
 
 use chronicals_kernels::{
+    Variant,
     adamw::{
         Hyper,
         cuda::{self, Codes, Grads, Group, State},
-        reference,
+        cuda_eager, reference,
     },
     cases::values,
-    gpu::{Elem, Ptr},
+    gpu::{Elem, GpuError, Ptr},
 };
 
-use crate::machine::{self, Machine, Memory, Operands, assert_close, cases, wide};
+use crate::machine::{self, EagerMemory, Machine, Memory, Operands, assert_close, cases, wide};
 
 /// One pack; a warp's chunk but for a pack; a chunk and a pack; several blocks; a ragged end.
 const LENGTHS: [usize; 5] = [8, 248, 264, 4096, 10_008];
@@ -80,6 +81,7 @@ fn hyper_of(groups: &[Group], i: usize) -> Hyper {
 /// Parameters and moments on a machine, and how they read as f32.
 struct Arena<'a> {
     on: Operands<'a>,
+    variant: Variant,
     n: usize,
     master: bool,
     eight_bit: bool,
@@ -91,7 +93,13 @@ struct Arena<'a> {
 }
 
 impl<'a> Arena<'a> {
-    fn new(machine: &'a dyn Machine, elem: Elem, n: usize, master: bool, eight_bit: bool) -> Self {
+    fn new(
+        machine: &'a dyn Machine,
+        elem: Elem,
+        variant: Variant,
+        n: usize,
+        (master, eight_bit): (bool, bool),
+    ) -> Self {
         let on = Operands { machine, elem };
         let p: Vec<f32> = values(1, n).into_iter().map(|v| 0.1 * v).collect();
         let zeros = vec![0.0; n];
@@ -103,7 +111,7 @@ impl<'a> Arena<'a> {
         };
         let p_in = if master { on.f32().input(&p) } else { on.input(&machine::rounded(elem, p)) };
         let (m, v, copy, scales) = (moment(), moment(), on.output(n), [scale(), scale()]);
-        Self { on, n, master, eight_bit, p: p_in, copy, m, v, scales }
+        Self { on, variant, n, master, eight_bit, p: p_in, copy, m, v, scales }
     }
 
     fn state(&self) -> State {
@@ -138,20 +146,40 @@ impl<'a> Arena<'a> {
     }
 
     fn update(&self, g: &[f32], of_elem: bool, groups: &[Group], seed: u32, factor: Option<f32>) {
-        let on = &self.on;
-        let typed = Operands { machine: on.machine, elem: if of_elem { on.elem } else { Elem::F32 } };
+        self.try_update(g, of_elem, groups, seed, factor).unwrap();
+    }
+
+    fn try_update(
+        &self,
+        g: &[f32],
+        of_elem: bool,
+        groups: &[Group],
+        seed: u32,
+        factor: Option<f32>,
+    ) -> Result<(), GpuError> {
+        let (on, elem, n) = (&self.on, self.on.elem, self.n);
+        let typed = Operands { machine: on.machine, elem: if of_elem { elem } else { Elem::F32 } };
         let g_in = typed.input(g);
         let hyper = on.machine.upload(&cuda::hyper_bytes(groups, seed));
         let clip = factor.map(|f| on.f32().input(&[1.0, f]));
+        let layout =
+            cuda_eager::Layout { master: self.master, of_elem, copy: self.master, clip: clip.is_some() };
+        let memory = EagerMemory::new(on.machine, 0, cuda_eager::scratch_bytes(elem, layout, n));
         let (launcher, clip) = (on.machine.launcher(), clip.as_ref().map_or(Ptr::NULL, Memory::ptr));
-        let (g_in, hyper_at) = (grads(of_elem, g_in.ptr()), hyper.ptr());
+        let (state, g_at, hyper_at) = (self.state(), grads(of_elem, g_in.ptr()), hyper.ptr());
         // SAFETY: every operand has `n` elements, and the groups end there.
-        unsafe {
-            cuda::update(launcher, on.elem, self.state(), g_in, self.n, hyper_at, groups.len(), clip)
-                .unwrap();
-        }
-        // The launch is over before its operands are dropped.
+        let done = unsafe {
+            match self.variant {
+                Variant::Fused => cuda::update(launcher, elem, state, g_at, n, hyper_at, groups.len(), clip),
+                Variant::Eager => {
+                    let scratch = memory.ptrs().scratch;
+                    cuda_eager::update(launcher, elem, state, g_at, n, hyper_at, groups.len(), clip, scratch)
+                }
+            }
+        };
+        // The launches are over before their operands are dropped.
         on.machine.download(&self.p);
+        done
     }
 }
 
@@ -166,13 +194,25 @@ fn expected(before: [&[f32]; 3], g: &[f32], groups: &[Group], factor: f32) -> [V
     out
 }
 
-/// Three steps of every state, whose p, m and v are compared after each with what follows exactly from those before.
-fn steps(machine: &dyn Machine, master: bool, eight_bit: bool, check: impl Fn(&Arena, &[Vec<f64>; 3], &str)) {
+/// Parameters, first and second moments.
+type Before<'a> = [&'a [f32]; 3];
+
+/// Three steps of every state, whose p, m and v are compared after each with what follows exactly from those before; and, to the
+/// bit, with those of another run.
+fn steps(
+    machine: &dyn Machine,
+    variants: &[Variant],
+    kind: (bool, bool),
+    check: impl Fn(&Arena, Before, &[Vec<f64>; 3], &str),
+) {
     for (n, elem) in cases(machine, &LENGTHS, &[2]).into_iter().flat_map(|n| Elem::ALL.map(|e| (n, e))) {
-        for (of_elem, factor) in [(false, Some(0.25)), (true, None)] {
-            let arena = Arena::new(machine, elem, n, master, eight_bit);
+        for (variant, (of_elem, factor)) in variants
+            .iter()
+            .flat_map(|v| [(false, Some(0.25)), (true, None), (true, Some(0.5))].map(|o| (*v, o)))
+        {
+            let [arena, again] = [(); 2].map(|()| Arena::new(machine, elem, variant, n, kind));
             for step in 1..=3 {
-                let what = format!("{n} {} of elem {of_elem} step {step}", elem.name());
+                let what = format!("{variant} {n} {} of elem {of_elem} step {step}", elem.name());
                 let groups = groups(n, step);
                 // From gradients of nothing to large ones, also within a block of 8-bit moments.
                 let g: Vec<f32> = values(10 + u64::from(step), n)
@@ -183,8 +223,11 @@ fn steps(machine: &dyn Machine, master: bool, eight_bit: bool, check: impl Fn(&A
                 let g = if of_elem { machine::rounded(elem, g) } else { g };
                 let before = [arena.parameters(), arena.moments(0), arena.moments(1)];
                 arena.update(&g, of_elem, &groups, SEED, factor);
+                again.update(&g, of_elem, &groups, SEED, factor);
+                let same = |a: &Arena| [&a.p, &a.m, &a.v].map(|x| machine.download(x));
+                assert_eq!(same(&arena), same(&again), "{what}: another run, other bits");
                 let before = before.each_ref().map(Vec::as_slice);
-                check(&arena, &expected(before, &g, &groups, factor.unwrap_or(1.0)), &what);
+                check(&arena, before, &expected(before, &g, &groups, factor.unwrap_or(1.0)), &what);
             }
         }
     }
@@ -192,7 +235,7 @@ fn steps(machine: &dyn Machine, master: bool, eight_bit: bool, check: impl Fn(&A
 
 /// All f32: a few roundings each, and a root and a quotient of two units in the last place.
 pub fn master(machine: &dyn Machine) {
-    steps(machine, true, false, |arena, [p, m, v], what| {
+    steps(machine, &Variant::ALL, (true, false), |arena, _, [p, m, v], what| {
         assert_close(&format!("p {what}"), &arena.parameters(), p, 1e-6);
         assert_close(&format!("m {what}"), &arena.moments(0), m, 1e-6);
         assert_close(&format!("v {what}"), &arena.moments(1), v, 1e-6);
@@ -216,7 +259,7 @@ fn assert_neighbours(what: &str, elem: Elem, got: &[f32], exact: &[f64]) {
 
 /// All of the element type, each value one of the two neighbours of the exact one.
 pub fn rounded(machine: &dyn Machine) {
-    steps(machine, false, false, |arena, [p, m, v], what| {
+    steps(machine, &[Variant::Fused], (false, false), |arena, _, [p, m, v], what| {
         let elem = arena.on.elem;
         assert_neighbours(&format!("p {what}"), elem, &arena.parameters(), p);
         assert_neighbours(&format!("m {what}"), elem, &arena.moments(0), m);
@@ -224,10 +267,54 @@ pub fn rounded(machine: &dyn Machine) {
     });
 }
 
+/// The same of eager, within the roundings to nearest of what each operator writes, by `UNIT` of it at most.
+pub fn rounded_to_nearest(machine: &dyn Machine) {
+    const UNIT: f64 = 1.0 / 256.0;
+    let ratio = |a: f64, b: f64| if b == 0.0 { 0.0 } else { a / b };
+    steps(machine, &[Variant::Eager], (false, false), |arena, before, [p, m, v], what| {
+        let got = [arena.parameters(), arena.moments(0), arena.moments(1)];
+        if arena.on.elem == Elem::F32 {
+            for (got, exact) in got.iter().zip([p, m, v]) {
+                assert_close(what, got, exact, 1e-6);
+            }
+            return;
+        }
+        for i in 0..arena.n {
+            let [p_old, m_old, v_old] = before.map(|x| f64::from(x[i]));
+            // The result; and the gradient, cast and scaled, of which there is as much as the two moments differ by.
+            let dm = (m[i].abs() + 2.0 * (m[i].abs() + m_old.abs())) * UNIT;
+            // The old moment, scaled; the result; and the gradient's two roundings, squared.
+            let dv = (v_old + v[i] + 4.0 * v[i]) * UNIT;
+            // Parameter, decayed, and the result; and of what they change by: root, quotient, sum, and both moments.
+            let change = (p[i] - p_old).abs() + 0.002 * p_old.abs();
+            let relative = 3.0 * UNIT + ratio(dm, m[i].abs()) + ratio(dv, 2.0 * v[i]);
+            let dp = (p_old.abs() + p[i].abs()) * UNIT + relative * change;
+            for (name, exact, got, bound) in
+                [("p", p[i], got[0][i], dp), ("m", m[i], got[1][i], dm), ("v", v[i], got[2][i], dv)]
+            {
+                let off = (f64::from(got) - exact).abs();
+                assert!(
+                    off <= bound + 1e-37,
+                    "{name} {what}[{i}]: {got}, exactly {exact}, {bound:.1e} allowed"
+                );
+            }
+        }
+    });
+}
+
+/// Eager has no 8-bit moments, and says so.
+pub fn eager_is_not_quantised(machine: &dyn Machine) {
+    for master in [true, false] {
+        let arena = Arena::new(machine, Elem::Bf16, Variant::Eager, 8, (master, true));
+        let error = arena.try_update(&[1.0; 8], true, &groups(8, 1), SEED, None).unwrap_err();
+        assert!(error.what.contains("no 8-bit moments") && error.hint.contains("fused"), "{error}");
+    }
+}
+
 /// 8-bit moments within the error that `cuda.rs` states, under either kind of parameters.
 pub fn quantised(machine: &dyn Machine) {
     for master in [true, false] {
-        steps(machine, master, true, |arena, [p, m, v], what| {
+        steps(machine, &[Variant::Fused], (master, true), |arena, _, [p, m, v], what| {
             if master {
                 assert_close(&format!("p {what}"), &arena.parameters(), p, 1e-6);
             } else {
@@ -264,7 +351,7 @@ pub fn unbiased(machine: &dyn Machine) {
         let mut sums = [0; 3].map(|_| vec![0.0; n]);
         let mut exact = None;
         for seed in 0..seeds {
-            let arena = Arena::new(machine, Elem::Bf16, n, false, eight_bit);
+            let arena = Arena::new(machine, Elem::Bf16, Variant::Fused, n, (false, eight_bit));
             let before = [arena.parameters(), arena.moments(0), arena.moments(1)];
             arena.update(&g, false, &groups, seed, None);
             exact.get_or_insert_with(|| expected(before.each_ref().map(Vec::as_slice), &g, &groups, 1.0));

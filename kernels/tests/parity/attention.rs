@@ -9,7 +9,10 @@ use chronicals_kernels::{
     gpu::{Elem, le_bytes},
 };
 
-use crate::machine::{Machine, Memory, Operands, assert_close, cases, rounded, wide};
+use crate::{
+    attention_eager,
+    machine::{Machine, Memory, Operands, assert_close, cases, rounded, wide},
+};
 
 /// Heads, key/value heads, head dimension.
 pub type Heads = (usize, usize, usize);
@@ -18,7 +21,7 @@ pub type Heads = (usize, usize, usize);
 /// within it; no tokens; many small documents in one tile and in several; a long one behind short ones, over tiles that it
 /// does not begin; batches that fill their last tile and those that do not; groups of one, of several, and one for all;
 /// either head dimension.
-const CASES: [(Heads, &[u32]); 12] = [
+pub const CASES: [(Heads, &[u32]); 12] = [
     ((1, 1, 64), &[1]),
     ((2, 1, 64), &[31, 32, 33, 0, 63, 64, 65]),
     ((2, 2, 64), &[127, 128, 129]),
@@ -53,6 +56,8 @@ pub struct Batch {
     pub path: Path,
     pub qkv: Vec<f32>,
     pub dout: Vec<f32>,
+    /// Rows that the eager variant takes it to be, in the type of the path; otherwise it is the path that runs.
+    pub eager: Option<usize>,
 }
 
 impl Batch {
@@ -66,20 +71,38 @@ impl Batch {
         let qkv = values(1, tokens * shape.packed()).into_iter().enumerate();
         let qkv = qkv.map(|(i, v)| if i % shape.packed() < scaled { v * magnitude } else { v }).collect();
         let dout = rounded(elem, values(2, tokens * shape.out()));
-        Self { shape, cu_seqlens, path, qkv: rounded(elem, qkv), dout }
+        Self { shape, cu_seqlens, path, qkv: rounded(elem, qkv), dout, eager: None }
     }
 
     pub fn tokens(&self) -> usize {
         *self.cu_seqlens.last().unwrap() as usize
     }
 
+    /// Name in messages.
+    pub fn name(&self) -> String {
+        self.eager.map_or(self.path.name().into(), |rows| {
+            format!("eager in {}, {rows} rows", self.path.elem().name())
+        })
+    }
+
+    /// A score from its sum. Eager rounds it to the element type before and after it is scaled, and so must who checks what
+    /// becomes of it.
+    fn score(&self, sum: f64) -> f64 {
+        let scale = 1.0 / (self.shape.head_dim as f64).sqrt();
+        if self.eager.is_none() {
+            return sum * scale;
+        }
+        let round = |x: f32| rounded(self.path.elem(), vec![x])[0];
+        f64::from(round(round(sum as f32) * scale as f32))
+    }
+
     /// First token of a token's document.
-    fn begin(&self, t: usize) -> usize {
+    pub fn begin(&self, t: usize) -> usize {
         self.cu_seqlens.iter().rev().map(|b| *b as usize).find(|b| *b <= t).unwrap()
     }
 }
 
-/// What a call leaves: out, lse, dqkv.
+/// What a call leaves: out, lse, which eager has none of, dqkv.
 #[derive(PartialEq)]
 pub struct Left {
     pub out: Vec<f32>,
@@ -89,6 +112,9 @@ pub struct Left {
 
 /// Forward and backward.
 pub fn run(machine: &dyn Machine, batch: &Batch) -> Left {
+    if let Some(rows) = batch.eager {
+        return attention_eager::run(machine, batch, rows);
+    }
     let (on, shape, t) = (Operands { machine, elem: batch.path.elem() }, batch.shape, batch.tokens());
     let list = machine.upload(&le_bytes(&cuda::documents(&batch.cu_seqlens), u32::to_le_bytes));
     let documents = Documents { list: list.ptr(), tokens: t };
@@ -112,7 +138,7 @@ pub fn query(batch: &Batch, qkv: &[f64], t: usize, h: usize) -> (Vec<f64>, f64, 
     let g = h / s.group();
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let scores: Vec<f64> =
-        (batch.begin(t)..=t).map(|j| dot(row(t, h), row(j, s.heads + g)) / (k as f64).sqrt()).collect();
+        (batch.begin(t)..=t).map(|j| batch.score(dot(row(t, h), row(j, s.heads + g)))).collect();
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let lse = max + scores.iter().map(|x| (x - max).exp()).sum::<f64>().ln();
     let p: Vec<f64> = scores.iter().map(|x| (x - lse).exp()).collect();
@@ -124,7 +150,7 @@ pub fn query(batch: &Batch, qkv: &[f64], t: usize, h: usize) -> (Vec<f64>, f64, 
 }
 
 /// The whole batch in f64: out, lse, dqkv. The output's gradient meets the output as the element type holds it.
-fn expected(batch: &Batch) -> [Vec<f64>; 3] {
+pub fn expected(batch: &Batch) -> [Vec<f64>; 3] {
     let (s, k, tokens) = (batch.shape, batch.shape.head_dim, batch.tokens());
     let (qkv, dout) = (wide(&batch.qkv), wide(&batch.dout));
     let mut all = [vec![0.0; tokens * s.out()], vec![0.0; tokens * s.heads], vec![0.0; qkv.len()]];
@@ -156,11 +182,13 @@ fn columns(v: &[f32], shape: Shape, from: usize, to: usize) -> Vec<f32> {
     v.chunks(shape.packed()).flat_map(|row| &row[from..to]).copied().collect()
 }
 
-fn check(batch: &Batch, left: &Left, what: &str) {
+pub fn check(batch: &Batch, left: &Left, what: &str) {
     let [out, lse, dqkv] = expected(batch);
     let (s, tolerance) = (batch.shape, tolerance(batch.path.elem()));
     assert_close(&format!("out {what}"), &left.out, &out, tolerance);
-    assert_close(&format!("lse {what}"), &left.lse, &lse, 5e-6);
+    if batch.eager.is_none() {
+        assert_close(&format!("lse {what}"), &left.lse, &lse, 5e-6);
+    }
     let (q, k) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
     for (name, from, to) in [("dq", 0, q), ("dk", q, q + k), ("dv", q + k, q + 2 * k)] {
         let exact: Vec<f64> = dqkv.chunks(s.packed()).flat_map(|row| &row[from..to]).copied().collect();
@@ -181,12 +209,15 @@ pub fn forward_backward(machine: &dyn Machine) {
     for ((heads, lengths), path) in
         cases.into_iter().flat_map(|c| paths(machine).into_iter().map(move |p| (c, p)))
     {
-        let batch = Batch::new(heads, lengths, path, 1.0);
-        let what = format!("{heads:?} {lengths:?} {}", path.name());
-        let left = run(machine, &batch);
-        check(&batch, &left, &what);
-        assert!(run(machine, &batch) == left, "{what}: another run, other bits");
+        twice(machine, &Batch::new(heads, lengths, path, 1.0), lengths);
     }
+}
+
+pub fn twice(machine: &dyn Machine, batch: &Batch, lengths: &[u32]) {
+    let what = format!("{:?} {lengths:?} {}", batch.shape, batch.name());
+    let left = run(machine, batch);
+    check(batch, &left, &what);
+    assert!(run(machine, batch) == left, "{what}: another run, other bits");
 }
 
 /// Scores of thousands, of which one key takes all, and of nothing.
@@ -220,34 +251,40 @@ fn bits(batch: &Batch, left: &Left, tokens: std::ops::Range<usize>) -> Vec<u32> 
     out.chain(lse).chain(dqkv).map(|x| x.to_bits()).collect()
 }
 
+/// Lengths of documents that share tiles and steps.
+pub const SHARED: [u32; 5] = [50, 90, 20, 1, 100];
+
 /// Whatever finite values some documents' tokens have, not a bit of the others changes. Products of 1e30 are infinite: one that
-/// were weighed by 0 would show. Documents share tiles and steps.
+/// were weighed by 0 would show.
 pub fn isolation(machine: &dyn Machine) {
-    const LENGTHS: [u32; 5] = [50, 90, 20, 1, 100];
     for (path, head_dim) in paths(machine).into_iter().flat_map(|p| [64, 128].map(|k| (p, k))) {
-        let batch = Batch::new((2, 1, head_dim), &LENGTHS, path, 1.0);
-        let before = run(machine, &batch);
-        let documents: Vec<_> =
-            batch.cu_seqlens.windows(2).map(|d| d[0] as usize..d[1] as usize).enumerate().collect();
-        // Every other document becomes huge: those of either parity.
-        for parity in [0, 1] {
-            let mut other = Batch::new((2, 1, head_dim), &LENGTHS, path, 1.0);
-            let changed = documents.iter().filter(|(i, _)| i % 2 == parity);
-            changed.for_each(|(_, tokens)| enlarge(&mut other, tokens.clone()));
-            let after = run(machine, &other);
-            for (i, tokens) in &documents {
-                let same = bits(&batch, &before, tokens.clone()) == bits(&batch, &after, tokens.clone());
-                let what = format!("document {i}, {} {head_dim}", path.name());
-                assert_eq!(same, i % 2 != parity, "{what}: whether it is left as it was");
-            }
+        isolated(machine, || Batch::new((2, 1, head_dim), &SHARED, path, 1.0), 1e30);
+    }
+}
+
+/// Every other document becomes huge: those of either parity.
+pub fn isolated(machine: &dyn Machine, new: impl Fn() -> Batch, huge: f32) {
+    let batch = new();
+    let before = run(machine, &batch);
+    let documents: Vec<_> =
+        batch.cu_seqlens.windows(2).map(|d| d[0] as usize..d[1] as usize).enumerate().collect();
+    for parity in [0, 1] {
+        let mut other = new();
+        let changed = documents.iter().filter(|(i, _)| i % 2 == parity);
+        changed.for_each(|(_, tokens)| enlarge(&mut other, tokens.clone(), huge));
+        let after = run(machine, &other);
+        for (i, tokens) in &documents {
+            let same = bits(&batch, &before, tokens.clone()) == bits(&batch, &after, tokens.clone());
+            let what = format!("document {i}, {} {}", batch.name(), batch.shape.head_dim);
+            assert_eq!(same, i % 2 != parity, "{what}: whether it is left as it was");
         }
     }
 }
 
-/// Sets all that some tokens have to 1e30 or its negative.
-fn enlarge(batch: &mut Batch, tokens: std::ops::Range<usize>) {
+/// Sets all that some tokens have to a huge number or its negative.
+fn enlarge(batch: &mut Batch, tokens: std::ops::Range<usize>, huge: f32) {
     let (packed, out) = (batch.shape.packed(), batch.shape.out());
-    let huge: Vec<f32> = (0..tokens.len() * packed).map(|i| if i % 3 == 0 { -1e30 } else { 1e30 }).collect();
+    let huge: Vec<f32> = (0..tokens.len() * packed).map(|i| if i % 3 == 0 { -huge } else { huge }).collect();
     let huge = rounded(batch.path.elem(), huge);
     batch.qkv[tokens.start * packed..tokens.end * packed].copy_from_slice(&huge);
     batch.dout[tokens.start * out..tokens.end * out].copy_from_slice(&huge[..tokens.len() * out]);

@@ -1,11 +1,13 @@
 //! Linear cross-entropy against the f64 equations, whoever runs it.
 
 use chronicals_kernels::{
+    Variant,
     cases::values,
     gpu::{Elem, Ptr, le_bytes},
     linear_ce::{
         IGNORE_INDEX, Options, Shape,
         cuda::{self, Gradients, Operands as Inputs, Plan},
+        cuda_eager,
     },
 };
 
@@ -110,15 +112,53 @@ fn expected(batch: &Batch, opts: Options) -> Expected {
 /// What a call leaves: loss, dx, dW.
 type Left = (f64, Vec<f32>, Vec<f32>);
 
-/// A call with `plan`; the gradient of W is added to `old`.
-fn run(machine: &dyn Machine, batch: &Batch, plan: &Plan, opts: Options, old: Option<&[f32]>) -> Left {
+/// How a check runs: the variant, and what it is told.
+#[derive(Clone, Copy, Debug)]
+struct Way<'a> {
+    variant: Variant,
+    plan: &'a Plan,
+    opts: Options,
+}
+
+impl Way<'_> {
+    fn scratch_bytes(self) -> usize {
+        match self.variant {
+            Variant::Fused => self.plan.scratch_bytes(),
+            Variant::Eager => cuda_eager::scratch_bytes(self.plan, self.opts),
+        }
+    }
+
+    /// # Safety
+    /// As the functions that it calls; without gradients, the loss alone.
+    unsafe fn call(self, on: &dyn Machine, inputs: &Inputs, gradients: Option<&Gradients>) {
+        let (launcher, products, Self { plan, opts, .. }) = (on.launcher(), on.products(), self);
+        // SAFETY: the caller's promise is the same.
+        let done = unsafe {
+            match (self.variant, gradients) {
+                (Variant::Fused, Some(g)) => {
+                    cuda::forward_backward(launcher, products, inputs, g, plan, opts)
+                }
+                (Variant::Fused, None) => cuda::forward(launcher, products, inputs, plan, opts),
+                (Variant::Eager, Some(g)) => {
+                    cuda_eager::forward_backward(launcher, products, inputs, g, plan, opts)
+                }
+                (Variant::Eager, None) => cuda_eager::forward(launcher, products, inputs, plan, opts),
+            }
+        };
+        done.unwrap();
+    }
+}
+
+/// A call; the gradient of W is added to `old`.
+fn run(machine: &dyn Machine, batch: &Batch, way: Way, old: Option<&[f32]>) -> Left {
+    let plan = way.plan;
     let on = Operands { machine, elem: batch.elem };
     let (x, w) = (on.input(&batch.x), on.input(&batch.w));
     let index = cuda::index(&batch.labels, plan);
     assert_eq!(index.len(), plan.index_len());
     let index = machine.upload(&le_bytes(&index, i32::to_le_bytes));
     let loss = machine.upload(&1000f64.to_le_bytes());
-    let scratch = machine.upload(&vec![0xff; plan.scratch_bytes()]);
+    let scratch = machine.upload(&vec![0xff; way.scratch_bytes()]);
     let (dx, scale) = (on.output(batch.x.len()), on.f32().input(&[SCALE]));
     let dw = on.f32().input(old.unwrap_or(&[0.0]));
     let [x_TD, w_VD, index, loss_at, scratch] = [&x, &w, &index, &loss, &scratch].map(Memory::ptr);
@@ -126,19 +166,13 @@ fn run(machine: &dyn Machine, batch: &Batch, plan: &Plan, opts: Options, old: Op
     let gradients =
         Gradients { scale: scale.ptr(), dx_TD: dx.ptr(), dw_VD: old.map(|_| -> Ptr { dw.ptr() }) };
     // SAFETY: every operand has the length that its docs say.
-    unsafe {
-        let (launcher, products) = (machine.launcher(), machine.products());
-        cuda::forward_backward(launcher, products, &inputs, &gradients, plan, opts).unwrap();
-    }
+    unsafe { way.call(machine, &inputs, Some(&gradients)) };
     let read = |loss: &Memory| f64::from_le_bytes(machine.download(loss).try_into().unwrap()) - 1000.0;
     let left = (read(&loss), on.read(&dx), on.f32().read(&dw));
     // The loss alone is the same.
     let again = machine.upload(&1000f64.to_le_bytes());
     // SAFETY: as above.
-    unsafe {
-        let inputs = Inputs { loss: again.ptr(), ..inputs };
-        cuda::forward(machine.launcher(), machine.products(), &inputs, plan, opts).unwrap();
-    }
+    unsafe { way.call(machine, &Inputs { loss: again.ptr(), ..inputs }, None) };
     assert_eq!(read(&again), left.0, "the loss alone");
     left
 }
@@ -152,11 +186,11 @@ fn tolerances(elem: Elem) -> (f64, f64) {
     }
 }
 
-fn check(machine: &dyn Machine, batch: &Batch, plan: &Plan, opts: Options, what: &str) -> Left {
-    let old = values(4, batch.w.len());
-    let exact = expected(batch, opts);
+fn check(machine: &dyn Machine, batch: &Batch, way: Way, what: &str) -> Left {
+    let (old, what) = (values(4, batch.w.len()), format!("{} {what}", way.variant));
+    let exact = expected(batch, way.opts);
     let (loss_tolerance, tolerance) = tolerances(batch.elem);
-    let left = run(machine, batch, plan, opts, Some(&old));
+    let left = run(machine, batch, way, Some(&old));
     let (loss, dx, dw) = &left;
     let off = (loss - exact.loss).abs();
     // A row's loss is a difference of f32.
@@ -191,26 +225,29 @@ pub fn forward_backward(machine: &dyn Machine) {
             if batch.shape.vocab == 1 && opts.z_loss > 0.0 {
                 continue;
             }
-            for plan in &plans[if few { 2 } else { 0 }..] {
+            let plans = &plans[if few { 2 } else { 0 }..];
+            for (plan, variant) in plans.iter().flat_map(|p| Variant::ALL.map(|v| (p, v))) {
                 let what = format!("{case:?} {} {opts:?} {} rows", elem.name(), plan.rows);
-                let left = check(machine, &batch, plan, opts, &what);
+                let way = Way { variant, plan, opts };
+                let left = check(machine, &batch, way, &what);
                 let old = values(4, batch.w.len());
-                assert!(run(machine, &batch, plan, opts, Some(&old)) == left, "{what}: other bits");
-                let (loss, dx, _) = run(machine, &batch, plan, opts, None);
-                assert!((loss, dx) == (left.0, left.1), "{what}: a head that does not train");
+                assert!(run(machine, &batch, way, Some(&old)) == left, "{variant} {what}: other bits");
+                let (loss, dx, _) = run(machine, &batch, way, None);
+                assert!((loss, dx) == (left.0, left.1), "{variant} {what}: a head that does not train");
             }
         }
     }
 }
 
-/// Chunks smaller than the batch, the last one ragged, with and without compaction.
+/// Chunks smaller than the batch, the last one ragged, with and without compaction; unfused there are no chunks.
 pub fn chunks(machine: &dyn Machine) {
     for elem in Elem::ALL {
         let batch = Batch::new((45, 16, 203, 4), elem, 2.0);
         for rows in [batch.rows(), batch.shape.tokens] {
             for chunk in [1, 7, 16] {
                 let plan = Plan { chunk, ..Plan::new(batch.shape, elem, rows) };
-                check(machine, &batch, &plan, OPTIONS[2], &format!("{} {rows} by {chunk}", elem.name()));
+                let way = Way { variant: Variant::Fused, plan: &plan, opts: OPTIONS[2] };
+                check(machine, &batch, way, &format!("{} {rows} by {chunk}", elem.name()));
             }
         }
     }
@@ -221,6 +258,9 @@ pub fn magnitudes(machine: &dyn Machine) {
     for (elem, magnitude) in Elem::ALL.into_iter().flat_map(|e| [1e-6, 300.0, 1e4].map(|m| (e, m))) {
         let batch = Batch::new((12, 8, 517, 5), elem, magnitude);
         let plan = Plan::new(batch.shape, elem, batch.rows());
-        check(machine, &batch, &plan, OPTIONS[0], &format!("{} ×{magnitude}", elem.name()));
+        for variant in Variant::ALL {
+            let way = Way { variant, plan: &plan, opts: OPTIONS[0] };
+            check(machine, &batch, way, &format!("{} ×{magnitude}", elem.name()));
+        }
     }
 }

@@ -1,12 +1,13 @@
 //! LoRA against the f64 equations, whoever runs it.
 
 use chronicals_kernels::{
+    Variant,
     cases::values,
-    gpu::{Elem, le_bytes},
+    gpu::{Elem, GpuError, Ptr, le_bytes},
     lora::{
         Segment, Shape, b_len,
         cuda::{self, Gradients, Group, Operands as Inputs},
-        reference, stacked_rank,
+        cuda_eager, reference, stacked_rank,
     },
 };
 
@@ -19,15 +20,17 @@ const fn segment(offset: usize, width: usize, r: usize) -> Segment {
 }
 
 /// Tokens, inputs, outputs and adapters: one of all columns and one token; q, k and v, of several ranks, one of them odd;
-/// columns that no adapter has; the last alone.
-const CASES: [(usize, usize, usize, &[Segment]); 4] = [
+/// columns that no adapter has; the last alone; q, k and v with columns between them, all in multiples of 8.
+const CASES: [(usize, usize, usize, &[Segment]); 5] = [
     (1, 8, 16, &[segment(0, 16, 8)]),
     (37, 40, 64, &[segment(0, 32, 8), segment(32, 16, 5), segment(48, 16, 3)]),
     (50, 24, 80, &[segment(8, 30, 4), segment(48, 24, 12)]),
     (130, 72, 48, &[segment(40, 8, 16)]),
+    (41, 48, 96, &[segment(0, 40, 16), segment(48, 16, 8), segment(64, 24, 8)]),
 ];
 
-/// x·Aᵀ, s·B and what is added to are rounded to bf16 before they meet; sums in f32.
+/// x·Aᵀ, s·B and what is added to are rounded to bf16 before they meet; sums in f32. Unfused, the output of B is rounded before
+/// and after it is scaled, and a sum after every adapter.
 fn tolerance(elem: Elem) -> f64 {
     match elem {
         Elem::Bf16 => 1.5e-2,
@@ -38,6 +41,7 @@ fn tolerance(elem: Elem) -> f64 {
 /// A group on a machine.
 struct Case<'a> {
     on: Operands<'a>,
+    variant: Variant,
     group: Group,
     segments: &'static [Segment],
     x: Vec<f32>,
@@ -49,6 +53,7 @@ struct Case<'a> {
 impl<'a> Case<'a> {
     fn new(
         machine: &'a dyn Machine,
+        variant: Variant,
         elem: Elem,
         (tokens, inputs, outputs, segments): (usize, usize, usize, &'static [Segment]),
         magnitude_of_b: f32,
@@ -59,15 +64,19 @@ impl<'a> Case<'a> {
         let [x, a] = [(1, tokens * inputs), (2, s * inputs)].map(|(seed, n)| rounded(elem, values(seed, n)));
         let b = values(3, b_len(segments)).into_iter().map(|v| v * magnitude_of_b).collect();
         let b = rounded(elem, b);
+        let scratch_bytes = match variant {
+            Variant::Fused => group.scratch_bytes(),
+            Variant::Eager => cuda_eager::scratch_bytes(&group, segments).unwrap_or(0),
+        };
         let memory = [
             on.input(&x),
             on.input(&a),
             on.input(&b),
             on.output(tokens * s),
             machine.upload(&le_bytes(&cuda::table(segments), i32::to_le_bytes)),
-            machine.upload(&vec![0xff; group.scratch_bytes()]),
+            machine.upload(&vec![0xff; scratch_bytes]),
         ];
-        Self { on, group, segments, x, a, b, memory }
+        Self { on, variant, group, segments, x, a, b, memory }
     }
 
     fn inputs(&self) -> Inputs {
@@ -75,20 +84,47 @@ impl<'a> Case<'a> {
         Inputs { x_TD, a_SD, b, xa_TS, table, scratch }
     }
 
+    /// # Safety
+    /// As the functions that it calls.
+    unsafe fn call_forward(&self, y_TN: Ptr) -> Result<(), GpuError> {
+        let (launcher, products) = (self.on.machine.launcher(), self.on.machine.products());
+        let (group, inputs) = (&self.group, &self.inputs());
+        // SAFETY: the caller's promise is the same.
+        unsafe {
+            match self.variant {
+                Variant::Fused => cuda::forward(launcher, products, group, inputs, y_TN),
+                Variant::Eager => cuda_eager::forward(launcher, products, group, self.segments, inputs, y_TN),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As the functions that it calls.
+    unsafe fn call_backward(&self, gradients: &Gradients) -> Result<(), GpuError> {
+        let (launcher, products) = (self.on.machine.launcher(), self.on.machine.products());
+        let (group, inputs) = (&self.group, &self.inputs());
+        // SAFETY: the caller's promise is the same.
+        unsafe {
+            match self.variant {
+                Variant::Fused => cuda::backward(launcher, products, group, inputs, gradients),
+                Variant::Eager => {
+                    cuda_eager::backward(launcher, products, group, self.segments, inputs, gradients)
+                }
+            }
+        }
+    }
+
     /// y after the adapters have added to `old`.
     fn forward(&self, old: &[f32]) -> Vec<f32> {
-        let (machine, y) = (self.on.machine, self.on.input(old));
+        let y = self.on.input(old);
         // SAFETY: every operand has the length that its docs say.
-        unsafe {
-            let (launcher, products) = (machine.launcher(), machine.products());
-            cuda::forward(launcher, products, &self.group, &self.inputs(), y.ptr()).unwrap();
-        }
+        unsafe { self.call_forward(y.ptr()).unwrap() };
         self.on.read(&y)
     }
 
     /// da, db and dx after the gradients were added to `old`; without dx, what was there.
     fn backward(&self, dy: &[f32], old: &[Vec<f32>; 3], with_dx: bool) -> [Vec<f32>; 3] {
-        let (machine, f32s) = (self.on.machine, self.on.f32());
+        let f32s = self.on.f32();
         let (dy, dxa) = (self.on.input(dy), self.on.output(self.group.shape.tokens * self.group.s));
         let [da, db, dx] = [f32s.input(&old[0]), f32s.input(&old[1]), self.on.input(&old[2])];
         let gradients = Gradients {
@@ -99,10 +135,7 @@ impl<'a> Case<'a> {
             dx_TD: with_dx.then(|| dx.ptr()),
         };
         // SAFETY: as above; the forward pass left x·Aᵀ.
-        unsafe {
-            let (launcher, products) = (machine.launcher(), machine.products());
-            cuda::backward(launcher, products, &self.group, &self.inputs(), &gradients).unwrap();
-        }
+        unsafe { self.call_backward(&gradients).unwrap() };
         [f32s.read(&da), f32s.read(&db), self.on.read(&dx)]
     }
 
@@ -135,16 +168,40 @@ impl<'a> Case<'a> {
     }
 }
 
+/// Whether unfused products have the rows that they want.
+fn is_even(segments: &[Segment]) -> bool {
+    segments.iter().all(|s| [s.offset, s.width, s.r].iter().all(|n| n.is_multiple_of(8)))
+}
+
 fn each(machine: &dyn Machine, mut check: impl FnMut(&Case, String)) {
-    for (case, elem) in cases(machine, &CASES, &[1]).into_iter().flat_map(|c| Elem::ALL.map(|e| (c, e))) {
+    for (case, elem) in cases(machine, &CASES, &[1, 4]).into_iter().flat_map(|c| Elem::ALL.map(|e| (c, e))) {
         // At the first step B is nothing.
-        for magnitude in [0.0, 1.0] {
-            check(
-                &Case::new(machine, elem, case, magnitude),
-                format!("{case:?} {} ×{magnitude}", elem.name()),
-            );
+        for (variant, magnitude) in Variant::ALL.into_iter().flat_map(|v| [0.0, 1.0].map(|m| (v, m))) {
+            if variant == Variant::Fused || is_even(case.3) {
+                let what = format!("{variant} {case:?} {} ×{magnitude}", elem.name());
+                check(&Case::new(machine, variant, elem, case, magnitude), what);
+            }
         }
     }
+}
+
+/// What unfused products cannot do is an error, and nothing is launched.
+pub fn refusal(machine: &dyn Machine) {
+    let mut refused = 0;
+    for case in CASES.into_iter().filter(|case| !is_even(case.3)) {
+        let case = Case::new(machine, Variant::Eager, Elem::Bf16, case, 1.0);
+        let nowhere = Ptr::NULL;
+        let gradients =
+            Gradients { dy_TN: nowhere, dxa_TS: nowhere, da_SD: nowhere, db: nowhere, dx_TD: None };
+        let scratch = cuda_eager::scratch_bytes(&case.group, case.segments).map(drop);
+        // SAFETY: nothing runs.
+        let errors = unsafe { [scratch, case.call_forward(nowhere), case.call_backward(&gradients)] };
+        for error in errors.map(Result::unwrap_err) {
+            assert!(error.what.contains("rank") && error.hint.contains("multiples of 8"), "{error:?}");
+            refused += 1;
+        }
+    }
+    assert_eq!(refused, 6, "cases with odd extents");
 }
 
 /// Forward; columns without an adapter keep their bits.

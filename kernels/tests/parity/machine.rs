@@ -1,7 +1,9 @@
 //! Where a parity test runs: a GPU or the emulator, with the same launch code on both.
 
+use std::cell::RefCell;
+
 use chronicals_kernels::gpu::{
-    Buffer, Elem, Gpu, GpuError, Launcher, Needs, Products, Ptr, compile::Cache, matmul::Matmul,
+    Buffer, Elem, Gpu, GpuError, Launcher, Needs, Products, Ptr, compile::Cache, eager, matmul::Matmul,
 };
 
 use crate::products::OnHost;
@@ -123,6 +125,31 @@ impl Operands<'_> {
     /// As `self`, for operands that are f32 whatever the element type.
     pub fn f32(&self) -> Operands<'_> {
         Operands { machine: self.machine, elem: Elem::F32 }
+    }
+}
+
+/// What an eager variant needs besides its operands, filled with NaN of any width.
+pub struct EagerMemory<'a> {
+    machine: &'a dyn Machine,
+    saved: Memory,
+    scratch_bytes: usize,
+    /// Of every call so far: launches may be under way.
+    scratch: RefCell<Vec<Memory>>,
+}
+
+impl<'a> EagerMemory<'a> {
+    /// Of so many bytes.
+    pub fn new(machine: &'a dyn Machine, saved_bytes: usize, scratch_bytes: usize) -> Self {
+        let saved = machine.upload(&vec![0xff; saved_bytes]);
+        Self { machine, saved, scratch_bytes, scratch: RefCell::default() }
+    }
+
+    /// For one call: what is saved stays, the scratch is NaN again.
+    pub fn ptrs(&self) -> eager::Memory {
+        let scratch = self.machine.upload(&vec![0xff; self.scratch_bytes]);
+        let at = scratch.ptr();
+        self.scratch.borrow_mut().push(scratch);
+        eager::Memory { saved: self.saved.ptr(), scratch: at }
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod adamw;
 mod attention;
+mod attention_eager;
 mod bench;
 mod digest;
 mod embedding;
@@ -74,17 +75,18 @@ macro_rules! parity {
 }
 
 parity! {
-    adamw { norm, master, rounded, quantised, unbiased }
+    adamw { norm, master, rounded, rounded_to_nearest, quantised, unbiased, eager_is_not_quantised }
     attention { forward_backward, magnitudes, isolation }
+    attention_eager { forward_backward, magnitudes, isolation, long_rows }
     digest { words }
     embedding { forward, backward }
     linear_ce { forward_backward, chunks, magnitudes }
-    lora { forward, backward }
+    lora { forward, backward, refusal }
     qk_rope { forward, backward }
     rmsnorm { forward, backward }
     swiglu { forward, backward }
     ;
-    matmul { products }
+    matmul { products, batches }
     ;
     graph { replays }
     long { attention, linear_ce, qk_rope, rmsnorm, swiglu }

@@ -2,7 +2,10 @@
 
 use chronicals_kernels::{
     cases::values,
-    gpu::{Elem, Product, product::Matrix},
+    gpu::{
+        Elem, Product,
+        product::{Batch, Matrix},
+    },
 };
 
 use crate::machine::{Machine, Operands, assert_close, rounded};
@@ -24,10 +27,46 @@ pub fn products(machine: &dyn Machine) {
                 let a = Matrix { ld: if ta { m } else { k } + 8, transposed: ta };
                 let b = Matrix { ld: if tb { k } else { n } + 16, transposed: tb };
                 // cuBLASLt's bias has the type of C.
-                check(machine, &Product { m, n, k, a, b, ldc: n + 8, out, elem, bias, accumulate });
+                let one =
+                    Product { m, n, k, a, b, ldc: n + 8, out, elem, bias, accumulate, batch: Batch::ONE };
+                check(machine, &one);
             }
         }
     }
+}
+
+/// Several products at once, in each transposition: one behind another with room between them; side by side in the columns
+/// of wider rows, as heads are; one A for all.
+pub fn batches(machine: &dyn Machine) {
+    let (m, n, k) = (24, 40, 16);
+    for (code, elem) in (0..16).flat_map(|code| Elem::ALL.map(|e| (code, e))) {
+        let [ta, tb, wide, accumulate] = [1, 2, 4, 8].map(|bit| code & bit != 0);
+        let out = if wide { Elem::F32 } else { elem };
+        let rows = |t: bool, rows: usize, columns: usize| if t { (columns, rows) } else { (rows, columns) };
+        let (a, b) = (rows(ta, m, k), rows(tb, k, n));
+        let matrix = |ld, transposed| Matrix { ld, transposed };
+        let apart = |(rows, columns): (usize, usize)| rows * columns + 8;
+        let product = |a: Matrix, b: Matrix, ldc, count, strides| {
+            let batch = Batch { count, strides };
+            Product { m, n, k, a, b, ldc, out, elem, bias: false, accumulate, batch }
+        };
+        let (dense_a, dense_b) = (matrix(a.1, ta), matrix(b.1, tb));
+        check(machine, &product(dense_a, dense_b, n, 5, [apart(a), apart(b), apart((m, n))]));
+        check(machine, &product(dense_a, dense_b, n, 3, [0, apart(b), m * n]));
+        let (side_a, side_b) = (matrix(3 * a.1, ta), matrix(3 * b.1, tb));
+        check(machine, &product(side_a, side_b, 3 * n, 3, [a.1, b.1, n]));
+    }
+}
+
+/// Matrix, row and column of every element of C.
+fn places(p: &Product) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
+    let Product { m, n, batch, .. } = *p;
+    (0..batch.count).flat_map(move |b| (0..m).flat_map(move |i| (0..n).map(move |j| (b, i, j))))
+}
+
+/// Where it lies.
+fn place(p: &Product, (b, i, j): (usize, usize, usize)) -> usize {
+    b * p.batch.strides[2] + i * p.ldc + j
 }
 
 fn check(machine: &dyn Machine, p: &Product) {
@@ -38,22 +77,26 @@ fn check(machine: &dyn Machine, p: &Product) {
     let (old, bias) = (rounded(p.out, values(3, c_len)), rounded(p.out, values(4, p.n)));
     let (on, to) = (Operands { machine, elem: p.elem }, Operands { machine, elem: p.out });
     // What lies between the rows of C stays; without accumulation C itself is not read.
-    let mut before = old.clone();
-    let places: Vec<(usize, usize)> = (0..p.m).flat_map(|i| (0..p.n).map(move |j| (i, j))).collect();
-    if !p.accumulate {
-        places.iter().for_each(|(i, j)| before[i * p.ldc + j] = f32::NAN);
+    let (mut before, mut between) = (old.clone(), vec![true; c_len]);
+    for at in places(p).map(|at| place(p, at)) {
+        between[at] = false;
+        if !p.accumulate {
+            before[at] = f32::NAN;
+        }
     }
     let (am, bm, cm, biasm) = (on.input(&a), on.input(&b), to.input(&before), to.input(&bias));
     // SAFETY: every operand has the length that the product says.
     unsafe { machine.products().product(p, am.ptr(), bm.ptr(), biasm.ptr(), cm.ptr()).unwrap() };
-    let expected = places.iter().map(|&(i, j)| {
-        let sum: f64 = (0..p.k).map(|l| f64::from(a[p.a.at(i, l)]) * f64::from(b[p.b.at(l, j)])).sum();
-        sum + f64::from(u8::from(p.bias)) * f64::from(bias[j])
-            + f64::from(u8::from(p.accumulate)) * f64::from(old[i * p.ldc + j])
+    let expected = places(p).map(|(batch, i, j)| {
+        let [first_a, first_b, _] = p.batch.strides.map(|stride| batch * stride);
+        let term = |l| f64::from(a[first_a + p.a.at(i, l)]) * f64::from(b[first_b + p.b.at(l, j)]);
+        (0..p.k).map(term).sum::<f64>()
+            + f64::from(u8::from(p.bias)) * f64::from(bias[j])
+            + f64::from(u8::from(p.accumulate)) * f64::from(old[place(p, (batch, i, j))])
     });
     let expected: Vec<f64> = expected.collect();
     let after = to.read(&cm);
-    let got: Vec<f32> = places.iter().map(|(i, j)| after[i * p.ldc + j]).collect();
+    let got: Vec<f32> = places(p).map(|at| after[place(p, at)]).collect();
     // Half a unit of bf16 is 2⁻⁹, and 2⁻⁸ of the largest just above a power of two. Some of cuBLASLt's algorithms round to
     // bf16 before they add C, and then again. f32 products pass through TF32 nowhere.
     let tolerance = match (p.out, p.accumulate) {
@@ -62,7 +105,7 @@ fn check(machine: &dyn Machine, p: &Product) {
         (Elem::F32, _) => 2e-5,
     };
     assert_close(&format!("{p:?}"), &got, &expected, tolerance);
-    for (at, value) in after.iter().enumerate().filter(|(at, _)| at % p.ldc >= p.n) {
+    for (at, value) in after.iter().enumerate().filter(|(at, _)| between[*at]) {
         assert_eq!(*value, old[at], "{p:?} wrote between its rows, at {at}");
     }
 }
