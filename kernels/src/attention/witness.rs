@@ -76,7 +76,9 @@ impl Witness<'_> {
             out.iter_mut().zip(&v).for_each(|(o, v)| *o += p * v);
             dp.push(dot(&d, &v));
         }
-        let delta = dot(&d, &out);
+        // Of the output as it is stored: where one key takes nearly all, δ is most of what it is subtracted from.
+        let stored: Vec<f64> = out.iter().map(|o| f64::from(half::bf16::from_f64(*o))).collect();
+        let delta = dot(&d, &stored);
         let ds = p.iter().zip(dp).map(|(p, dp)| p * (dp - delta) * scale).collect();
         Query { out, lse, p, ds }
     }

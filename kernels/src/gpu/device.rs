@@ -22,6 +22,7 @@ pub struct Gpu {
     arch: String,
     processors: u32,
     l2_bytes: usize,
+    shared_bytes: usize,
     /// Whether a kernel can begin while the one before it ends.
     overlaps: bool,
     modules: RefCell<HashMap<(&'static str, Elem), sys::CUmodule>>,
@@ -55,6 +56,8 @@ impl Gpu {
         let processors = context.attribute(count).map_err(failed)? as u32;
         let cache_bytes = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE;
         let l2_bytes = context.attribute(cache_bytes).map_err(failed)? as usize;
+        let shared = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let shared_bytes = context.attribute(shared).map_err(failed)? as usize;
         let stream = context.new_stream().map_err(failed)?;
         Ok(Self {
             context,
@@ -63,6 +66,7 @@ impl Gpu {
             arch,
             processors,
             l2_bytes,
+            shared_bytes,
             overlaps: major >= 9,
             modules: RefCell::default(),
             functions: RefCell::default(),
@@ -299,6 +303,10 @@ impl Launcher for Gpu {
 
     fn processors(&self) -> u32 {
         self.processors
+    }
+
+    fn shared_bytes(&self) -> usize {
+        self.shared_bytes
     }
 }
 

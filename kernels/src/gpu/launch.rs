@@ -203,4 +203,7 @@ pub trait Launcher {
 
     /// Multiprocessors: how many blocks of a persistent kernel are worth having, times what fits on one.
     fn processors(&self) -> u32;
+
+    /// Most shared memory that a block may ask for, bytes.
+    fn shared_bytes(&self) -> usize;
 }

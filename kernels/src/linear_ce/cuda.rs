@@ -36,8 +36,9 @@ pub static UNIT: Unit = Unit {
 /// Threads of a row at most.
 const THREADS: usize = 512;
 
-/// Shared memory that a block may ask for on every device since sm_80.
-const SHARED_BYTES: usize = 160 << 10;
+/// Registers of a multiprocessor, and of a thread of `rows`.
+const REGISTERS: usize = 64 << 10;
+const REGISTERS_OF_THREAD: usize = 128;
 
 /// Logits of a chunk, about.
 const CHUNK_BYTES: usize = 1280 << 20;
@@ -310,26 +311,31 @@ pub(super) unsafe fn rows(
     (count, v): (usize, usize),
     opts: Options,
 ) -> Result<(), GpuError> {
-    let (threads, in_shared) = row_threads(v, elem);
-    let shared = (in_shared * threads * 8 * elem.bytes()) as u32;
-    let grid = Grid { blocks: (count as u32, 1), threads: threads as u32, shared };
+    let (threads, in_shared) = row_threads(v, elem, on.shared_bytes());
+    let shared = in_shared * threads * 8 * elem.bytes();
+    // As many blocks as are resident: each takes the next row while it writes the last.
+    let resident = REGISTERS / (REGISTERS_OF_THREAD * threads);
+    let resident = if shared > 0 { 1 } else { resident.max(1) };
+    let blocks = count.min(resident * on.processors() as usize);
+    let grid = Grid { blocks: (blocks as u32, 1), threads: threads as u32, shared: shared as u32 };
     let (name, pointers) = match scale {
         Some(scale) => ("linear_ce_gradient", vec![logits, labels, scale, losses]),
         None => ("linear_ce_loss", vec![logits, labels, losses]),
     };
-    let extents = [v, stride(v), in_shared].map(|n| Arg::I32(n as i32));
+    let extents = [count, v, stride(v), in_shared].map(|n| Arg::I32(n as i32));
     let terms = [opts.label_smoothing, opts.z_loss].map(Arg::F32);
     let args = [pointers.into_iter().map(Arg::Ptr).collect(), extents.to_vec(), terms.to_vec()].concat();
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(UNIT.entry(name, elem), grid, &args) }
 }
 
-/// Threads of a row's block, and packs a thread that it keeps in shared memory.
-fn row_threads(vocab: usize, elem: Elem) -> (usize, usize) {
+/// Threads of a row's block, and packs a thread that it keeps in shared memory, of which a block may have `shared_bytes`.
+fn row_threads(vocab: usize, elem: Elem, shared_bytes: usize) -> (usize, usize) {
     let held = if elem == Elem::F32 { 8 } else { 16 };
     let packs = stride(vocab) / 8;
     let threads = packs.div_ceil(held).next_multiple_of(32).min(THREADS);
-    let most = SHARED_BYTES / (threads * 8 * elem.bytes());
+    // Static shared memory is a little of it.
+    let most = (shared_bytes - 1024) / (threads * 8 * elem.bytes());
     (threads, packs.div_ceil(threads).saturating_sub(held).min(most))
 }
 

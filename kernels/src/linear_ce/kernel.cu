@@ -3,6 +3,9 @@
 // A row of logits is read once: a block keeps the first packs in registers, the next in shared memory. A row longer than
 // both is read again beyond them. Each element is exponentiated twice, once for the sum and once for its gradient, since a
 // probability kept in bf16 in between would be rounded twice.
+//
+// A block stays for several rows. Where a pack has become its gradient, the pack of the next row takes its place at once, so that
+// reading, arithmetic and writing go on together.
 
 #define LN_2 0.6931471805599453f
 
@@ -23,35 +26,28 @@ struct Row {
     int packs, V, in_shared;
     Pack* shared;
 
-    // Calls f(pack, first column, home) for this thread's packs; f may change the pack.
+    // Calls f(pack, first column) for this thread's packs; f may change the pack. Packs of `next`, where it is, replace them.
     template <class F>
-    __device__ __forceinline__ void each(Pack held[HELD], F f) {
+    __device__ __forceinline__ void each(Pack held[HELD], const elem* next, F f) {
         const int step = blockDim.x;
         int i = threadIdx.x;
 #pragma unroll
-        for (int k = 0; k < HELD; k++, i += step)
-            if (i < packs) f(held[k], i * PACK);
+        for (int k = 0; k < HELD; k++, i += step) {
+            if (i >= packs) continue;
+            f(held[k], i * PACK);
+            if (next) held[k] = load_pack(next + (i64)i * PACK);
+        }
         for (int k = 0; k < in_shared && i < packs; k++, i += step) {
-            Pack pack = shared[k * step + threadIdx.x];
+            Pack* const home = &shared[k * step + threadIdx.x];
+            Pack pack = *home;
             f(pack, i * PACK);
+            if (next) copy_pack(home, next + (i64)i * PACK);
         }
         for (; i < packs; i += step) {
             Pack pack = load_pack(z + (i64)i * PACK);
             f(pack, i * PACK);
         }
-    }
-
-    __device__ __forceinline__ void load(Pack held[HELD]) {
-        const int step = blockDim.x;
-#pragma unroll
-        for (int k = 0; k < HELD; k++) {
-            const int i = k * step + threadIdx.x;
-            if (i < packs) held[k] = load_pack(z + (i64)i * PACK);
-        }
-        for (int k = 0, i = HELD * step + threadIdx.x; k < in_shared && i < packs; k++, i += step)
-            copy_pack(&shared[k * step + threadIdx.x], z + (i64)i * PACK);
         cp_async_commit();
-        cp_async_wait<0>();
     }
 };
 
@@ -61,23 +57,21 @@ struct Sums {
     float shift, total, lse, mean;
 };
 
+// One pass, so that packs are used as they come: a thread's sum is relative to its largest logit so far.
 __device__ __forceinline__ Sums sums_of(Row& row, Pack held[HELD], bool mean, float* scratch) {
-    float max = MINUS_INFINITY, total = 0.0f, sum = 0.0f;
-    row.each(held, [&](Pack& pack, int c) {
+    float max = MINUS_INFINITY, shift = MINUS_INFINITY, total = 0.0f, sum = 0.0f;
+    cp_async_wait<0>();
+    row.each(held, nullptr, [&](Pack& pack, int c) {
         float v[PACK];
         unpack(pack, v);
         const int n = inside(c, row.V);
 #pragma unroll
         for (int j = 0; j < PACK; j++)
             if (j < n) max = fmaxf(max, v[j]);
-    });
-    max = block_max(max, scratch);
-    // No exponential of anything above 0.
-    const float shift = max * LOG2_E;
-    row.each(held, [&](Pack& pack, int c) {
-        float v[PACK];
-        unpack(pack, v);
-        const int n = inside(c, row.V);
+        // Rounded by itself: two shifts differ by what their terms differ by.
+        const float higher = __fmul_rn(max, LOG2_E);
+        total *= power_of_2(shift - higher);
+        shift = higher;
 #pragma unroll
         for (int j = 0; j < PACK; j++) {
             if (j >= n) continue;
@@ -85,44 +79,23 @@ __device__ __forceinline__ Sums sums_of(Row& row, Pack held[HELD], bool mean, fl
             if (mean) sum += v[j];
         }
     });
-    total = block_sum(total, scratch);
+    max = block_max(max, scratch);
+    // No exponential of anything above 0.
+    const float highest = __fmul_rn(max, LOG2_E);
+    total = block_sum(total * power_of_2(shift - highest), scratch);
     if (mean) sum = block_sum(sum, scratch);
-    return Sums{shift, total, max + LN_2 * __log2f(total), sum / (float)row.V};
+    return Sums{highest, total, max + LN_2 * __log2f(total), sum / (float)row.V};
 }
 
-// A block for each row of a chunk of logits z_RV, `stride` elements apart. losses_R[r] = its loss (0 where it has none), and
-// where GRAD its logits become scale * dloss/dz, with zeros beyond V. Dynamic shared memory: `in_shared` packs a thread.
-template <bool GRAD>
-__device__ __forceinline__ void rows(elem* z_RV, const int* labels_R, const float* scale, float* losses_R, int V, int stride,
-                                     int in_shared, const Loss& terms) {
-    extern __shared__ __align__(16) Pack shared[];
-    __shared__ float scratch[WARP];
-    const int label = labels_R[blockIdx.x];
-    Row row{z_RV + (i64)blockIdx.x * stride, stride / PACK, V, in_shared, shared};
-    Pack held[HELD];
-    if (label < 0) {
-        const float zeros[PACK] = {};
-        if (threadIdx.x == 0) losses_R[blockIdx.x] = 0.0f;
-        if (GRAD) row.each(held, [&](Pack&, int c) { store_pack(row.z + c, pack_of(zeros)); });
-        return;
-    }
-    // Before it is overwritten: the sums below wait for all threads.
-    const float target = to_float(row.z[label]);
-    row.load(held);
-    const float epsilon = terms.label_smoothing;
-    const Sums sums = sums_of(row, held, epsilon > 0.0f, scratch);
-    if (threadIdx.x == 0) {
-        const float nll = sums.lse - target, uniform = sums.lse - sums.mean;
-        losses_R[blockIdx.x] = (1.0f - epsilon) * nll + (epsilon > 0.0f ? epsilon * uniform : 0.0f)
-                               + terms.z_loss * sums.lse * sums.lse;
-    }
-    if (!GRAD) return;
-    const float s = *scale, rise = s * (1.0f + 2.0f * terms.z_loss * sums.lse) / sums.total;
-    const float floor = s * epsilon / (float)V, peak = s * (1.0f - epsilon);
-    row.each(held, [&](Pack& pack, int c) {
+// Logits of a row become scale * dloss/dz, with zeros beyond V, and those of the next row, where there is one, take their place.
+__device__ __forceinline__ void differentiate(Row& row, Pack held[HELD], const elem* next, const Sums& sums, int label, float scale,
+                                              const Loss& terms) {
+    const float epsilon = terms.label_smoothing, rise = scale * (1.0f + 2.0f * terms.z_loss * sums.lse) / sums.total;
+    const float floor = scale * epsilon / (float)row.V, peak = scale * (1.0f - epsilon);
+    row.each(held, next, [&](Pack& pack, int c) {
         float v[PACK];
         unpack(pack, v);
-        const int n = inside(c, V), at = label - c;
+        const int n = inside(c, row.V), at = label - c;
 #pragma unroll
         for (int j = 0; j < PACK; j++) {
             v[j] = fmaf(rise, power_of_2(fmaf(v[j], LOG2_E, -sums.shift)), -floor);
@@ -133,18 +106,60 @@ __device__ __forceinline__ void rows(elem* z_RV, const int* labels_R, const floa
     });
 }
 
+// The grid strides over the R rows of a chunk of logits z_RV, `stride` elements apart. losses_R[r] = a row's loss (0 where it has
+// none), and where GRAD its logits become their gradient. Dynamic shared memory: `in_shared` packs a thread.
+template <bool GRAD>
+__device__ __forceinline__ void rows(elem* z_RV, const int* labels_R, const float* scale, float* losses_R, int R, int V, int stride,
+                                     int in_shared, const Loss& terms) {
+    extern __shared__ __align__(16) Pack shared[];
+    __shared__ float scratch[WARP];
+    const float epsilon = terms.label_smoothing, s = GRAD ? *scale : 0.0f;
+    auto row_at = [&](int r) { return z_RV + (i64)r * stride; };
+    auto target_of = [&](int r, int label) { return label < 0 ? 0.0f : to_float(row_at(r)[label]); };
+    int r = blockIdx.x, label = labels_R[r];
+    float target = target_of(r, label);
+    Row row{row_at(r), stride / PACK, V, in_shared, shared};
+    Pack held[HELD];
+    row.each(held, row.z, [](Pack&, int) {});
+    for (; r < R; r += gridDim.x) {
+        row.z = row_at(r);
+        const int after = r + gridDim.x;
+        const elem* const next = after < R ? row_at(after) : nullptr;
+        // Early, and before the block overwrites it, which the sums below wait for.
+        const int next_label = next ? labels_R[after] : -1;
+        const float next_target = next ? target_of(after, next_label) : 0.0f;
+        float loss = 0.0f;
+        if (label < 0) {
+            const float zeros[PACK] = {};
+            cp_async_wait<0>();
+            row.each(held, next, [&](Pack&, int c) {
+                if (GRAD) store_pack(row.z + c, pack_of(zeros));
+            });
+        } else {
+            const Sums sums = sums_of(row, held, epsilon > 0.0f, scratch);
+            const float nll = sums.lse - target, uniform = sums.lse - sums.mean;
+            loss = (1.0f - epsilon) * nll + (epsilon > 0.0f ? epsilon * uniform : 0.0f) + terms.z_loss * sums.lse * sums.lse;
+            if (GRAD) differentiate(row, held, next, sums, label, s, terms);
+            else if (next) row.each(held, next, [](Pack&, int) {});
+        }
+        if (threadIdx.x == 0) losses_R[r] = loss;
+        label = next_label;
+        target = next_target;
+    }
+}
+
 #define ROW_BOUNDS __launch_bounds__(512, 1)
 
 extern "C" __global__ void ROW_BOUNDS linear_ce_gradient(elem* z_RV, const int* __restrict__ labels_R,
-                                                         const float* __restrict__ scale, float* __restrict__ losses_R, int V,
+                                                         const float* __restrict__ scale, float* __restrict__ losses_R, int R, int V,
                                                          int stride, int in_shared, float label_smoothing, float z_loss) {
-    rows<true>(z_RV, labels_R, scale, losses_R, V, stride, in_shared, Loss{label_smoothing, z_loss});
+    rows<true>(z_RV, labels_R, scale, losses_R, R, V, stride, in_shared, Loss{label_smoothing, z_loss});
 }
 
 extern "C" __global__ void ROW_BOUNDS linear_ce_loss(elem* z_RV, const int* __restrict__ labels_R,
-                                                     float* __restrict__ losses_R, int V, int stride, int in_shared,
+                                                     float* __restrict__ losses_R, int R, int V, int stride, int in_shared,
                                                      float label_smoothing, float z_loss) {
-    rows<false>(z_RV, labels_R, nullptr, losses_R, V, stride, in_shared, Loss{label_smoothing, z_loss});
+    rows<false>(z_RV, labels_R, nullptr, losses_R, R, V, stride, in_shared, Loss{label_smoothing, z_loss});
 }
 
 // *loss += the sum of R losses, in f64, in an order that depends on R alone. One block.

@@ -60,6 +60,10 @@ impl Launcher for Bed {
     fn processors(&self) -> u32 {
         self.machine.processors()
     }
+
+    fn shared_bytes(&self) -> usize {
+        self.machine.shared_bytes()
+    }
 }
 
 impl Testbed for Bed {

@@ -74,6 +74,10 @@ impl Launcher for Recorder<'_> {
     fn processors(&self) -> u32 {
         self.on.launcher().processors()
     }
+
+    fn shared_bytes(&self) -> usize {
+        self.on.launcher().shared_bytes()
+    }
 }
 
 impl Machine for Recorder<'_> {

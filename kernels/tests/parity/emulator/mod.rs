@@ -51,6 +51,11 @@ impl Launcher for Emulator {
     fn processors(&self) -> u32 {
         PROCESSORS
     }
+
+    /// That of an A100.
+    fn shared_bytes(&self) -> usize {
+        163 << 10
+    }
 }
 
 impl Products for Emulator {

@@ -167,6 +167,7 @@ inline long long __mul64hi(long long a, long long b) { return (__int128)a * b >>
 #define __exp10f(x) powf(10.0f, x)
 #define __logf(x) logf(x)
 #define __log2f(x) log2f(x)
+#define __fmul_rn(a, b) ((a) * (b))
 #define __sinf(x) sinf(x)
 #define __cosf(x) cosf(x)
 #define __powf(x, y) powf(x, y)
