@@ -335,7 +335,7 @@ fn row_threads(vocab: usize, elem: Elem, shared_bytes: usize) -> (usize, usize) 
     let packs = stride(vocab) / 8;
     let threads = packs.div_ceil(held).next_multiple_of(32).min(THREADS);
     // Static shared memory is a little of it.
-    let most = (shared_bytes - 1024) / (threads * 8 * elem.bytes());
+    let most = shared_bytes.saturating_sub(1024) / (threads * 8 * elem.bytes());
     (threads, packs.div_ceil(threads).saturating_sub(held).min(most))
 }
 
