@@ -51,6 +51,10 @@ impl Launcher for Count {
     fn processors(&self) -> u32 {
         1
     }
+
+    fn shared_bytes(&self) -> usize {
+        48 << 10
+    }
 }
 
 impl Products for Count {
