@@ -111,7 +111,7 @@ impl Golden {
     /// A trainer on the golden's weights with freshly drawn adapters, of any rank.
     pub fn fresh_adapters(&self, case: &Case, batches: &Batches, seed: u64) -> Trainer<CpuBackend> {
         let mut trainer = self.base(case, batches);
-        trainer.init_adapters(&self.config, seed);
+        trainer.init_adapters(&self.config, seed).unwrap();
         trainer
     }
 

@@ -114,20 +114,21 @@ fn train(arm: Runner, spec: &Path, events: &Path, script: &MockScript) -> ExitCo
             return ExitCode::from(Exit::Environment as u8);
         }
     };
-    let ran = read_spec(spec).and_then(|spec| match arm {
+    let failed = |failure: Failure| (Exit::Trial, failure);
+    let ran = read_spec(spec).map_err(failed).and_then(|spec| match arm {
         Runner::Native => native::train(&spec, &mut |e| file.event(&e)),
         Runner::Candle => {
-            chronibench_candle::run(&spec, &mut |e| file.event(&e)).map_err(|e| Failure::from(&e))
+            chronibench_candle::run(&spec, &mut |e| file.event(&e)).map_err(|e| failed(Failure::from(&e)))
         }
-        Runner::Mock => mock::run(&spec, script, &mut file),
+        Runner::Mock => mock::run(&spec, script, &mut file).map_err(failed),
     });
     match ran {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
+        Err((exit, failure)) => {
             eprintln!("{}\n  where: {}\n  mend:  {}", failure.what, failure.at, failure.hint);
             // The message is on standard error too, in case the event file is what failed.
             let _ = file.event(&Event::Error(failure));
-            ExitCode::from(Exit::Trial as u8)
+            ExitCode::from(exit as u8)
         }
     }
 }

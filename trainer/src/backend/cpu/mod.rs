@@ -11,7 +11,7 @@ use std::{
 use chronicals_data::batch::Batch;
 use chronicals_kernels::{KernelPlan, Seam, Variant, attention, linear_ce, qk_rope, rmsnorm};
 
-use super::{Allocator, Component, StepStats, View};
+use super::{Allocator, Component, StepStats, Update, View};
 use crate::{config::ModelConfig, model::Capacity};
 
 /// Buffers are borrowed at run time: two views of one buffer may be read together, and a kernel that would read what it
@@ -26,6 +26,8 @@ pub struct CpuBackend {
     loss_options: linear_ce::Options,
     capacity: Capacity,
     batch: Batch,
+    loss_scale: f32,
+    update: Option<Update>,
     stats: StepStats,
 }
 
@@ -67,21 +69,10 @@ impl CpuBackend {
             loss_options,
             capacity,
             batch: Batch::default(),
+            loss_scale: 1.0,
+            update: None,
             stats: StepStats::default(),
         }
-    }
-
-    /// Bytes by component: what was allocated, and the most that the loss takes for its temporaries.
-    pub fn planned_bytes(&self) -> BTreeMap<String, u64> {
-        let shape = linear_ce::Shape { tokens: self.capacity.tokens, ..self.loss_shape() };
-        let logits = linear_ce::workspace_bytes(self.plan.get(Seam::Loss), shape);
-        let allocated = self.planned.iter().map(|(c, b)| (c.name().to_string(), *b));
-        allocated.chain([(Component::Logits.name().to_string(), logits)]).collect()
-    }
-
-    /// Kernel → launches so far; a name is `seam.variant.operation`.
-    pub fn launches(&self) -> &BTreeMap<String, u64> {
-        &self.launches
     }
 
     fn get(&self, v: View) -> Ref<'_, [f32]> {
