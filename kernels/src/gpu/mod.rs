@@ -8,6 +8,7 @@
 //! | [`launch`] | what a kernel's `cuda.rs` says: source, grid, arguments |
 //! | [`device`] | memory, streams, events; runs launches |
 //! | [`graph`] | work that is captured once and run again |
+//! | [`machine`] | all that a training needs of a device |
 //! | [`product`], [`matmul`] | matrix products; by cuBLASLt, planned and tuned |
 //! | [`mod@bench`] | time of a launch beside that of a copy of its bytes |
 //!
@@ -22,6 +23,7 @@ mod error;
 pub mod graph;
 pub mod launch;
 pub mod library;
+pub mod machine;
 pub mod matmul;
 pub mod product;
 
@@ -29,4 +31,5 @@ pub use device::{Buffer, Gpu};
 pub use error::GpuError;
 pub use graph::Graph;
 pub use launch::{Arg, Elem, Entry, Grid, Launcher, Needs, Ptr, Unit, le_bytes};
+pub use machine::Machine;
 pub use product::{Product, Products};
