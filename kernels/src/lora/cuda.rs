@@ -16,7 +16,9 @@
 //! * Deterministic, as cuBLASLt's products are.
 
 use super::{Segment, Shape, b_len, placed, stacked_rank};
-use crate::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Product, Products, Ptr, Unit, product::Matrix};
+use crate::gpu::{
+    Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Product, Products, Ptr, Unit, product::Matrix,
+};
 
 /// `kernel.cu`.
 pub static UNIT: Unit = Unit {
