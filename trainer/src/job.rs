@@ -13,11 +13,16 @@ use chronicals_data::{
     tokenize::{Overlong, TokenizeArgs, TokenizeReport, tokenize_file},
     tokenizer::{SpecialTokenNames, TextTokenizer},
 };
-use chronicals_kernels::KernelPlan;
+use chronicals_kernels::{KernelPlan, gpu::machine::Cuda};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    backend::{Backend, cpu::CpuBackend, loss_options},
+    backend::{
+        Backend,
+        cpu::CpuBackend,
+        cuda::{CudaBackend, Options},
+        loss_options,
+    },
     config::ModelConfig,
     device::{Device, check_cpu_precision},
     error::Error,
@@ -164,6 +169,22 @@ impl Job {
     pub fn on_cpu(&self, i: &Inputs) -> Result<CpuBackend, Error> {
         check_cpu_precision(self.precision, "precision")?;
         Ok(CpuBackend::new(&i.config, i.batches.capacity(), i.kernels, loss_options(&self.train)))
+    }
+
+    /// The backend of a GPU.
+    ///
+    /// # Errors
+    /// There is no such GPU, a library is missing, or there are no kernels for the model or the plan.
+    pub fn on_gpu(&self, ordinal: usize, i: &Inputs) -> Result<CudaBackend<Cuda>, Error> {
+        let options = Options {
+            config: &i.config,
+            capacity: i.batches.capacity(),
+            plan: i.kernels,
+            loss: loss_options(&self.train),
+            precision: self.precision,
+            seed: self.seed as u32,
+        };
+        CudaBackend::open(ordinal, &options)
     }
 
     /// Takes all memory, and loads or draws the parameters.

@@ -156,9 +156,9 @@ impl<B: Backend> Trainer<B> {
     fn run(&mut self, batches: &[Batch], loss_scale: f32, update: &Update) -> Result<StepStats, Error> {
         let Self { backend: b, model: m, .. } = self;
         b.begin(loss_scale);
+        b.schedule(&m.groups, update);
         b.zero(m.grads);
         accumulate(b, m, batches);
-        b.schedule(&m.groups, update);
         b.submit(Work::Update, |b| b.update(&m.groups, m.grads));
         b.finish()
     }

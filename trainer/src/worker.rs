@@ -10,7 +10,12 @@ use chronibench_protocol::{
 use chronicals_kernels::{KernelPlan, gemm};
 
 use crate::{
-    backend::{About, Backend, cpu::CpuBackend, loss_options},
+    backend::{
+        About, Backend,
+        cpu::CpuBackend,
+        cuda::{CudaBackend, Options},
+        loss_options,
+    },
     config::ModelConfig,
     device::{Device, check_cpu_precision},
     error::Error,
@@ -42,7 +47,17 @@ pub fn run(spec: &Spec, emit: Emit<'_>) -> Result<(), Error> {
             );
             trial(spec, &inputs, backend, emit)
         }
-        Device::Cuda(_) => todo!(),
+        Device::Cuda(ordinal) => {
+            let options = Options {
+                config: &inputs.config,
+                capacity: inputs.batches.capacity(),
+                plan: inputs.kernels,
+                loss: loss_options(&spec.train),
+                precision: spec.precision,
+                seed: 0,
+            };
+            trial(spec, &inputs, CudaBackend::open(ordinal, &options)?, emit)
+        }
     }
 }
 

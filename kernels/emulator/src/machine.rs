@@ -1,7 +1,10 @@
 //! What a training needs of a device, without one. Captured work is kept launch by launch and run again with the arguments
 //! of its capture, so that what a replay would miss on a GPU is missed here too.
 
-use std::{cell::RefCell, collections::BTreeMap};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+};
 
 use chronicals_kernels::gpu::{Arg, Entry, GpuError, Grid, Launcher, Machine, Needs, Product, Products, Ptr};
 
@@ -12,6 +15,7 @@ use crate::{Block, Emulator};
 pub struct Training {
     /// What is being captured.
     capture: RefCell<Option<Vec<Step>>>,
+    taken: Cell<usize>,
 }
 
 #[derive(Clone)]
@@ -31,6 +35,11 @@ impl Training {
     /// A machine that captures nothing.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Bytes allocated so far.
+    pub fn taken(&self) -> usize {
+        self.taken.get()
     }
 
     /// Runs a step, or keeps it.
@@ -119,6 +128,7 @@ impl Machine for Training {
 
     fn alloc(&self, bytes: usize) -> Result<Block, GpuError> {
         self.idle("an allocation")?;
+        self.taken.set(self.taken.get() + bytes);
         Ok(Block::new(&vec![0; bytes]))
     }
 

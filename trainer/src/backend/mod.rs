@@ -11,6 +11,8 @@
 //! tokens `T` from the uploaded batch; the first `T` rows of an activation buffer are in use.
 
 pub mod cpu;
+pub mod cuda;
+mod dims;
 
 use std::collections::BTreeMap;
 

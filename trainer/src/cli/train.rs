@@ -31,6 +31,9 @@ use super::Exit;
   train: {learning_rate: 1e-3, lr_scheduler_type: cosine, warmup_steps: 5}
   max_steps: 100
   output_dir: out
+On a GPU also:
+  device: cuda                                          # or cuda:1
+  precision: {dtype: bf16, states: f32}                 # the default; dtype f32 to debug, states bf16 or 8bit to save memory
 
 Writes to output_dir: model.safetensors or adapter_model.safetensors, config.json, metrics.jsonl.")]
 pub struct Args {
@@ -58,7 +61,12 @@ pub fn run(args: &Args) -> Result<(), Exit> {
                 report_memory(&trainer, peak.saturating_sub(before), "measured above the start");
             }
         }
-        Device::Cuda(_) => todo!(),
+        Device::Cuda(ordinal) => {
+            let trainer = train(&job, &inputs, job.on_gpu(ordinal, &inputs).map_err(Exit::usage)?)?;
+            if let Ok((free, total)) = trainer.backend().device().gpu().memory() {
+                report_memory(&trainer, (total - free) as u64, "in use on the device");
+            }
+        }
     }
     Ok(())
 }

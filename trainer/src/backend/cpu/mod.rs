@@ -11,7 +11,7 @@ use std::{
 use chronicals_data::batch::Batch;
 use chronicals_kernels::{KernelPlan, Seam, Variant, attention, linear_ce, qk_rope, rmsnorm};
 
-use super::{Allocator, Component, StepStats, Update, View};
+use super::{Allocator, Component, StepStats, Update, View, dims::Dims};
 use crate::{config::ModelConfig, model::Capacity};
 
 /// Buffers are borrowed at run time: two views of one buffer may be read together, and a kernel that would read what it
@@ -31,18 +31,6 @@ pub struct CpuBackend {
     stats: StepStats,
 }
 
-/// The widths that views do not tell.
-#[derive(Clone, Copy)]
-struct Dims {
-    hidden: usize,
-    ffn: usize,
-    vocab: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    eps: f32,
-}
-
 impl CpuBackend {
     /// A backend without buffers for models of this architecture and micro-batches up to `capacity`.
     pub fn new(
@@ -56,15 +44,7 @@ impl CpuBackend {
             planned: BTreeMap::new(),
             launches: BTreeMap::new(),
             plan,
-            dims: Dims {
-                hidden: c.hidden_size,
-                ffn: c.intermediate_size,
-                vocab: c.vocab_size,
-                heads: c.heads,
-                kv_heads: c.kv_heads,
-                head_dim: c.head_dim,
-                eps: c.rms_norm_eps,
-            },
+            dims: c.into(),
             tables: qk_rope::Tables::new(&c.inv_freq, capacity.row_slots),
             loss_options,
             capacity,
@@ -115,12 +95,11 @@ impl CpuBackend {
     }
 
     fn norm_shape(&self) -> rmsnorm::Shape {
-        rmsnorm::Shape { tokens: self.tokens(), hidden: self.dims.hidden }
+        self.dims.norm(self.tokens())
     }
 
     fn rope_shape(&self) -> qk_rope::Shape {
-        let Dims { heads, kv_heads, head_dim, .. } = self.dims;
-        qk_rope::Shape { tokens: self.tokens(), heads, kv_heads, head_dim }
+        self.dims.rope(self.tokens())
     }
 
     fn rotation(&self) -> qk_rope::Rotation<'_> {
@@ -128,10 +107,9 @@ impl CpuBackend {
     }
 
     fn attention_shape(&self) -> (attention::Layout<'_>, attention::Shape) {
-        let Dims { heads, kv_heads, head_dim, .. } = self.dims;
         let b = &self.batch;
         let layout = attention::Layout { cu_seqlens: &b.cu_seqlens, rows: b.rows, row_slots: b.row_slots };
-        (layout, attention::Shape { heads, kv_heads, head_dim })
+        (layout, self.dims.attention())
     }
 
     /// Saved probabilities of the current batch: rows × heads × slots × slots.
@@ -140,7 +118,7 @@ impl CpuBackend {
     }
 
     fn loss_shape(&self) -> linear_ce::Shape {
-        linear_ce::Shape { tokens: self.tokens(), hidden: self.dims.hidden, vocab: self.dims.vocab }
+        self.dims.loss(self.tokens())
     }
 
     fn add_loss(&mut self, sums: linear_ce::Sums) {

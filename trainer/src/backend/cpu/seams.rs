@@ -85,7 +85,7 @@ impl Backend for CpuBackend {
     }
 
     fn planned_bytes(&self) -> BTreeMap<String, u64> {
-        let shape = linear_ce::Shape { tokens: self.capacity.tokens, ..self.loss_shape() };
+        let shape = self.dims.loss(self.capacity.tokens);
         let logits = linear_ce::workspace_bytes(self.plan.get(Seam::Loss), shape);
         let allocated = self.planned.iter().map(|(c, b)| (c.name().to_string(), *b));
         allocated.chain([(Component::Logits.name().to_string(), logits)]).collect()
