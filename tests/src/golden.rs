@@ -241,6 +241,11 @@ impl Case {
     }
 }
 
+/// As f64.
+pub fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| v.into()).collect()
+}
+
 /// Asserts |a − b| ≤ tolerance · max|b| for all elements and says where it failed worst.
 #[track_caller]
 pub fn assert_close(what: &str, got: &[f64], expected: &[f64], tolerance: f64) {

@@ -3,7 +3,7 @@
 //! Tolerances are about ten times what Transformers itself is off in f32 (see `goldens/README.md`).
 
 use chronicals::{KernelPlan, Target, Variant, data::batch::Batch};
-use chronicals_tests::golden::{Case, DOCUMENTS, FAMILIES, Geometry, Golden, assert_close};
+use chronicals_tests::golden::{Case, DOCUMENTS, FAMILIES, Geometry, Golden, assert_close, wide};
 
 const LOGITS: f64 = 2e-5;
 const LOSS: f64 = 2e-6;
@@ -11,10 +11,6 @@ const GRADIENT: f64 = 5e-5;
 /// Ten steps multiply the first step's rounding; LoRA+ at this rate more so (Transformers itself: 2e-5 and 1e-3).
 const TEN_LOSSES: [f64; 2] = [2e-5, 2e-4];
 const TEN_NORMS: [f64; 2] = [1e-4, 1e-2];
-
-fn wide(values: &[f32]) -> Vec<f64> {
-    values.iter().map(|&v| v.into()).collect()
-}
 
 /// `y · headᵀ` in f64 from the normalised residual stream of one document.
 fn logits(golden: &Golden, case: &Case, document: usize) -> Vec<f64> {
