@@ -11,7 +11,7 @@ use chronibench_protocol::{
     digest::sha256_hex,
     event::TokenCounts,
     record::{BatchArgs, Case, LedgerStep, Packing},
-    spec::{LoraArgs, Method},
+    spec::{Dtype, LoraArgs, Method},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -38,6 +38,9 @@ pub struct PrepareSpec {
     pub weights: Option<PrepareWeights>,
     /// Worker threads of the pretraining.
     pub threads: Option<usize>,
+    /// Devices that must be there.
+    #[serde(default)]
+    pub devices: Vec<String>,
 }
 
 /// Data set and how it becomes samples.
@@ -86,6 +89,9 @@ pub struct PrepareWeights {
     pub seed: u64,
     /// Training that they get first.
     pub pretrain: Option<Pretrain>,
+    /// Rounded to bf16, as arms in bf16 hold frozen weights and as models are published.
+    #[serde(default)]
+    pub bf16: bool,
     /// Starting adapters.
     pub adapters: Vec<PrepareAdapter>,
 }
@@ -272,8 +278,14 @@ fn prepare_spec(setup: &Setup, dir: &Path, extent: Extent) -> PrepareSpec {
         path: dir.join("init.safetensors"),
         seed: r.model.init_seed,
         pretrain,
+        bf16: r.cases.iter().any(|c| c.device != "cpu" && c.precision.dtype != Some(Dtype::F32)),
         adapters,
     });
+    let mut devices: Vec<String> = r.cases.iter().map(|c| c.device.clone()).collect();
+    devices.sort();
+    devices.dedup();
+    // Plans and counts need no device.
+    devices.retain(|_| extent == Extent::Everything);
     PrepareSpec {
         config: setup.config.clone(),
         data: PrepareData {
@@ -291,6 +303,7 @@ fn prepare_spec(setup: &Setup, dir: &Path, extent: Extent) -> PrepareSpec {
         plans,
         weights,
         threads: setup.threads,
+        devices,
     }
 }
 

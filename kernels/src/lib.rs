@@ -21,4 +21,4 @@ pub mod swiglu;
 #[cfg(test)]
 mod testing;
 
-pub use plan::{KernelPlan, Seam, Variant};
+pub use plan::{KernelPlan, Seam, Target, Variant};

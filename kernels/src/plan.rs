@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use crate::attention::cuda::Path;
+
 /// The smallest region of the step whose inputs, outputs and saved-model layout are equal across variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Seam {
@@ -19,11 +21,25 @@ pub enum Seam {
     Lora,
     /// Gradient norm, clipping and AdamW.
     Optimizer,
+    /// How the launches of a step reach a device that is apart from the processor: kept and run again, or one by one.
+    Graph,
 }
 
 impl Seam {
     /// Every seam, in the order of a step.
-    pub const ALL: [Seam; 7] =
+    pub const ALL: [Seam; 8] = [
+        Seam::Norm,
+        Seam::QkRope,
+        Seam::Attention,
+        Seam::Mlp,
+        Seam::Loss,
+        Seam::Lora,
+        Seam::Optimizer,
+        Seam::Graph,
+    ];
+
+    /// Those that a processor has: nothing is submitted to it.
+    const ON_CPU: [Seam; 7] =
         [Seam::Norm, Seam::QkRope, Seam::Attention, Seam::Mlp, Seam::Loss, Seam::Lora, Seam::Optimizer];
 
     /// Name in scenarios and records.
@@ -36,7 +52,37 @@ impl Seam {
             Seam::Loss => "loss",
             Seam::Lora => "lora",
             Seam::Optimizer => "optimizer",
+            Seam::Graph => "graph",
         }
+    }
+}
+
+/// What kernels run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The processor.
+    Cpu,
+    /// A GPU.
+    Cuda,
+}
+
+impl Target {
+    /// The seams that it has.
+    pub fn seams(self) -> &'static [Seam] {
+        match self {
+            Target::Cpu => &Seam::ON_CPU,
+            Target::Cuda => &Seam::ALL,
+        }
+    }
+
+    /// Names of the variants of a seam: [`Variant::ALL`], and on a GPU the paths of fused attention, which are otherwise
+    /// chosen by element type and architecture.
+    pub fn variants(self, seam: Seam) -> Vec<&'static str> {
+        let mut names = Variant::ALL.map(Variant::name).to_vec();
+        if self == Target::Cuda && seam == Seam::Attention {
+            names.extend(Path::ALL.map(Path::name));
+        }
+        names
     }
 }
 
@@ -73,6 +119,7 @@ impl fmt::Display for Variant {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct KernelPlan {
     variants: [Variant; Seam::ALL.len()],
+    path: Option<Path>,
 }
 
 /// A plan names something that does not exist.
@@ -95,7 +142,7 @@ impl std::error::Error for PlanError {}
 impl KernelPlan {
     /// Every seam at `variant`.
     pub fn uniform(variant: Variant) -> Self {
-        Self { variants: [variant; Seam::ALL.len()] }
+        Self { variants: [variant; Seam::ALL.len()], path: None }
     }
 
     /// The variant of `seam`.
@@ -103,36 +150,89 @@ impl KernelPlan {
         self.variants[seam as usize]
     }
 
+    /// The path of fused attention on a GPU, where one is named.
+    pub fn path(&self) -> Option<Path> {
+        self.path
+    }
+
     /// The same plan with one seam changed.
     pub fn with(mut self, seam: Seam, variant: Variant) -> Self {
         self.variants[seam as usize] = variant;
+        if seam == Seam::Attention {
+            self.path = None;
+        }
         self
     }
 
+    /// The same plan with fused attention on a path.
+    pub fn with_path(self, path: Path) -> Self {
+        Self { path: Some(path), ..self.with(Seam::Attention, Variant::Fused) }
+    }
+
     /// Reads `seam → variant`; the key `all` sets every seam first. Unknown words are errors.
-    pub fn resolve(settings: &BTreeMap<String, String>) -> Result<Self, PlanError> {
-        let variant = |v: &str| {
-            Variant::ALL.into_iter().find(|x| x.name() == v).ok_or_else(|| PlanError {
-                unknown: v.into(),
-                known: Variant::ALL.map(Variant::name).to_vec(),
-            })
+    pub fn resolve(settings: &BTreeMap<String, String>, target: Target) -> Result<Self, PlanError> {
+        let variant = |v: &str, known: Vec<&'static str>| {
+            let found = Variant::ALL.into_iter().find(|x| x.name() == v);
+            found.ok_or_else(|| PlanError { unknown: v.into(), known })
         };
         let mut plan = match settings.get("all") {
-            Some(v) => Self::uniform(variant(v)?),
+            Some(v) => Self::uniform(variant(v, Variant::ALL.map(Variant::name).to_vec())?),
             None => Self::default(),
         };
         for (name, v) in settings.iter().filter(|(name, _)| *name != "all") {
-            let seam = Seam::ALL.into_iter().find(|s| s.name() == name).ok_or_else(|| PlanError {
+            let seam = target.seams().iter().copied().find(|s| s.name() == name);
+            let seam = seam.ok_or_else(|| PlanError {
                 unknown: name.clone(),
-                known: Seam::ALL.map(Seam::name).to_vec(),
+                known: target.seams().iter().map(|s| s.name()).collect(),
             })?;
-            plan = plan.with(seam, variant(v)?);
+            let names = target.variants(seam);
+            let path = Path::ALL.into_iter().find(|p| p.name() == v && names.contains(&p.name()));
+            plan = match path {
+                Some(path) => plan.with_path(path),
+                None => plan.with(seam, variant(v, names)?),
+            };
         }
         Ok(plan)
     }
 
+    /// Name of a seam's variant, as set and recorded.
+    pub fn name(&self, seam: Seam) -> &'static str {
+        match self.path {
+            Some(path) if seam == Seam::Attention => path.name(),
+            _ => self.get(seam).name(),
+        }
+    }
+
     /// `seam → variant`, as recorded.
-    pub fn names(&self) -> BTreeMap<String, String> {
-        Seam::ALL.into_iter().map(|s| (s.name().to_string(), self.get(s).name().to_string())).collect()
+    pub fn names(&self, target: Target) -> BTreeMap<String, String> {
+        target.seams().iter().map(|&s| (s.name().to_string(), self.name(s).to_string())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(settings: &[(&str, &str)], target: Target) -> Result<KernelPlan, PlanError> {
+        let settings = settings.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        KernelPlan::resolve(&settings, target)
+    }
+
+    #[test]
+    fn a_path_is_a_variant_of_attention_on_a_gpu_alone() {
+        let plan = resolve(&[("all", "eager"), ("attention", "mma")], Target::Cuda).unwrap();
+        assert_eq!((plan.get(Seam::Attention), plan.path()), (Variant::Fused, Some(Path::Mma)));
+        assert_eq!(plan.names(Target::Cuda)["attention"], "mma");
+        assert_eq!(plan.get(Seam::Graph), Variant::Eager);
+        assert_eq!(resolve(&[("norm", "mma")], Target::Cuda).unwrap_err().known, ["fused", "eager"]);
+        assert_eq!(resolve(&[("attention", "mma")], Target::Cpu).unwrap_err().unknown, "mma");
+    }
+
+    #[test]
+    fn a_processor_has_no_graph() {
+        assert!(!KernelPlan::default().names(Target::Cpu).contains_key("graph"));
+        assert_eq!(resolve(&[("graph", "eager")], Target::Cpu).unwrap_err().unknown, "graph");
+        let plan = resolve(&[("graph", "eager")], Target::Cuda).unwrap();
+        assert_eq!((plan.get(Seam::Graph), plan.get(Seam::Norm)), (Variant::Eager, Variant::Fused));
     }
 }

@@ -1,16 +1,24 @@
 //! Goldens of `tests/goldens`, and trainers set up on them.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use chronibench_protocol::{
     BatchPlan, TokenStore,
     plan::{MicroBatch, StepPlan},
-    spec::{LoraArgs, Method, Scheduler, TrainArgs},
+    spec::{LoraArgs, Method, PrecisionArgs, Scheduler, TrainArgs},
 };
 use chronicals::{
-    KernelPlan, Trainer, backend::cpu::CpuBackend, config::ModelConfig, fit::Batches, model::Setup,
+    KernelPlan, Trainer,
+    backend::{
+        Backend,
+        cpu::CpuBackend,
+        cuda::{Buckets, CudaBackend, Options},
+    },
+    config::ModelConfig,
+    fit::Batches,
+    model::Setup,
 };
-use chronicals_kernels::linear_ce;
+use chronicals_kernels::{gpu::Machine, linear_ce};
 use safetensors::{Dtype, SafeTensors};
 
 /// The three families with goldens.
@@ -19,10 +27,24 @@ pub const FAMILIES: [&str; 3] = ["qwen2", "llama", "qwen3"];
 /// Documents in every golden.
 pub const DOCUMENTS: usize = 3;
 
+/// The files of a family, inside the test binary: it runs where there is no source.
+macro_rules! files {
+    ($($family:literal),*) => {
+        [$(($family, [
+            ("config.json", include_bytes!(concat!("../goldens/", $family, "/config.json")).as_slice()),
+            ("model.safetensors", include_bytes!(concat!("../goldens/", $family, "/model.safetensors"))),
+            ("adapter.safetensors", include_bytes!(concat!("../goldens/", $family, "/adapter.safetensors"))),
+            ("golden.safetensors", include_bytes!(concat!("../goldens/", $family, "/golden.safetensors"))),
+        ])),*]
+    };
+}
+
+const FILES: [(&str, [(&str, &[u8]); 4]); 3] = files!("qwen2", "llama", "qwen3");
+
 /// What Hugging Face computed for one family.
 pub struct Golden {
-    dir: PathBuf,
-    bytes: Vec<u8>,
+    dir: tempfile::TempDir,
+    bytes: &'static [u8],
     /// The architecture.
     pub config: ModelConfig,
 }
@@ -39,17 +61,24 @@ pub enum Geometry {
 }
 
 impl Golden {
-    /// Reads a family's goldens.
+    /// A family's goldens.
     pub fn load(family: &str) -> Self {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens").join(family);
-        let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
-        let config = ModelConfig::load(&dir.join("config.json")).unwrap();
-        Self { dir, bytes, config }
+        let (_, files) = FILES.iter().find(|(name, _)| *name == family).expect("a family with goldens");
+        let dir = tempfile::tempdir().unwrap();
+        for (name, bytes) in files {
+            std::fs::write(dir.path().join(name), bytes).unwrap();
+        }
+        let config = ModelConfig::load(&dir.path().join("config.json")).unwrap();
+        Self { dir, bytes: files[3].1, config }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     /// A tensor as f64.
     pub fn get(&self, name: &str) -> Vec<f64> {
-        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        let file = SafeTensors::deserialize(self.bytes).unwrap();
         let t = file.tensor(name).unwrap_or_else(|_| panic!("{name} is in the golden"));
         let data = t.data();
         match t.dtype() {
@@ -101,30 +130,33 @@ impl Golden {
 
     /// A trainer on the golden's weights and, under LoRA, its adapters.
     pub fn trainer(&self, case: &Case, batches: &Batches) -> Trainer<CpuBackend> {
-        let mut trainer = self.base(case, batches);
+        self.trainer_on(case, batches, self.cpu(case, batches))
+    }
+
+    /// The same on any backend.
+    pub fn trainer_on<B: Backend>(&self, case: &Case, batches: &Batches, backend: B) -> Trainer<B> {
+        let mut trainer = self.base(case, batches, backend);
         if matches!(case.method, Method::Lora(_)) {
-            trainer.load_adapters(&self.dir.join("adapter.safetensors")).unwrap();
+            trainer.load_adapters(&self.file("adapter.safetensors")).unwrap();
         }
         trainer
     }
 
     /// A trainer on the golden's weights with freshly drawn adapters, of any rank.
     pub fn fresh_adapters(&self, case: &Case, batches: &Batches, seed: u64) -> Trainer<CpuBackend> {
-        let mut trainer = self.base(case, batches);
-        trainer.init_adapters(&self.config, seed);
+        let mut trainer = self.base(case, batches, self.cpu(case, batches));
+        trainer.init_adapters(&self.config, seed).unwrap();
         trainer
     }
 
-    fn base(&self, case: &Case, batches: &Batches) -> Trainer<CpuBackend> {
-        let setup = Setup {
-            config: &self.config,
-            method: &case.method,
-            capacity: batches.capacity(),
-            plan: case.kernels,
-        };
-        let backend = CpuBackend::new(&self.config, setup.capacity, case.kernels, case.loss);
+    fn cpu(&self, case: &Case, batches: &Batches) -> CpuBackend {
+        CpuBackend::new(&self.config, batches.capacity(), case.kernels, case.loss)
+    }
+
+    fn base<B: Backend>(&self, case: &Case, batches: &Batches, backend: B) -> Trainer<B> {
+        let setup = case.setup(&self.config, batches);
         let mut trainer = Trainer::new(backend, &setup, &case.args, batches.steps()).unwrap();
-        trainer.load_weights(&self.dir.join("model.safetensors")).unwrap();
+        trainer.load_weights(&self.file("model.safetensors")).unwrap();
         trainer
     }
 }
@@ -140,6 +172,10 @@ pub struct Case {
     pub kernels: KernelPlan,
     /// Smoothing and z-loss.
     pub loss: linear_ce::Options,
+    /// Number formats on a GPU.
+    pub precision: PrecisionArgs,
+    /// Extents that occur on a GPU.
+    pub buckets: Option<Buckets>,
 }
 
 impl Case {
@@ -151,7 +187,14 @@ impl Case {
             weight_decay: 0.1,
             ..TrainArgs::default()
         };
-        Self { method: Method::Full {}, args, kernels: KernelPlan::default(), loss: Default::default() }
+        Self {
+            method: Method::Full {},
+            args,
+            kernels: KernelPlan::default(),
+            loss: Default::default(),
+            precision: PrecisionArgs::default(),
+            buckets: None,
+        }
     }
 
     /// LoRA+ as the goldens were made.
@@ -167,6 +210,28 @@ impl Case {
         Self { kernels, ..self }
     }
 
+    /// Layout of a model for this case.
+    pub fn setup<'a>(&'a self, config: &'a ModelConfig, batches: &Batches) -> Setup<'a> {
+        Setup { config, method: &self.method, capacity: batches.capacity(), plan: self.kernels }
+    }
+
+    /// A GPU's backend on a machine.
+    pub fn on<D: Machine>(&self, machine: D, config: &ModelConfig, batches: &Batches) -> CudaBackend<D> {
+        let options = Options {
+            config,
+            capacity: batches.capacity(),
+            plan: self.kernels,
+            loss: self.loss,
+            precision: self.precision,
+            seed: 0,
+        };
+        let backend = CudaBackend::new(machine, &options).unwrap();
+        match self.buckets {
+            Some(buckets) => backend.with_buckets(buckets),
+            None => backend,
+        }
+    }
+
     /// Prefix of this case's names in a golden.
     pub fn prefix(&self) -> &'static str {
         match self.method {
@@ -174,6 +239,11 @@ impl Case {
             Method::Lora(_) => "lora.",
         }
     }
+}
+
+/// As f64.
+pub fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| v.into()).collect()
 }
 
 /// Asserts |a − b| ≤ tolerance · max|b| for all elements and says where it failed worst.

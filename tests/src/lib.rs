@@ -1,3 +1,4 @@
 //! What the workspace-level tests share: goldens, and models built from them.
 
 pub mod golden;
+pub mod synthetic;

@@ -8,10 +8,11 @@ use std::{
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// Every edge between crates of this workspace that the product may have.
-const EDGES: [(&str, &[&str]); 8] = [
+const EDGES: [(&str, &[&str]); 9] = [
     ("chronibench-protocol", &[]),
     ("chronibench-analysis", &["chronibench-protocol"]),
     ("chronicals-kernels", &[]),
+    ("chronicals-emulator", &["chronicals-kernels"]),
     ("chronicals-data", &["chronibench-protocol"]),
     ("chronicals", &["chronibench-protocol", "chronicals-data", "chronicals-kernels"]),
     ("chronibench-candle", &["chronibench-protocol"]),

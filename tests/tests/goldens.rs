@@ -2,8 +2,8 @@
 //!
 //! Tolerances are about ten times what Transformers itself is off in f32 (see `goldens/README.md`).
 
-use chronicals::{KernelPlan, Seam, Variant, data::batch::Batch};
-use chronicals_tests::golden::{Case, DOCUMENTS, FAMILIES, Geometry, Golden, assert_close};
+use chronicals::{KernelPlan, Target, Variant, data::batch::Batch};
+use chronicals_tests::golden::{Case, DOCUMENTS, FAMILIES, Geometry, Golden, assert_close, wide};
 
 const LOGITS: f64 = 2e-5;
 const LOSS: f64 = 2e-6;
@@ -12,19 +12,15 @@ const GRADIENT: f64 = 5e-5;
 const TEN_LOSSES: [f64; 2] = [2e-5, 2e-4];
 const TEN_NORMS: [f64; 2] = [1e-4, 1e-2];
 
-fn wide(values: &[f32]) -> Vec<f64> {
-    values.iter().map(|&v| v.into()).collect()
-}
-
 /// `y · headᵀ` in f64 from the normalised residual stream of one document.
 fn logits(golden: &Golden, case: &Case, document: usize) -> Vec<f64> {
     let batches = golden.batches(Geometry::Accumulated, 1);
     let batch: Batch = batches.step(0).unwrap().micro_batches.swap_remove(document);
     let mut trainer = golden.trainer(case, &batches);
-    trainer.evaluate(std::slice::from_ref(&batch));
+    trainer.evaluate(std::slice::from_ref(&batch)).unwrap();
     let (b, m) = (trainer.backend(), trainer.model());
     use chronicals::backend::Backend;
-    let (y, head) = (wide(&b.read(m.y)), wide(&b.read(m.head.value)));
+    let (y, head) = (wide(&b.read(m.y).unwrap()), wide(&b.read(m.head.value).unwrap()));
     let d = golden.config.hidden_size;
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
     let rows = y.chunks(d).take(batch.ids.len());
@@ -68,7 +64,7 @@ fn check_gradients(family: &str, golden: &Golden, case: &Case, geometry: Geometr
     let step = batches.step(0).unwrap();
     assert_eq!(step.counts.loss as f64, golden.scalar("valid_tokens"));
     let mut trainer = golden.trainer(case, &batches);
-    let (loss, grads) = trainer.gradients(&step.micro_batches);
+    let (loss, grads) = trainer.gradients(&step.micro_batches).unwrap();
     let prefix = case.prefix();
     let what = |name: &str| format!("{family} {geometry:?} {prefix}{name}");
     assert_close(&what("loss"), &[loss], &golden.get(&format!("{prefix}loss")), LOSS);
@@ -90,7 +86,7 @@ fn label_smoothing_and_z_loss_match() {
                 case.loss.z_loss = z_loss;
                 let batches = golden.batches(Geometry::Packed, 1);
                 let step = batches.step(0).unwrap();
-                let (loss, grads) = golden.trainer(&case, &batches).gradients(&step.micro_batches);
+                let (loss, grads) = golden.trainer(&case, &batches).gradients(&step.micro_batches).unwrap();
                 assert_close(name, &[loss], &golden.get(&format!("{name}.loss")), LOSS);
                 let embed = "model.embed_tokens.weight";
                 let expected = golden.get(&format!("{name}.grad.{embed}"));
@@ -113,11 +109,13 @@ fn every_variant_of_every_seam_gives_the_golden_ten_steps() {
     for family in FAMILIES {
         let golden = Golden::load(family);
         for (i, case) in [Case::full(), Case::lora()].into_iter().enumerate() {
-            let alone =
-                Seam::ALL.into_iter().flat_map(|s| Variant::ALL.map(|v| KernelPlan::default().with(s, v)));
+            let alone = Target::Cpu
+                .seams()
+                .iter()
+                .flat_map(|&s| Variant::ALL.map(|v| KernelPlan::default().with(s, v)));
             for kernels in alone.chain([KernelPlan::uniform(Variant::Eager)]) {
                 let (losses, norms) = ten_steps(&golden, &case.clone().with(kernels), Geometry::Packed);
-                let what = format!("{family} {}{:?}", case.prefix(), kernels.names());
+                let what = format!("{family} {}{:?}", case.prefix(), kernels.names(Target::Cpu));
                 let expected = |n: &str| golden.get(&format!("{}train.{n}", case.prefix()));
                 assert_close(&format!("{what} losses"), &losses, &expected("losses"), TEN_LOSSES[i]);
                 assert_close(&format!("{what} norms"), &norms, &expected("grad_norms"), TEN_NORMS[i]);
@@ -148,7 +146,7 @@ fn final_weights_match() {
         let mut trainer = golden.trainer(&Case::full(), &batches);
         (0..10).for_each(|s| drop(trainer.train_step(&batches.step(s).unwrap()).unwrap()));
         use chronicals::backend::Backend;
-        let weights = trainer.backend().read(trainer.model().weights);
+        let weights = trainer.backend().read(trainer.model().weights).unwrap();
         let layout = trainer.trainable().clone();
         for name in [
             "model.embed_tokens.weight",
@@ -189,9 +187,9 @@ fn documents_of_a_row_do_not_see_each_other() {
     for kernels in Variant::ALL.map(KernelPlan::uniform) {
         let mut trainer = golden.trainer(&Case::full().with(kernels), &batches);
         let mut states = |batch: &Batch| {
-            trainer.evaluate(std::slice::from_ref(batch));
+            trainer.evaluate(std::slice::from_ref(batch)).unwrap();
             use chronicals::backend::Backend;
-            trainer.backend().read(trainer.model().y)
+            trainer.backend().read(trainer.model().y).unwrap()
         };
         let (a, b) = (states(&batch), states(&other));
         let first = batch.cu_seqlens[1] as usize * golden.config.hidden_size;
@@ -207,8 +205,8 @@ fn fresh_adapters_change_nothing_and_only_b_learns_first() {
     let batches = golden.batches(Geometry::Packed, 1);
     let step_batches = batches.step(0).unwrap();
     let mut trainer = golden.trainer(&Case::lora(), &batches);
-    trainer.init_adapters(&golden.config, 7);
-    let (loss, grads) = trainer.gradients(&step_batches.micro_batches);
+    trainer.init_adapters(&golden.config, 7).unwrap();
+    let (loss, grads) = trainer.gradients(&step_batches.micro_batches).unwrap();
     assert_close("loss", &[loss], &golden.get("loss"), LOSS);
     for (name, g) in &grads {
         let zero = g.iter().all(|&v| v == 0.0);
@@ -224,7 +222,7 @@ fn evaluation_gives_the_training_loss() {
         let batches = golden.batches(Geometry::Padded, 1);
         for kernels in Variant::ALL.map(KernelPlan::uniform) {
             let mut trainer = golden.trainer(&Case::full().with(kernels), &batches);
-            let loss = trainer.evaluate(&batches.step(0).unwrap().micro_batches);
+            let loss = trainer.evaluate(&batches.step(0).unwrap().micro_batches).unwrap();
             assert_close(family, &[loss], &golden.get("loss"), LOSS);
         }
     }

@@ -8,7 +8,7 @@ use chronicals_tests::golden::{Case, Geometry, Golden};
 
 fn values(trainer: &Trainer<CpuBackend>) -> Vec<f32> {
     let m = trainer.model();
-    trainer.backend().read(m.adapters.unwrap_or(m.weights))
+    trainer.backend().read(m.adapters.unwrap_or(m.weights)).unwrap()
 }
 
 /// LoRA+ wants the higher rate on B. A name test that never matches, or A and B swapped, gives it to nobody or to A.
@@ -64,7 +64,7 @@ fn clipping_is_global() {
     for mut case in [Case::full(), Case::lora()] {
         case.args.max_grad_norm = 0.05;
         let mut trainer = golden.trainer(&case, &batches);
-        let (_, grads) = trainer.gradients(&step.micro_batches);
+        let (_, grads) = trainer.gradients(&step.micro_batches).unwrap();
         let norm = trainer.train_step(&step).unwrap().grad_norm;
         assert!(norm > 0.05, "the case clips");
         let squares = grads.values().flatten().map(|&g| f64::from(g).powi(2));
@@ -72,8 +72,8 @@ fn clipping_is_global() {
         let expected = 0.05 / norm;
         for g in trainer.model().groups.clone() {
             // After one step the first moment is (1 − β₁) times the clipped gradient.
-            let m = trainer.backend().read(g.m);
-            let raw = trainer.backend().read(g.grad);
+            let m = trainer.backend().read(g.m).unwrap();
+            let raw = trainer.backend().read(g.grad).unwrap();
             for (m, raw) in m.iter().zip(&raw).filter(|(_, raw)| raw.abs() > 1e-4) {
                 let factor = f64::from(*m) / 0.1 / f64::from(*raw);
                 assert!((factor / expected - 1.0).abs() < 1e-3, "{}: {factor} is not {expected}", g.name);
@@ -103,7 +103,7 @@ fn the_one_hot_is_subtracted_beside_masked_rows() {
     let golden = Golden::load("llama");
     let batches = golden.batches(Geometry::Padded, 1);
     let mut trainer = golden.trainer(&Case::full(), &batches);
-    let (_, grads) = trainer.gradients(&batches.step(0).unwrap().micro_batches);
+    let (_, grads) = trainer.gradients(&batches.step(0).unwrap().micro_batches).unwrap();
     let head = &grads["lm_head.weight"];
     let d = golden.config.hidden_size;
     let largest = head.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
@@ -128,7 +128,7 @@ fn ranks_beyond_a_tile_are_whole() {
         args.lora_alpha = rank as f64;
         let mut trainer = golden.fresh_adapters(&case, &batches, 5);
         trainer.train_step(&batches.step(0).unwrap()).unwrap();
-        let (_, grads) = trainer.gradients(&batches.step(1).unwrap().micro_batches);
+        let (_, grads) = trainer.gradients(&batches.step(1).unwrap().micro_batches).unwrap();
         for t in &trainer.trainable().tensors {
             let g = &grads[&t.name];
             let vectors: Vec<bool> = (0..rank)

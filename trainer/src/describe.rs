@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 
 use chronibench_protocol::record::Packing;
-use chronicals_kernels::{Seam, Variant};
+use chronicals_kernels::Target;
 use serde::Serialize;
 
 /// The choices a configuration can make.
 #[derive(Clone, Debug, Serialize)]
 pub struct Description {
-    /// Seam → variants.
+    /// Seam → variants, on a processor.
     pub seams: BTreeMap<&'static str, Vec<&'static str>>,
+    /// Seam → variants, on a GPU.
+    pub cuda_seams: BTreeMap<&'static str, Vec<&'static str>>,
     /// `model_type`s of a Hugging Face config.
     pub models: Vec<&'static str>,
     /// Training methods.
@@ -21,9 +23,10 @@ pub struct Description {
 
 /// Lists everything.
 pub fn description() -> Description {
-    let variants = || Variant::ALL.map(Variant::name).to_vec();
+    let seams = |target: Target| target.seams().iter().map(|&s| (s.name(), target.variants(s))).collect();
     Description {
-        seams: Seam::ALL.into_iter().map(|s| (s.name(), variants())).collect(),
+        seams: seams(Target::Cpu),
+        cuda_seams: seams(Target::Cuda),
         models: crate::config::Family::names(),
         methods: vec!["full", "lora"],
         packing: [Packing::None, Packing::Bfd, Packing::Ff].map(Packing::name).to_vec(),

@@ -10,6 +10,7 @@ pub struct Error {
     what: String,
     at: String,
     hint: String,
+    environment: bool,
 }
 
 /// Result of this library.
@@ -18,13 +19,23 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error about `at`: a file, a setting, a step.
     pub fn new(what: impl Into<String>, at: impl Into<String>) -> Self {
-        Self { what: what.into(), at: at.into(), hint: String::new() }
+        Self { what: what.into(), at: at.into(), hint: String::new(), environment: false }
     }
 
     /// Adds how to mend it.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = hint.into();
         self
+    }
+
+    /// Marks it as something that the machine lacks: a GPU, a library, memory.
+    pub fn environment(self) -> Self {
+        Self { environment: true, ..self }
+    }
+
+    /// Whether the machine lacks something, and settings and data are not to blame.
+    pub fn is_environment(&self) -> bool {
+        self.environment
     }
 
     /// A file that could not be read or written.

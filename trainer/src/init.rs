@@ -46,10 +46,20 @@ fn normal(rng: &mut impl Rng) -> f64 {
 }
 
 /// Fills `values` with fresh parameters.
-pub fn fill<B: Backend>(b: &mut B, c: &ModelConfig, layout: &Layout, values: View, seed: u64) {
-    for t in &layout.tensors {
-        b.write(values.slice(t.offset, t.len()), &draw(t, seed, c.initializer_range));
-    }
+///
+/// # Errors
+/// The device fails.
+pub fn fill<B: Backend>(
+    b: &mut B,
+    c: &ModelConfig,
+    layout: &Layout,
+    values: View,
+    seed: u64,
+) -> Result<(), Error> {
+    layout
+        .tensors
+        .iter()
+        .try_for_each(|t| b.write(values.slice(t.offset, t.len()), &draw(t, seed, c.initializer_range)))
 }
 
 /// Writes fresh model weights.
@@ -74,7 +84,7 @@ fn write(c: &ModelConfig, layout: &Layout, seed: u64, out: &Path) -> Result<(), 
     let capacity = Capacity { tokens: 1, row_slots: 1 };
     let mut b = CpuBackend::new(c, capacity, KernelPlan::default(), Default::default());
     let values = b.alloc(crate::backend::Component::Weights, layout.len());
-    fill(&mut b, c, layout, values, seed);
+    fill(&mut b, c, layout, values, seed)?;
     weights::save(&b, &[(layout, values)], out)
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use chronibench_protocol::{
     TokenStore,
     record::BatchArgs,
-    spec::{Method, TrainArgs},
+    spec::{Method, PrecisionArgs, TrainArgs},
 };
 use chronicals_data::{
     plan::build_plan,
@@ -13,11 +13,22 @@ use chronicals_data::{
     tokenize::{Overlong, TokenizeArgs, TokenizeReport, tokenize_file},
     tokenizer::{SpecialTokenNames, TextTokenizer},
 };
-use chronicals_kernels::{KernelPlan, linear_ce};
+use chronicals_kernels::{KernelPlan, gpu::machine::Cuda};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    backend::cpu::CpuBackend, config::ModelConfig, error::Error, fit::Batches, model::Setup, trainer::Trainer,
+    backend::{
+        Backend,
+        cpu::CpuBackend,
+        cuda::{CudaBackend, Options},
+        loss_options,
+    },
+    config::ModelConfig,
+    device::{Device, check_cpu_precision},
+    error::Error,
+    fit::Batches,
+    model::Setup,
+    trainer::Trainer,
 };
 
 /// The file's contents. Paths are relative to it.
@@ -44,6 +55,12 @@ pub struct Job {
     /// Seam → variant.
     #[serde(default)]
     pub kernels: std::collections::BTreeMap<String, String>,
+    /// `cpu`, `cuda` or `cuda:N`.
+    #[serde(default = "cpu")]
+    pub device: String,
+    /// Number formats; the device's own when left out.
+    #[serde(default)]
+    pub precision: PrecisionArgs,
     /// Worker threads; all cores when left out.
     #[serde(default)]
     pub threads: Option<usize>,
@@ -87,6 +104,10 @@ fn full() -> Method {
     Method::Full {}
 }
 
+fn cpu() -> String {
+    "cpu".into()
+}
+
 fn truncate() -> Overlong {
     Overlong::Truncate
 }
@@ -95,14 +116,18 @@ fn alpaca() -> String {
     "alpaca".into()
 }
 
-/// A job made ready: data tokenised, memory taken, weights loaded.
-pub struct Prepared {
+/// A job's inputs, read and checked.
+pub struct Inputs {
+    /// Architecture.
+    pub config: ModelConfig,
     /// Batches of every step.
     pub batches: Batches,
-    /// The trainer.
-    pub trainer: Trainer<CpuBackend>,
     /// What became of the samples.
     pub report: TokenizeReport,
+    /// Where it runs.
+    pub device: Device,
+    /// Which kernels run.
+    pub kernels: KernelPlan,
 }
 
 impl Job {
@@ -125,35 +150,64 @@ impl Job {
         Ok(job)
     }
 
-    /// Tokenises the data, takes all memory, and loads or draws the parameters.
+    /// Reads the config and tokenises the data.
     ///
     /// # Errors
-    /// Whatever is wrong with config, data, tokenizer, weights or settings.
-    pub fn prepare(&self) -> Result<Prepared, Error> {
+    /// Whatever is wrong with config, data, tokenizer or settings.
+    pub fn inputs(&self) -> Result<Inputs, Error> {
+        let device: Device = self.device.parse()?;
         let config = ModelConfig::load(&self.model.config)?;
+        let kernels = device.kernels(&self.kernels, "kernels")?;
         let (batches, report) = self.batches(&config)?;
-        let plan = KernelPlan::resolve(&self.kernels)
-            .map_err(|e| Error::new(e.to_string(), "kernels").hint("see `chronicals describe`"))?;
-        let setup = Setup { config: &config, method: &self.method, capacity: batches.capacity(), plan };
-        let options = linear_ce::Options {
-            label_smoothing: self.train.label_smoothing_factor as f32,
-            z_loss: self.train.z_loss as f32,
+        Ok(Inputs { config, batches, report, device, kernels })
+    }
+
+    /// The processor's backend.
+    ///
+    /// # Errors
+    /// Number formats that it does not have.
+    pub fn on_cpu(&self, i: &Inputs) -> Result<CpuBackend, Error> {
+        check_cpu_precision(self.precision, "precision")?;
+        Ok(CpuBackend::new(&i.config, i.batches.capacity(), i.kernels, loss_options(&self.train)))
+    }
+
+    /// The backend of a GPU.
+    ///
+    /// # Errors
+    /// There is no such GPU, a library is missing, or there are no kernels for the model or the plan.
+    pub fn on_gpu(&self, ordinal: usize, i: &Inputs) -> Result<CudaBackend<Cuda>, Error> {
+        let options = Options {
+            config: &i.config,
+            capacity: i.batches.capacity(),
+            plan: i.kernels,
+            loss: loss_options(&self.train),
+            precision: self.precision,
+            seed: self.seed as u32,
         };
-        let backend = CpuBackend::new(&config, setup.capacity, plan, options);
+        CudaBackend::open(ordinal, &options)
+    }
+
+    /// Takes all memory, and loads or draws the parameters.
+    ///
+    /// # Errors
+    /// Whatever is wrong with weights or settings, or a device without room.
+    pub fn trainer<B: Backend>(&self, i: &Inputs, backend: B) -> Result<Trainer<B>, Error> {
+        let config = &i.config;
+        let setup = Setup { config, method: &self.method, capacity: i.batches.capacity(), plan: i.kernels };
         let mut trainer = Trainer::new(backend, &setup, &self.train, self.max_steps)?;
         match &self.model.weights {
             Some(path) => {
                 trainer.load_weights(path)?;
-                trainer.init_adapters(&config, self.seed);
+                trainer.init_adapters(config, self.seed)?;
             }
-            None => trainer.init(&config, self.seed),
+            None => trainer.init(config, self.seed)?,
         }
         if let Method::Lora(l) = &self.method
             && let Some(path) = &l.adapter_weights
         {
             trainer.load_adapters(path)?;
         }
-        Ok(Prepared { batches, trainer, report })
+        Ok(trainer)
     }
 
     fn batches(&self, config: &ModelConfig) -> Result<(Batches, TokenizeReport), Error> {

@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod config;
 pub mod describe;
+pub mod device;
 pub mod error;
 pub mod fit;
 pub mod init;
@@ -18,6 +19,6 @@ pub mod weights;
 pub mod worker;
 
 pub use chronicals_data as data;
-pub use chronicals_kernels::{KernelPlan, Seam, Variant};
+pub use chronicals_kernels::{KernelPlan, Seam, Target, Variant};
 pub use error::{Error, Result};
 pub use trainer::Trainer;

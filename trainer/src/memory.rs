@@ -53,18 +53,34 @@ pub struct Accounting {
     pub moment: f64,
     /// Activations.
     pub activations: f64,
+    /// Statistics.
+    pub statistics: f64,
     /// Logits.
     pub logits: f64,
 }
 
 impl Accounting {
     /// What this trainer's CPU backend holds: f32 throughout.
-    pub const CPU: Self =
-        Self { weights: 4.0, master: 0.0, gradients: 4.0, moment: 4.0, activations: 4.0, logits: 4.0 };
+    pub const CPU: Self = Self {
+        master: 0.0,
+        weights: 4.0,
+        gradients: 4.0,
+        moment: 4.0,
+        activations: 4.0,
+        statistics: 4.0,
+        logits: 4.0,
+    };
 
     /// What arXiv 2601.02609 counts: bf16 weights and gradients, f32 moments, nothing else.
-    pub const PAPER: Self =
-        Self { weights: 2.0, master: 0.0, gradients: 2.0, moment: 4.0, activations: 0.0, logits: 0.0 };
+    pub const PAPER: Self = Self {
+        master: 0.0,
+        weights: 2.0,
+        gradients: 2.0,
+        moment: 4.0,
+        activations: 0.0,
+        statistics: 0.0,
+        logits: 0.0,
+    };
 
     /// Bytes by component.
     pub fn bytes(&self, e: &Elements) -> BTreeMap<String, u64> {
@@ -77,6 +93,7 @@ impl Accounting {
             (Component::Gradients.name(), trained * self.gradients),
             (Component::OptimizerStates.name(), n(Component::OptimizerStates) * self.moment),
             (Component::Activations.name(), n(Component::Activations) * self.activations),
+            (Component::Statistics.name(), n(Component::Statistics) * self.statistics),
             (Component::Logits.name(), n(Component::Logits) * self.logits),
         ];
         rows.into_iter().filter(|(_, b)| *b > 0.0).map(|(name, b)| (name.to_string(), b as u64)).collect()

@@ -9,7 +9,7 @@ use chronibench_protocol::{
 use chronicals_data::batch::{Batch, StepBatches};
 
 use crate::{
-    backend::{Backend, StepStats, Update},
+    backend::{Backend, StepStats, Update, Work},
     config::ModelConfig,
     error::Error,
     init,
@@ -47,7 +47,7 @@ impl<B: Backend> Trainer<B> {
     /// drawn.
     ///
     /// # Errors
-    /// The settings make no sense.
+    /// The settings make no sense, or the device has no room.
     pub fn new(mut backend: B, setup: &Setup<'_>, args: &TrainArgs, total_steps: u32) -> Result<Self, Error> {
         check_args(args)?;
         let adapters = match setup.method {
@@ -55,20 +55,28 @@ impl<B: Backend> Trainer<B> {
             Method::Lora(_) => Some(init::trainable(setup.config, setup.method)?),
         };
         let model = Model::build(&mut backend, setup)?;
+        backend.prepare(&model)?;
         let layout = Layout::model(setup.config);
         Ok(Self { backend, model, layout, adapters, args: args.clone(), total_steps, step: 0 })
     }
 
     /// Draws fresh parameters.
-    pub fn init(&mut self, config: &ModelConfig, seed: u64) {
-        init::fill(&mut self.backend, config, &self.layout, self.model.weights, seed);
-        self.init_adapters(config, seed);
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn init(&mut self, config: &ModelConfig, seed: u64) -> Result<(), Error> {
+        init::fill(&mut self.backend, config, &self.layout, self.model.weights, seed)?;
+        self.init_adapters(config, seed)
     }
 
     /// Draws fresh adapters on the weights that are there.
-    pub fn init_adapters(&mut self, config: &ModelConfig, seed: u64) {
-        if let (Some(layout), Some(values)) = (&self.adapters, self.model.adapters) {
-            init::fill(&mut self.backend, config, layout, values, seed);
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn init_adapters(&mut self, config: &ModelConfig, seed: u64) -> Result<(), Error> {
+        match (&self.adapters, self.model.adapters) {
+            (Some(layout), Some(values)) => init::fill(&mut self.backend, config, layout, values, seed),
+            _ => Ok(()),
         }
     }
 
@@ -108,8 +116,8 @@ impl<B: Backend> Trainer<B> {
     /// as they would in one large batch.
     ///
     /// # Errors
-    /// The loss or the gradient norm is not finite; the parameters are then not to be used. A step without a single
-    /// loss token.
+    /// The loss or the gradient norm is not finite, or the device fails; the parameters are then not to be used. A step
+    /// without a single loss token.
     pub fn train_step(&mut self, batches: &StepBatches) -> Result<StepReport, Error> {
         let tokens = batches.counts;
         if tokens.loss == 0 {
@@ -117,7 +125,7 @@ impl<B: Backend> Trainer<B> {
                 .hint("every sample was masked or one token long: check the data and completion_only_loss"));
         }
         let update = self.next_update();
-        let stats = self.run(&batches.micro_batches, 1.0 / tokens.loss as f32, &update);
+        let stats = self.run(&batches.micro_batches, 1.0 / tokens.loss as f32, &update)?;
         let loss = stats.loss_sum / tokens.loss as f64;
         if !(loss.is_finite() && stats.grad_norm.is_finite()) {
             return Err(Error::new(
@@ -144,49 +152,50 @@ impl<B: Backend> Trainer<B> {
         }
     }
 
-    /// Forward and backward of every micro-batch, then the update. Runs inside rayon's pool, so that a parallel
-    /// kernel starts without waking a sleeping thread.
-    fn run(&mut self, batches: &[Batch], scale: f32, update: &Update) -> StepStats {
+    /// Forward and backward of every micro-batch, then the update.
+    fn run(&mut self, batches: &[Batch], loss_scale: f32, update: &Update) -> Result<StepStats, Error> {
         let Self { backend: b, model: m, .. } = self;
-        rayon::scope(|_| {
-            b.zero(m.grads);
-            for batch in batches {
-                b.upload(batch);
-                step::forward(b, m);
-                step::backward(b, m, scale);
-            }
-            b.update(&m.groups, m.grads, update);
-            b.finish()
-        })
+        b.begin(loss_scale);
+        b.schedule(&m.groups, update);
+        b.zero(m.grads);
+        accumulate(b, m, batches);
+        b.submit(Work::Update, |b| b.update(&m.groups, m.grads));
+        b.finish()
     }
 
     /// Gradients of the mean loss over `batches` without an update, by parameter name; and that loss.
-    pub fn gradients(&mut self, batches: &[Batch]) -> (f64, BTreeMap<String, Vec<f32>>) {
-        let count: u64 = batches.iter().map(|b| b.counts.loss).sum();
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn gradients(&mut self, batches: &[Batch]) -> Result<(f64, BTreeMap<String, Vec<f32>>), Error> {
+        let count = batches.iter().map(|b| b.counts.loss).sum::<u64>().max(1);
         let Self { backend: b, model: m, .. } = &mut *self;
+        b.begin(1.0 / count as f32);
         b.zero(m.grads);
-        for batch in batches {
-            b.upload(batch);
-            step::forward(b, m);
-            step::backward(b, m, 1.0 / count.max(1) as f32);
-        }
-        let stats = b.finish();
-        let grads = self.backend.read(self.model.grads);
+        accumulate(b, m, batches);
+        let stats = b.finish()?;
+        let grads = self.backend.read(self.model.grads)?;
         let named = self.trainable().tensors.iter();
         let named = named.map(|t| (t.name.clone(), grads[t.offset..t.offset + t.len()].to_vec())).collect();
-        (stats.loss_sum / count.max(1) as f64, named)
+        Ok((stats.loss_sum / count as f64, named))
     }
 
     /// Mean loss over the loss tokens of `batches`, without training.
-    pub fn evaluate(&mut self, batches: &[Batch]) -> f64 {
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn evaluate(&mut self, batches: &[Batch]) -> Result<f64, Error> {
         let Self { backend: b, model: m, .. } = self;
+        b.begin(1.0);
         for batch in batches {
             b.upload(batch);
-            step::forward(b, m);
-            b.loss_forward(&m.head, m.y);
+            b.submit(Work::Evaluate, |b| {
+                step::forward(b, m);
+                b.loss_forward(&m.head, m.y);
+            });
         }
-        let stats = b.finish();
-        stats.loss_sum / stats.loss_tokens.max(1) as f64
+        let stats = b.finish()?;
+        Ok(stats.loss_sum / stats.loss_tokens.max(1) as f64)
     }
 
     /// Writes model tensors, and adapters if there are any, as one f32 safetensors file.
@@ -216,6 +225,17 @@ impl<B: Backend> Trainer<B> {
     /// The model's views, to look at.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+}
+
+/// Adds every micro-batch's gradient to the gradients.
+fn accumulate<B: Backend>(b: &mut B, m: &Model, batches: &[Batch]) {
+    for batch in batches {
+        b.upload(batch);
+        b.submit(Work::Train, |b| {
+            step::forward(b, m);
+            step::backward(b, m);
+        });
     }
 }
 

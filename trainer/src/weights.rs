@@ -2,17 +2,21 @@
 
 use std::{
     borrow::Cow,
+    cell::OnceCell,
     fs::File,
     io::{Read, Seek, SeekFrom},
     os::unix::fs::PermissionsExt,
     path::Path,
 };
 
+use chronicals_kernels::{KernelPlan, gpu::Elem};
 use safetensors::{Dtype, tensor::Metadata};
 
 use crate::{
-    backend::{Backend, View},
+    backend::{Allocator, Backend, Component, View, cpu::CpuBackend},
+    config::ModelConfig,
     error::Error,
+    model::Capacity,
     params::{Layout, Tensor},
 };
 
@@ -29,7 +33,7 @@ pub fn load<B: Backend>(b: &mut B, layout: &Layout, values: View, path: &Path) -
     check_names(&meta, layout, path)?;
     for t in &layout.tensors {
         let data = read_tensor(&mut file, start, &meta, t, path)?;
-        b.write(values.slice(t.offset, t.len()), &data);
+        b.write(values.slice(t.offset, t.len()), &data)?;
     }
     Ok(())
 }
@@ -110,6 +114,8 @@ struct Lazy<'a, B> {
     backend: &'a B,
     view: View,
     shape: &'a [usize],
+    /// The writer's interface has no errors: the first one waits here.
+    failed: &'a OnceCell<Error>,
 }
 
 impl<B: Backend> safetensors::View for &Lazy<'_, B> {
@@ -120,7 +126,11 @@ impl<B: Backend> safetensors::View for &Lazy<'_, B> {
         self.shape
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        self.backend.read(self.view).iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into()
+        let values = self.backend.read(self.view).unwrap_or_else(|e| {
+            let _ = self.failed.set(e);
+            vec![f32::NAN; self.view.len]
+        });
+        values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into()
     }
     fn data_len(&self) -> usize {
         4 * self.view.len
@@ -130,14 +140,15 @@ impl<B: Backend> safetensors::View for &Lazy<'_, B> {
 /// Writes layouts with their values as one f32 safetensors file, atomically.
 ///
 /// # Errors
-/// The file cannot be written; a file that was there before is left as it was.
+/// The file cannot be written, or the device fails; a file that was there before is left as it was.
 pub fn save<B: Backend>(b: &B, parts: &[(&Layout, View)], path: &Path) -> Result<(), Error> {
+    let failed = &OnceCell::new();
     let lazies: Vec<(&str, Lazy<'_, B>)> = parts
         .iter()
         .flat_map(|&(layout, values)| {
             layout.tensors.iter().map(move |t| {
                 let view = values.slice(t.offset, t.len());
-                (t.name.as_str(), Lazy { backend: b, view, shape: &t.shape })
+                (t.name.as_str(), Lazy { backend: b, view, shape: &t.shape, failed })
             })
         })
         .collect();
@@ -152,6 +163,28 @@ pub fn save<B: Backend>(b: &B, parts: &[(&Layout, View)], path: &Path) -> Result
                 .hint("check the disk")
         },
     )?;
+    if let Some(e) = failed.get() {
+        return Err(e.clone());
+    }
     temporary.persist(path).map_err(|e| Error::io(path, &e.error))?;
     Ok(())
+}
+
+/// Rounds every tensor of a file to bf16, to nearest even; they stay f32 in it.
+///
+/// # Errors
+/// As [`load`] and [`save`], and when the config cannot be read.
+pub fn round_to_bf16(config: &Path, path: &Path) -> Result<(), Error> {
+    let c = ModelConfig::load(config)?;
+    let layout = Layout::model(&c);
+    let capacity = Capacity { tokens: 1, row_slots: 1 };
+    let mut b = CpuBackend::new(&c, capacity, KernelPlan::default(), Default::default());
+    let values = b.alloc(Component::Weights, layout.len());
+    load(&mut b, &layout, values, path)?;
+    for t in &layout.tensors {
+        let view = values.slice(t.offset, t.len());
+        let rounded = Elem::Bf16.decode(&Elem::Bf16.encode(&b.read(view)?));
+        b.write(view, &rounded)?;
+    }
+    save(&b, &[(&layout, values)], path)
 }

@@ -4,14 +4,20 @@ use std::{collections::BTreeMap, io, time::Instant};
 
 use chronibench_protocol::{
     BatchPlan, Event, Spec, TokenStore,
-    event::{Done, Failure, GemmShare, Hello, Phase, Precision, Ready, Step, Window},
+    event::{Done, GemmShare, Hello, Phase, Ready, Step, Window},
     spec::{Method, PROTOCOL, Scheduler},
 };
-use chronicals_kernels::{KernelPlan, gemm, linear_ce};
+use chronicals_kernels::{KernelPlan, gemm};
 
 use crate::{
-    backend::cpu::CpuBackend,
+    backend::{
+        About, Backend,
+        cpu::CpuBackend,
+        cuda::{CudaBackend, Options},
+        loss_options,
+    },
     config::ModelConfig,
+    device::{Device, check_cpu_precision},
     error::Error,
     fit::Batches,
     memory::peak_rss_bytes,
@@ -22,26 +28,49 @@ use crate::{
 /// Receives the arm's events.
 pub type Emit<'a> = &'a mut dyn FnMut(Event) -> io::Result<()>;
 
-/// Runs one trial on the CPU.
+/// Runs one trial.
 ///
 /// # Errors
-/// Whatever ends the trial: a bad specification, damaged inputs, divergence, events that cannot be written.
-pub fn run(spec: &Spec, emit: Emit<'_>) -> Result<(), Failure> {
-    trial(spec, emit).map_err(Failure::from)
+/// Whatever ends the trial: a bad specification, damaged inputs, a machine without what it needs, divergence, events that
+/// cannot be written.
+pub fn run(spec: &Spec, emit: Emit<'_>) -> Result<(), Error> {
+    let inputs = Inputs::load(spec)?;
+    use_threads(spec.threads)?;
+    match inputs.device {
+        Device::Cpu => {
+            check_cpu_precision(spec.precision, "spec.precision")?;
+            let backend = CpuBackend::new(
+                &inputs.config,
+                inputs.batches.capacity(),
+                inputs.kernels,
+                loss_options(&spec.train),
+            );
+            trial(spec, &inputs, backend, emit)
+        }
+        Device::Cuda(ordinal) => {
+            let options = Options {
+                config: &inputs.config,
+                capacity: inputs.batches.capacity(),
+                plan: inputs.kernels,
+                loss: loss_options(&spec.train),
+                precision: spec.precision,
+                seed: 0,
+            };
+            trial(spec, &inputs, CudaBackend::open(ordinal, &options)?, emit)
+        }
+    }
 }
 
-fn trial(spec: &Spec, emit: Emit<'_>) -> Result<(), Error> {
+fn trial<B: Backend>(spec: &Spec, inputs: &Inputs, backend: B, emit: Emit<'_>) -> Result<(), Error> {
     let mut emit = |e: Event| {
         emit(e).map_err(|e| {
             Error::new(format!("cannot write events: {e}"), "the event file").hint("check the disk")
         })
     };
-    let inputs = Inputs::load(spec)?;
-    use_threads(spec.threads)?;
-    emit(Event::Hello(hello(spec, &inputs)))?;
-    let mut trainer = inputs.trainer(spec)?;
-    emit(Event::Ready(ready(&inputs, &trainer)))?;
-    let gemm = steps(spec, &inputs, &mut trainer, &mut emit)?;
+    emit(Event::Hello(hello(spec, inputs, backend.about())))?;
+    let mut trainer = inputs.trainer(spec, backend)?;
+    emit(Event::Ready(ready(inputs, &trainer)))?;
+    let gemm = steps(spec, inputs, &mut trainer, &mut emit)?;
     let peak_rss_bytes = peak_rss_bytes();
     if let Some(path) = &spec.save_weights {
         trainer.save(path)?;
@@ -49,9 +78,9 @@ fn trial(spec: &Spec, emit: Emit<'_>) -> Result<(), Error> {
     emit(Event::Done(Done {
         steps: spec.measure.total_steps(),
         weights: spec.save_weights.clone(),
-        kernels: trainer.backend().launches().clone(),
+        kernels: trainer.backend().launches(),
         peak_rss_bytes,
-        gemm: Some(gemm),
+        gemm,
     }))
 }
 
@@ -59,6 +88,7 @@ fn trial(spec: &Spec, emit: Emit<'_>) -> Result<(), Error> {
 struct Inputs {
     config: ModelConfig,
     batches: Batches,
+    device: Device,
     kernels: KernelPlan,
 }
 
@@ -71,13 +101,7 @@ impl Inputs {
             )
             .hint("use harness and arm of one version"));
         }
-        if spec.device != "cpu" {
-            return Err(Error::new(
-                format!("device '{}' is not available to this arm", spec.device),
-                "spec.device",
-            )
-            .hint("use device: cpu"));
-        }
+        let device: Device = spec.device.parse()?;
         let config = ModelConfig::load(&spec.model.config)?;
         let tokens = TokenStore::load(&spec.data.tokens)
             .map_err(|e| Error::new(e.to_string(), spec.data.tokens.display().to_string()))?;
@@ -85,8 +109,7 @@ impl Inputs {
         let plan: BatchPlan = serde_json::from_slice(&text).map_err(|e| {
             Error::new(format!("not a batch plan: {e}"), spec.data.plan.display().to_string())
         })?;
-        let kernels = KernelPlan::resolve(&spec.kernels)
-            .map_err(|e| Error::new(e.to_string(), "spec.kernels").hint("see `chronicals describe`"))?;
+        let kernels = device.kernels(&spec.kernels, "spec.kernels")?;
         let at = spec.data.plan.display().to_string();
         let steps = spec.measure.total_steps();
         if (plan.steps.len() as u32) < steps {
@@ -94,17 +117,12 @@ impl Inputs {
             return Err(Error::new(what, at).hint("make the plan for this many steps"));
         }
         let batches = Batches::new(tokens, plan, &config, &at)?;
-        Ok(Self { config, batches, kernels })
+        Ok(Self { config, batches, device, kernels })
     }
 
-    fn trainer(&self, spec: &Spec) -> Result<Trainer<CpuBackend>, Error> {
+    fn trainer<B: Backend>(&self, spec: &Spec, backend: B) -> Result<Trainer<B>, Error> {
         let capacity = self.batches.capacity();
         let setup = Setup { config: &self.config, method: &spec.method, capacity, plan: self.kernels };
-        let options = linear_ce::Options {
-            label_smoothing: spec.train.label_smoothing_factor as f32,
-            z_loss: spec.train.z_loss as f32,
-        };
-        let backend = CpuBackend::new(&self.config, setup.capacity, self.kernels, options);
         let mut trainer = Trainer::new(backend, &setup, &spec.train, spec.measure.total_steps())?;
         trainer.load_weights(&spec.model.weights)?;
         if let Method::Lora(lora) = &spec.method {
@@ -134,17 +152,19 @@ fn use_threads(threads: Option<usize>) -> Result<(), Error> {
     }
 }
 
-fn hello(spec: &Spec, inputs: &Inputs) -> Hello {
+fn hello(spec: &Spec, inputs: &Inputs, about: About) -> Hello {
+    let mut settings = settings(spec, inputs);
+    settings.extend(about.settings);
     Hello {
         protocol: PROTOCOL.into(),
         name: "chronicals".into(),
         version: env!("CARGO_PKG_VERSION").into(),
-        device: "cpu".into(),
+        device: about.device,
         threads: rayon::current_num_threads(),
         pid: std::process::id(),
-        precision: Precision::f32(),
-        settings: settings(spec, inputs),
-        kernel_plan: inputs.kernels.names(),
+        precision: about.precision,
+        settings,
+        kernel_plan: about.kernel_plan,
     }
 }
 
@@ -186,7 +206,7 @@ fn settings(spec: &Spec, inputs: &Inputs) -> BTreeMap<String, serde_json::Value>
     all
 }
 
-fn ready(inputs: &Inputs, trainer: &Trainer<CpuBackend>) -> Ready {
+fn ready<B: Backend>(inputs: &Inputs, trainer: &Trainer<B>) -> Ready {
     Ready {
         trainable: trainer.trainable().infos(),
         total_params: trainer.total_params(),
@@ -196,12 +216,12 @@ fn ready(inputs: &Inputs, trainer: &Trainer<CpuBackend>) -> Ready {
 }
 
 /// Runs every step; the clock of a window is read at its two edges only.
-fn steps(
+fn steps<B: Backend>(
     spec: &Spec,
     inputs: &Inputs,
-    trainer: &mut Trainer<CpuBackend>,
+    trainer: &mut Trainer<B>,
     emit: &mut impl FnMut(Event) -> Result<(), Error>,
-) -> Result<GemmShare, Error> {
+) -> Result<Option<GemmShare>, Error> {
     let m = &spec.measure;
     let clock = Instant::now();
     let now = || clock.elapsed().as_nanos() as u64;
@@ -232,8 +252,10 @@ fn steps(
             }))?;
         }
     }
+    // The clock is around the processor's products; those of a GPU are not timed one by one.
+    let measured = inputs.device == Device::Cpu;
     let g = gemm::stats();
-    Ok(GemmShare { ns: g.ns, flops: g.flops, method: "measured".into() })
+    Ok(measured.then(|| GemmShare { ns: g.ns, flops: g.flops, method: "measured".into() }))
 }
 
 fn step_event(

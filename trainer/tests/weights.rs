@@ -86,7 +86,7 @@ fn bf16_is_widened() {
     let mut trainer = files.trainer();
     trainer.load_weights(&path).unwrap();
     let t = trainer.trainable().get(name).unwrap().clone();
-    let values = trainer.backend().read(trainer.model().weights.slice(t.offset, t.len()));
+    let values = trainer.backend().read(trainer.model().weights.slice(t.offset, t.len())).unwrap();
     assert_eq!(values, [1.5, -2.0, 0.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
 }
 

@@ -295,9 +295,23 @@ pub struct Case {
     pub batch: BatchArgs,
     /// Seam → variant.
     pub kernels: BTreeMap<String, String>,
+    /// Where it runs: `cpu`, `cuda` or `cuda:N`.
+    #[serde(default = "cpu", skip_serializing_if = "is_cpu")]
+    pub device: String,
+    /// Number formats.
+    #[serde(default, skip_serializing_if = "crate::spec::PrecisionArgs::is_default")]
+    pub precision: crate::spec::PrecisionArgs,
     /// For an ablation: the case this one is to be compared with, and the seam that is off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ablation: Option<Ablation>,
+}
+
+fn cpu() -> String {
+    "cpu".into()
+}
+
+fn is_cpu(device: &str) -> bool {
+    device == "cpu"
 }
 
 /// How samples become batches.

@@ -34,11 +34,57 @@ pub struct Spec {
     /// Worker threads; `None` takes every core.
     #[serde(default)]
     pub threads: Option<usize>,
-    /// `cpu` or `cuda:N`.
+    /// `cpu`, `cuda` or `cuda:N`.
     pub device: String,
+    /// Number formats, for arms that have a choice.
+    #[serde(default, skip_serializing_if = "PrecisionArgs::is_default")]
+    pub precision: PrecisionArgs,
     /// Where to write all model and adapter weights after the last step (untimed), if asked.
     #[serde(default)]
     pub save_weights: Option<PathBuf>,
+}
+
+/// Number formats of a training; what is left out is the arm's own choice, which its `hello` names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PrecisionArgs {
+    /// Of activations, and of weights as products read them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<Dtype>,
+    /// Of what the optimizer keeps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub states: Option<States>,
+}
+
+impl PrecisionArgs {
+    /// Nothing is asked for.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Element type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Dtype {
+    /// bfloat16, with sums in f32.
+    Bf16,
+    /// For debugging, and for comparison with a processor.
+    F32,
+}
+
+/// What AdamW keeps between steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum States {
+    /// f32 master weights and moments.
+    #[serde(rename = "f32")]
+    F32,
+    /// bf16 weights and moments, rounded stochastically; no master weights.
+    #[serde(rename = "bf16")]
+    Bf16,
+    /// f32 master weights, 8-bit moments.
+    #[serde(rename = "8bit")]
+    Eight,
 }
 
 /// Architecture and starting point.

@@ -101,7 +101,8 @@ impl Bench<'_> {
             measure: self.setup.resolved.measure.clone(),
             kernels: case.kernels.clone(),
             threads: self.setup.threads,
-            device: "cpu".into(),
+            device: case.device.clone(),
+            precision: case.precision,
             save_weights: Some(dir.join("weights.safetensors")),
         }
     }

@@ -11,10 +11,19 @@ use crate::error::Result;
 /// What the trainer describes itself as able to do.
 #[derive(Clone, Debug)]
 pub struct Offer {
-    /// Interchangeable kernels.
+    /// Interchangeable kernels on a processor.
     pub seams: Seams,
+    /// Interchangeable kernels on a GPU.
+    pub cuda_seams: Seams,
     /// Prompt templates.
     pub templates: Vec<&'static str>,
+}
+
+impl Offer {
+    /// The seams of a device.
+    pub fn seams(&self, device: &str) -> &Seams {
+        if device == "cpu" { &self.seams } else { &self.cuda_seams }
+    }
 }
 
 /// Seams and variants.
@@ -24,6 +33,8 @@ pub struct Seams {
     pub names: Vec<&'static str>,
     /// Names of the variants.
     pub variants: Vec<&'static str>,
+    /// More variants that one seam has.
+    pub more: Vec<(&'static str, Vec<&'static str>)>,
     /// Variant of a seam that nobody mentions.
     pub default: &'static str,
     /// Variant that an ablation puts in its place.
@@ -40,8 +51,9 @@ impl Seams {
             if seam.as_str() != "all" && !self.names.contains(&seam.as_str()) {
                 return Err(source.unknown("kernel seam", seam, &self.with_all()));
             }
-            if !self.variants.contains(&variant.as_str()) {
-                return Err(source.unknown("kernel variant", variant, &self.variants));
+            let known = self.variants_of(seam.as_str());
+            if !known.contains(&variant.as_str()) {
+                return Err(source.unknown("kernel variant", variant, &known));
             }
             if seam.as_str() == "all" {
                 variant_of_all = variant.as_str();
@@ -76,6 +88,11 @@ impl Seams {
         let off = |name: &str| seam == "all" || seam == name;
         let variant = |name: &str, v: &str| if off(name) { self.unfused.to_string() } else { v.to_string() };
         plan.iter().map(|(name, v)| (name.clone(), variant(name, v))).collect()
+    }
+
+    fn variants_of(&self, seam: &str) -> Vec<&'static str> {
+        let more = self.more.iter().filter(|(name, _)| *name == seam).flat_map(|(_, variants)| variants);
+        self.variants.iter().chain(more).copied().collect()
     }
 
     fn with_all(&self) -> Vec<&'static str> {

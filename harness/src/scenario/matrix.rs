@@ -10,7 +10,7 @@ use chronibench_protocol::{
 use super::{
     kernels::Seams,
     located::{Ordered, Word},
-    raw::{Raw, Runner, Settings},
+    raw::{Raw, RawArm, Runner, Settings},
     settings,
     source::Source,
 };
@@ -33,12 +33,18 @@ pub fn expand(raw: &Raw, source: &Source, seams: &Seams) -> Result<Vec<Case>> {
     for (arm, def) in &raw.arms.0 {
         let kernels = match def.runner {
             Runner::Native => seams.resolve(&def.kernels, source)?,
+            other if !def.precision.is_default() => {
+                let what = format!("runner '{}' has no choice of number formats", other.name());
+                return Err(source
+                    .error(Exit::Usage, arm.place, what)
+                    .hint("take `precision` out, or use `runner: native`"));
+            }
             other => no_kernels(&def.kernels, other, source)?,
         };
         for combination in combinations(&raw.matrix) {
             let case = Combination { arm: arm.as_str(), values: combination };
             if case.wanted(raw) {
-                cases.push(case.into_case(raw, source, def.runner, &kernels)?);
+                cases.push(case.into_case(raw, source, def, &kernels)?);
             }
         }
     }
@@ -96,7 +102,7 @@ impl Combination<'_> {
         self,
         raw: &Raw,
         source: &Source,
-        runner: Runner,
+        def: &RawArm,
         kernels: &BTreeMap<String, String>,
     ) -> Result<Case> {
         let values: Vec<&str> = self.values.iter().map(|(_, v, _)| *v).collect();
@@ -106,12 +112,14 @@ impl Combination<'_> {
         Ok(Case {
             id,
             arm: self.arm.to_string(),
-            runner: runner.name().to_string(),
+            runner: def.runner.name().to_string(),
             axes: self.values.iter().map(|(a, v, _)| (a.to_string(), v.to_string())).collect(),
             method: merged.method,
             train: merged.train,
             batch: merged.batch,
             kernels: kernels.clone(),
+            device: raw.device.as_ref().map_or("cpu", Word::as_str).to_string(),
+            precision: def.precision,
             ablation: None,
         })
     }

@@ -2,7 +2,7 @@
 
 use chronibench_protocol::{
     record::Packing,
-    spec::{Measure, Scheduler, TrainArgs},
+    spec::{Measure, PrecisionArgs, Scheduler, TrainArgs},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,9 @@ pub struct Raw {
     /// Worker threads of every arm; all cores when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    /// Where every arm trains: `cpu` (when left out), `cuda` or `cuda:N`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<Word>,
     /// Programs to compare.
     pub arms: Ordered<RawArm>,
     /// Axis → value name → settings; every arm runs every combination.
@@ -143,6 +146,9 @@ pub struct RawArm {
     /// Seam → variant; `all` sets every seam first. For arms with interchangeable kernels.
     #[serde(default)]
     pub kernels: Ordered<Word>,
+    /// Number formats; the arm's own when left out. For the native arm on a GPU.
+    #[serde(default, skip_serializing_if = "PrecisionArgs::is_default")]
+    pub precision: PrecisionArgs,
     /// Script of a `mock` arm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mock: Option<MockScript>,

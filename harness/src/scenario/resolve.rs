@@ -72,7 +72,12 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
     if !offer.templates.contains(&raw.data.template.as_str()) {
         return Err(source.unknown("template", &raw.data.template, &offer.templates));
     }
-    let cases = matrix::expand(raw, source, &offer.seams)?;
+    let device = raw.device.as_ref().map_or("cpu", Word::as_str);
+    let numbered = device.strip_prefix("cuda:").is_some_and(|n| n.parse::<usize>().is_ok());
+    if let Some(word) = raw.device.as_ref().filter(|_| !numbered && !["cpu", "cuda"].contains(&device)) {
+        return Err(source.unknown("device", word, &["cpu", "cuda", "cuda:0"]));
+    }
+    let cases = matrix::expand(raw, source, offer.seams(device))?;
     let comparisons = matrix::comparisons(raw, source, &cases)?;
     let (cases, skipped) = selected(cases, filter, raw)?;
     let base = scenario.path.parent().unwrap_or(Path::new(""));

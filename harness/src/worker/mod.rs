@@ -78,7 +78,8 @@ pub fn run(command: &Command) -> ExitCode {
             train(*arm, spec, events, &script.clone().unwrap_or_default())
         }
         Command::Kernels { spec, events } => {
-            arm(events, |file| read_spec(spec).and_then(|spec| kernels::run(&spec, &mut |e| file.event(&e))))
+            let run = |spec, file: &mut EventFile| kernels::run(&spec, &mut |e| file.event(&e));
+            arm(events, |file| read_spec(spec).and_then(|spec| run(spec, file)).map_err(of_trial))
         }
         Command::Prepare { spec } => say(prepare::run(spec)),
         Command::Calibrate => say(Ok(native::gemm_gflops().into())),
@@ -121,18 +122,21 @@ impl EventFile {
 /// One trial.
 fn train(runner: Runner, spec: &Path, events: &Path, script: &MockScript) -> ExitCode {
     arm(events, |file| {
-        read_spec(spec).and_then(|spec: Spec| match runner {
+        read_spec(spec).map_err(of_trial).and_then(|spec: Spec| match runner {
             Runner::Native => native::train(&spec, &mut |e| file.event(&e)),
-            Runner::Candle => {
-                chronibench_candle::run(&spec, &mut |e| file.event(&e)).map_err(|e| Failure::from(&e))
-            }
-            Runner::Mock => mock::run(&spec, script, file),
+            Runner::Candle => chronibench_candle::run(&spec, &mut |e| file.event(&e))
+                .map_err(|e| of_trial(Failure::from(&e))),
+            Runner::Mock => mock::run(&spec, script, file).map_err(of_trial),
         })
     })
 }
 
+fn of_trial(failure: Failure) -> (Exit, Failure) {
+    (Exit::Trial, failure)
+}
+
 /// Runs an arm; a failure is its last event.
-fn arm(events: &Path, run: impl FnOnce(&mut EventFile) -> Result<(), Failure>) -> ExitCode {
+fn arm(events: &Path, run: impl FnOnce(&mut EventFile) -> Result<(), (Exit, Failure)>) -> ExitCode {
     let mut file = match File::create(events) {
         Ok(file) => EventFile(file),
         Err(e) => {
@@ -142,11 +146,11 @@ fn arm(events: &Path, run: impl FnOnce(&mut EventFile) -> Result<(), Failure>) -
     };
     match run(&mut file) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
+        Err((exit, failure)) => {
             eprintln!("{}\n  where: {}\n  mend:  {}", failure.what, failure.at, failure.hint);
             // The message is on standard error too, in case the event file is what failed.
             let _ = file.event(&Event::Error(failure));
-            ExitCode::from(Exit::Trial as u8)
+            ExitCode::from(exit as u8)
         }
     }
 }

@@ -11,11 +11,12 @@ use chronicals::data::{
     tokenize::{TokenizeArgs, tokenize_file},
     tokenizer::{SpecialTokenNames, TextTokenizer},
 };
-use chronicals::{Seam, Variant};
+use chronicals::{Seam, Target, Variant};
 use chronicals_kernels::gemm::linear_forward;
 use serde_json::Value;
 
 use crate::{
+    error::Exit,
     inputs::PrepareData,
     scenario::{Offer, Seams},
 };
@@ -23,14 +24,25 @@ use crate::{
 /// What scenarios may name.
 pub fn offer() -> Offer {
     Offer {
-        seams: Seams {
-            names: Seam::ALL.map(Seam::name).to_vec(),
-            variants: Variant::ALL.map(Variant::name).to_vec(),
-            default: Variant::default().name(),
-            unfused: Variant::Eager.name(),
-            lora_only: vec![Seam::Lora.name()],
-        },
+        seams: seams(Target::Cpu),
+        cuda_seams: seams(Target::Cuda),
         templates: Template::ALL.map(Template::name).to_vec(),
+    }
+}
+
+fn seams(target: Target) -> Seams {
+    let variants = Variant::ALL.map(Variant::name);
+    let more = |seam: Seam| {
+        let names = target.variants(seam).into_iter().filter(|name| !variants.contains(name));
+        (seam.name(), names.collect())
+    };
+    Seams {
+        names: target.seams().iter().map(|s| s.name()).collect(),
+        variants: variants.to_vec(),
+        more: target.seams().iter().copied().map(more).collect(),
+        default: Variant::default().name(),
+        unfused: Variant::Eager.name(),
+        lora_only: vec![Seam::Lora.name()],
     }
 }
 
@@ -70,9 +82,23 @@ pub fn write_adapter(config: &Path, lora: &LoraArgs, seed: u64, out: &Path) -> R
     chronicals::init::write_initial_adapter(config, lora, seed, out).map_err(Failure::from)
 }
 
+/// Rounds the weights of a file to bf16; they stay f32 in it.
+pub fn round_weights(config: &Path, path: &Path) -> Result<(), Failure> {
+    chronicals::weights::round_to_bf16(config, path).map_err(Failure::from)
+}
+
+/// Looks for the device, and for the libraries that it needs.
+pub fn check_device(device: &str) -> Result<(), (Exit, Failure)> {
+    chronicals::device::check(device).map_err(told)
+}
+
 /// One trial.
-pub fn train(spec: &Spec, emit: &mut dyn FnMut(Event) -> io::Result<()>) -> Result<(), Failure> {
-    chronicals::worker::run(spec, emit)
+pub fn train(spec: &Spec, emit: &mut dyn FnMut(Event) -> io::Result<()>) -> Result<(), (Exit, Failure)> {
+    chronicals::worker::run(spec, emit).map_err(told)
+}
+
+fn told(e: chronicals::Error) -> (Exit, Failure) {
+    (if e.is_environment() { Exit::Environment } else { Exit::Trial }, e.into())
 }
 
 /// Rate of the trainer's matrix product on a square that leaves the caches, GFLOP/s: the best of a few, because

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::Path};
 use chronibench_protocol::{
     Spec, TokenStore,
     event::Failure,
-    spec::{DataSpec, Measure, Method, ModelSpec, PROTOCOL, Scheduler, TrainArgs},
+    spec::{DataSpec, Measure, Method, ModelSpec, PROTOCOL, PrecisionArgs, Scheduler, TrainArgs},
 };
 use serde_json::Value;
 
@@ -22,6 +22,7 @@ type Prepared<T> = Result<T, (Exit, Failure)>;
 pub fn run(path: &Path) -> Prepared<Value> {
     let text = std::fs::read(path).map_err(|e| environment(&e, path))?;
     let spec: PrepareSpec = serde_json::from_slice(&text).map_err(|e| environment(&e, path))?;
+    spec.devices.iter().try_for_each(|device| native::check_device(device))?;
     let (tokens, pad_token_id, report) =
         native::tokenize(&spec.data).map_err(|e| usage(&e, &spec.data.path))?;
     tokens.save(&spec.tokens).map_err(|e| environment(&e, &spec.tokens))?;
@@ -58,9 +59,12 @@ fn write_weights(spec: &PrepareSpec, w: &PrepareWeights, tokens: &TokenStore, pa
             // Another order of samples than the trials', which would else begin with batches seen before.
             write_plan(spec, &pretrain.plan, tokens, pad, spec.data.seed.wrapping_add(1))?;
             let trial = pretraining(spec, w, pretrain, &random);
-            native::train(&trial, &mut |_| Ok(())).map_err(failed)?;
+            native::train(&trial, &mut |_| Ok(())).map_err(|(_, f)| failed(f))?;
             std::fs::remove_file(&random).map_err(|e| environment(&e, &random))?;
         }
+    }
+    if w.bf16 {
+        native::round_weights(&spec.config, &w.path).map_err(failed)?;
     }
     for adapter in &w.adapters {
         native::write_adapter(&spec.config, &adapter.lora, w.seed, &adapter.path).map_err(failed)?;
@@ -87,6 +91,7 @@ fn pretraining(spec: &PrepareSpec, w: &PrepareWeights, p: &Pretrain, random: &Pa
         kernels: BTreeMap::new(),
         threads: spec.threads,
         device: "cpu".into(),
+        precision: PrecisionArgs::default(),
         save_weights: Some(w.path.clone()),
     }
 }

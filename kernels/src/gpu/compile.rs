@@ -87,14 +87,19 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// The user's cache: `$CHRONICALS_CACHE`, else `$XDG_CACHE_HOME/chronicals`, else `~/.cache/chronicals`. Without any of
-    /// these nothing is kept.
+    /// The user's cache, where there is one: see [`folder`](Self::folder).
     pub fn of_user() -> Self {
+        Self { dir: Self::folder("cubin") }
+    }
+
+    /// A folder of the user's cache, which is `$CHRONICALS_CACHE`, else `$XDG_CACHE_HOME/chronicals`, else
+    /// `~/.cache/chronicals`. Without any of these nothing is kept.
+    pub fn folder(name: &str) -> Option<PathBuf> {
         let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let dir = variable("CHRONICALS_CACHE")
             .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("chronicals")))
             .or_else(|| Some(variable("HOME")?.join(".cache/chronicals")));
-        Self { dir: dir.map(|d| d.join("cubin")) }
+        dir.map(|d| d.join(name))
     }
 
     /// A cache in a folder of its own.

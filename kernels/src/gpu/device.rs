@@ -115,12 +115,20 @@ impl Gpu {
     /// # Panics
     /// If the buffer is shorter.
     pub fn write(&self, buffer: &Buffer, data: &[u8]) -> Result<(), GpuError> {
-        assert!(data.len() <= buffer.bytes, "{} bytes in a buffer of {}", data.len(), buffer.bytes);
+        self.write_at(buffer, 0, data)
+    }
+
+    /// As [`write`](Self::write), from byte `at`.
+    ///
+    /// # Panics
+    /// If the buffer ends before.
+    pub fn write_at(&self, buffer: &Buffer, at: usize, data: &[u8]) -> Result<(), GpuError> {
+        let address = buffer.span(at, data.len());
         self.bind()?;
         // On the stream: a plain copy from pageable memory may return before the data have arrived, and this stream does not wait
         // for the one that such a copy runs on.
         // SAFETY: the buffer has that many bytes, and the data outlive the copy, which is waited for.
-        unsafe { result::memcpy_htod_async(buffer.address, data, self.stream.cu_stream()) }
+        unsafe { result::memcpy_htod_async(address, data, self.stream.cu_stream()) }
             .map_err(|e| GpuError::driver("upload", e))?;
         self.synchronise()
     }
@@ -159,11 +167,11 @@ impl Gpu {
     /// # Panics
     /// If the buffer ends before.
     pub fn read(&self, buffer: &Buffer, at: usize, len: usize) -> Result<Vec<u8>, GpuError> {
-        assert!(at.checked_add(len).is_some_and(|end| end <= buffer.bytes), "{len} bytes from {at}");
+        let address = buffer.span(at, len);
         self.synchronise()?;
         let mut data = vec![0u8; len];
         // SAFETY: the buffer has those bytes, and the copy ends before this call does.
-        unsafe { result::memcpy_dtoh_sync(&mut data, buffer.address + at as u64) }
+        unsafe { result::memcpy_dtoh_sync(&mut data, address) }
             .map_err(|e| GpuError::driver("download", e))?;
         Ok(data)
     }
@@ -173,6 +181,18 @@ impl Gpu {
         self.bind()?;
         // SAFETY: the buffer is alive until this GPU is synchronised, which dropping it does.
         unsafe { result::memset_d8_async(buffer.address, byte, buffer.bytes, self.stream.cu_stream()) }
+            .map_err(|e| GpuError::driver("fill", e))
+    }
+
+    /// Sets `len` bytes from byte `at` to zero, in order with the launches.
+    ///
+    /// # Panics
+    /// If the buffer ends before.
+    pub fn zero(&self, buffer: &Buffer, at: usize, len: usize) -> Result<(), GpuError> {
+        let address = buffer.span(at, len);
+        self.bind()?;
+        // SAFETY: as in `fill`; the buffer has those bytes.
+        unsafe { result::memset_d8_async(address, 0, len, self.stream.cu_stream()) }
             .map_err(|e| GpuError::driver("fill", e))
     }
 
@@ -381,6 +401,13 @@ impl Buffer {
     /// Its length.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Address of byte `at`, of which `len` bytes are inside.
+    fn span(&self, at: usize, len: usize) -> sys::CUdeviceptr {
+        let inside = at.checked_add(len).is_some_and(|end| end <= self.bytes);
+        assert!(inside, "{len} bytes from byte {at} of a buffer of {}", self.bytes);
+        self.address + at as u64
     }
 }
 

@@ -9,6 +9,7 @@
 //! | [`eager`] | what the eager variants share |
 //! | [`device`] | memory, streams, events; runs launches |
 //! | [`graph`] | work that is captured once and run again |
+//! | [`machine`] | all that a training needs of a device |
 //! | [`product`], [`matmul`] | matrix products; by cuBLASLt, planned and tuned |
 //! | [`mod@bench`] | a kernel checked, then timed beside a copy of its bytes |
 //! | [`mod@digest`] | a digest of device memory |
@@ -26,6 +27,7 @@ mod error;
 pub mod graph;
 pub mod launch;
 pub mod library;
+pub mod machine;
 pub mod matmul;
 pub mod product;
 
@@ -33,4 +35,5 @@ pub use device::{Buffer, Gpu};
 pub use error::GpuError;
 pub use graph::Graph;
 pub use launch::{Arg, Elem, Entry, Grid, Launcher, Needs, Ptr, Unit, le_bytes};
+pub use machine::Machine;
 pub use product::{Product, Products};

@@ -5,6 +5,9 @@
 //! each adapter and zeros elsewhere. Two products then make the forward pass of q, k and v, or of gate and up, and four its
 //! backward pass; merged weights never exist. The zeros cost arithmetic, not bytes: S is small beside T, D and N.
 //!
+//! Rows of S elements end at whole packs: S is the sum of the ranks, rounded up to a multiple of 8, and what is beyond the ranks
+//! is zero. `xa_TS` must be so before its first use; nothing writes there.
+//!
 //! ```text
 //! xa_TS = x·Aᵀ     y += xa·wideᵀ     dxa_TS = dy·wide     dB from dyᵀ·xa     dA += dxaᵀ·x     dx += dxa·A
 //! ```
@@ -13,7 +16,9 @@
 //! * Deterministic, as cuBLASLt's products are.
 
 use super::{Segment, Shape, b_len, placed, stacked_rank};
-use crate::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Product, Products, Ptr, Unit};
+use crate::gpu::{
+    Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Product, Products, Ptr, Unit, product::Matrix,
+};
 
 /// `kernel.cu`.
 pub static UNIT: Unit = Unit {
@@ -31,8 +36,10 @@ pub struct Group {
     pub shape: Shape,
     /// Element type.
     pub elem: Elem,
-    /// S: the sum of the ranks.
+    /// S: the sum of the ranks, rounded up to a multiple of 8.
     pub s: usize,
+    /// The sum of the ranks: rows of A.
+    pub ranks: usize,
     /// Adapters.
     pub count: usize,
     /// Factor of the update, α/r.
@@ -41,15 +48,16 @@ pub struct Group {
 
 impl Group {
     /// # Panics
-    /// If D, N or S is not a multiple of 8, or a segment ends beyond N.
+    /// If D or N is not a multiple of 8, there is no rank, or a segment ends beyond N.
     pub fn new(segments: &[Segment], shape: Shape, elem: Elem, scale: f32) -> Self {
-        let s = stacked_rank(segments);
+        let ranks = stacked_rank(segments);
+        let s = ranks.next_multiple_of(8);
         let extents = [shape.inputs, shape.outputs, s];
         assert!(extents.iter().all(|n| *n > 0 && n.is_multiple_of(8)), "{extents:?} are no multiples of 8");
         let inside = |s: &Segment| s.offset + s.width <= shape.outputs;
         assert!(segments.iter().all(inside), "a segment ends beyond {} columns", shape.outputs);
         assert!(b_len(segments) <= i32::MAX as usize, "{} elements of B", b_len(segments));
-        Self { shape, elem, s, count: segments.len(), scale }
+        Self { shape, elem, s, ranks, count: segments.len(), scale }
     }
 
     /// Bytes of scratch: `wide_NS`, and its gradient in f32.
@@ -86,7 +94,7 @@ pub fn table(segments: &[Segment]) -> Vec<i32> {
 pub struct Operands {
     /// Input of the layer, T × D.
     pub x_TD: Ptr,
-    /// The A stacked, S × D.
+    /// The A stacked, one row a rank, × D.
     pub a_SD: Ptr,
     /// The B, one after another.
     pub b: Ptr,
@@ -113,8 +121,8 @@ pub unsafe fn forward(
     operands: &Operands,
     y_TN: Ptr,
 ) -> Result<(), GpuError> {
-    let Group { shape: Shape { tokens, inputs, outputs }, elem, s, .. } = *group;
-    let down = Product::linear_forward(tokens, s, inputs, elem);
+    let Group { shape: Shape { tokens, inputs, outputs }, elem, s, ranks, .. } = *group;
+    let down = Product { ldc: s, ..Product::linear_forward(tokens, ranks, inputs, elem) };
     let up = Product { accumulate: true, ..Product::linear_forward(tokens, outputs, s, elem) };
     let Operands { x_TD, a_SD, xa_TS, scratch: wide_NS, .. } = *operands;
     // SAFETY: the caller's promise; the scratch begins with the wide matrix.
@@ -154,14 +162,16 @@ pub unsafe fn backward(
     operands: &Operands,
     gradients: &Gradients,
 ) -> Result<(), GpuError> {
-    let Group { shape: Shape { tokens, inputs, outputs }, elem, s, .. } = *group;
+    let Group { shape: Shape { tokens, inputs, outputs }, elem, s, ranks, .. } = *group;
     let Gradients { dy_TN, dxa_TS, da_SD, db, dx_TD } = *gradients;
     let Operands { x_TD, a_SD, xa_TS, scratch: wide_NS, .. } = *operands;
     let dwide_NS = wide_NS.offset(group.wide_bytes());
     let dxa = Product::linear_dgrad(tokens, outputs, s, elem);
     let dwide = Product { accumulate: false, ..Product::linear_wgrad(tokens, outputs, s, elem) };
-    let da = Product::linear_wgrad(tokens, s, inputs, elem);
-    let dx = Product { accumulate: true, ..Product::linear_dgrad(tokens, s, inputs, elem) };
+    let dxa_TR = Matrix { ld: s, transposed: false };
+    let dxa_RT = Matrix { ld: s, transposed: true };
+    let da = Product { a: dxa_RT, ..Product::linear_wgrad(tokens, ranks, inputs, elem) };
+    let dx = Product { a: dxa_TR, accumulate: true, ..Product::linear_dgrad(tokens, ranks, inputs, elem) };
     // SAFETY: the caller's promise; the gradient of the wide matrix lies behind it in the scratch.
     unsafe {
         widen(on, group, operands)?;

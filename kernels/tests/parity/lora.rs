@@ -20,13 +20,16 @@ const fn segment(offset: usize, width: usize, r: usize) -> Segment {
 }
 
 /// Tokens, inputs, outputs and adapters: one of all columns and one token; q, k and v, of several ranks, one of them odd;
-/// columns that no adapter has; the last alone; q, k and v with columns between them, all in multiples of 8.
-const CASES: [(usize, usize, usize, &[Segment]); 5] = [
+/// columns that no adapter has; the last alone; q, k and v with columns between them, all in multiples of 8; ranks that are no
+/// whole packs, together and alone.
+const CASES: [(usize, usize, usize, &[Segment]); 7] = [
     (1, 8, 16, &[segment(0, 16, 8)]),
     (37, 40, 64, &[segment(0, 32, 8), segment(32, 16, 5), segment(48, 16, 3)]),
     (50, 24, 80, &[segment(8, 30, 4), segment(48, 24, 12)]),
     (130, 72, 48, &[segment(40, 8, 16)]),
     (41, 48, 96, &[segment(0, 40, 16), segment(48, 16, 8), segment(64, 24, 8)]),
+    (21, 24, 32, &[segment(0, 16, 4), segment(16, 8, 4), segment(24, 8, 4)]),
+    (9, 16, 24, &[segment(0, 24, 1)]),
 ];
 
 /// x·Aᵀ, s·B and what is added to are rounded to bf16 before they meet; sums in f32. Unfused, the output of B is rounded before
@@ -36,6 +39,11 @@ fn tolerance(elem: Elem) -> f64 {
         Elem::Bf16 => 1.5e-2,
         Elem::F32 => 1e-5,
     }
+}
+
+/// x·Aᵀ before it is computed: zeros beyond the ranks, as the contract wants, and NaN elsewhere.
+fn xa(tokens: usize, ranks: usize, s: usize) -> Vec<f32> {
+    (0..tokens * s).map(|i| if i % s < ranks { f32::NAN } else { 0.0 }).collect()
 }
 
 /// A group on a machine.
@@ -72,7 +80,7 @@ impl<'a> Case<'a> {
             on.input(&x),
             on.input(&a),
             on.input(&b),
-            on.output(tokens * s),
+            on.input(&xa(tokens, s, group.s)),
             machine.upload(&le_bytes(&cuda::table(segments), i32::to_le_bytes)),
             machine.upload(&vec![0xff; scratch_bytes]),
         ];

@@ -1,22 +1,8 @@
 //! Matrix products on the host, for machines that have no library for them, or are to run no kernels of one.
 
+use chronicals_emulator::multiply;
 use chronicals_kernels::gpu::{Elem, Gpu, GpuError, Product, Products, Ptr};
 use cudarc::driver::{DriverError, result};
-
-/// C of a product whose operands have the lengths of [`Product::spans`], and the bias n elements where there is one: sums in
-/// f64, rounded once.
-pub fn multiply(p: &Product, a: &[f32], b: &[f32], bias: &[f32], c: &mut [f32]) {
-    let places = (0..p.m).flat_map(|i| (0..p.n).map(move |j| (i, j)));
-    for (batch, (i, j)) in (0..p.batch.count).flat_map(|b| places.clone().map(move |at| (b, at))) {
-        let [first_a, first_b, first_c] = p.batch.strides.map(|stride| batch * stride);
-        let term = |l| f64::from(a[first_a + p.a.at(i, l)]) * f64::from(b[first_b + p.b.at(l, j)]);
-        let sum: f64 = (0..p.k).map(term).sum();
-        let at = first_c + i * p.ldc + j;
-        let kept = if p.accumulate { f64::from(c[at]) } else { 0.0 };
-        let bias = if p.bias { f64::from(bias[j]) } else { 0.0 };
-        c[at] = (sum + kept + bias) as f32;
-    }
-}
 
 /// Products of a GPU's memory: operands come down, and C goes up again.
 pub struct OnHost(pub &'static Gpu);

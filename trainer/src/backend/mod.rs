@@ -1,15 +1,26 @@
 //! The seams of a training step, as a device offers them.
 //!
 //! A backend owns every buffer of a step; the step holds [`View`]s. Its methods take views, return nothing and never
-//! read the device back; [`Backend::finish`] is the one exception, called once a step.
+//! read the device back; [`Backend::finish`] is the one exception, called once a step. What fails on the way is kept until
+//! then, the first failure alone, and nothing runs behind it.
+//!
+//! What changes from step to step comes before the work that reads it ([`Backend::begin`], [`Backend::schedule`],
+//! [`Backend::upload`]), so that a device may keep the work and run it again.
 //!
 //! Unless a method says `+=`, it overwrites its outputs. Widths come from the views' layout at set-up, the number of
 //! tokens `T` from the uploaded batch; the first `T` rows of an activation buffer are in use.
 
 pub mod cpu;
+pub mod cuda;
+mod dims;
 
+use std::collections::BTreeMap;
+
+use chronibench_protocol::{event::Precision, spec::TrainArgs};
 use chronicals_data::batch::Batch;
-use chronicals_kernels::lora::Segment;
+use chronicals_kernels::{linear_ce, lora::Segment};
+
+use crate::{error::Error, model::Model};
 
 /// A span of one of the backend's buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +54,8 @@ pub enum Component {
     OptimizerStates,
     /// Kept from forward to backward, and gradients of activations.
     Activations,
+    /// Sums over a row that the backward pass reads again: f32 whatever the element type.
+    Statistics,
     /// Temporaries of the loss.
     Logits,
 }
@@ -56,12 +69,14 @@ impl Component {
             Component::Gradients => "gradients",
             Component::OptimizerStates => "optimizer states",
             Component::Activations => "activations",
+            Component::Statistics => "statistics",
             Component::Logits => "logits",
         }
     }
 }
 
-/// Hands out buffers of `f32`. A backend allocates them; a memory plan only adds them up.
+/// Hands out buffers, whose element type follows from the component. A backend allocates them; a memory plan only adds
+/// them up.
 pub trait Allocator {
     /// A buffer of `len` zeros.
     fn alloc(&mut self, component: Component, len: usize) -> View;
@@ -100,10 +115,17 @@ pub struct Adapter {
     pub segments: Vec<Segment>,
     /// Factor on `B·A`.
     pub scale: f32,
-    /// Saved product `x·Aᵀ`, `[T, S]`.
+    /// Saved product `x·Aᵀ`, `[T, S]`, with room for rows that end at a multiple of 8.
     pub xa: View,
     /// Its gradient.
     pub dxa: View,
+}
+
+impl Adapter {
+    /// `S`: the sum of the ranks.
+    pub fn ranks(&self) -> usize {
+        self.segments.iter().map(|s| s.r).sum()
+    }
 }
 
 /// RMSNorm of the residual stream.
@@ -199,15 +221,70 @@ pub struct StepStats {
     pub grad_norm: f64,
 }
 
-/// A device that can train.
-pub trait Backend: Allocator + Send {
-    /// Copies a view to the host; not for use inside a step.
-    fn read(&self, view: View) -> Vec<f32>;
-    /// Fills a view from the host; not for use inside a step.
-    fn write(&mut self, view: View, values: &[f32]);
+/// A part of a step that is the same for every batch of one shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Work {
+    /// Forward and backward of a micro-batch.
+    Train,
+    /// Forward and loss of a micro-batch.
+    Evaluate,
+    /// Norm, clipping and update.
+    Update,
+}
 
+/// What a backend says of itself.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// `cpu`, or the GPU's name.
+    pub device: String,
+    /// Number formats of what persists between steps.
+    pub precision: Precision,
+    /// Seam → variant.
+    pub kernel_plan: BTreeMap<String, String>,
+    /// Settings of its own.
+    pub settings: BTreeMap<String, serde_json::Value>,
+}
+
+/// The terms of the loss that settings ask for.
+pub fn loss_options(args: &TrainArgs) -> linear_ce::Options {
+    linear_ce::Options { label_smoothing: args.label_smoothing_factor as f32, z_loss: args.z_loss as f32 }
+}
+
+/// A device that can train.
+pub trait Backend: Allocator {
+    /// Takes whatever else the steps of `model` need; once, when it is laid out.
+    ///
+    /// # Errors
+    /// The device has no room, or no kernels for the model.
+    fn prepare(&mut self, model: &Model) -> Result<(), Error>;
+
+    /// What it is.
+    fn about(&self) -> About;
+    /// Bytes by component that it took, and the most that a step takes for its temporaries.
+    fn planned_bytes(&self) -> BTreeMap<String, u64>;
+    /// Kernel → launches so far; a name is `seam.variant.operation`.
+    fn launches(&self) -> BTreeMap<String, u64>;
+
+    /// Copies a view to the host; not for use inside a step.
+    ///
+    /// # Errors
+    /// The device fails, or has failed before.
+    fn read(&self, view: View) -> Result<Vec<f32>, Error>;
+    /// Fills a view from the host; not for use inside a step.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    fn write(&mut self, view: View, values: &[f32]) -> Result<(), Error>;
+
+    /// Begins a step; `loss_scale` is one over the loss tokens of all its micro-batches.
+    fn begin(&mut self, loss_scale: f32);
+    /// Hyper-parameters of the step's update.
+    fn schedule(&mut self, groups: &[Group], update: &Update);
     /// Makes `batch` the current one.
     fn upload(&mut self, batch: &Batch);
+    /// Runs `f`, the same calls for the same work and shape of batch; instead of calling it a device may run again what it
+    /// put there before.
+    fn submit(&mut self, work: Work, f: impl FnOnce(&mut Self) + Send);
 
     /// `x_TD = table_VD[ids]`.
     fn embed(&mut self, table: View, x: View);
@@ -241,17 +318,19 @@ pub trait Backend: Allocator + Send {
     /// Replaces `gate_up` by its gradient.
     fn swiglu_backward(&mut self, gate_up: View, dact: View);
 
-    /// Loss of the current batch and its gradients: `dx = …`, head gradient `+=`; `scale` is one over the loss tokens
-    /// of the whole step.
-    fn loss(&mut self, head: &Param, x: View, scale: f32, dx: View);
+    /// Loss of the current batch and its gradients, scaled as the step began: `dx = …`, head gradient `+=`.
+    fn loss(&mut self, head: &Param, x: View, dx: View);
     /// Loss of the current batch only.
     fn loss_forward(&mut self, head: &Param, x: View);
 
     /// Sets a buffer to zero.
     fn zero(&mut self, view: View);
-    /// Global norm of `grads`, clipping, AdamW on every group.
-    fn update(&mut self, groups: &[Group], grads: View, update: &Update);
+    /// Global norm of `grads`, clipping, AdamW on every group, as scheduled.
+    fn update(&mut self, groups: &[Group], grads: View);
 
     /// Reads back and resets what the step added up.
-    fn finish(&mut self) -> StepStats;
+    ///
+    /// # Errors
+    /// The first failure since the step began.
+    fn finish(&mut self) -> Result<StepStats, Error>;
 }

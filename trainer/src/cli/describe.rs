@@ -17,11 +17,14 @@ pub fn run(args: &Args) {
         println!("{}", serde_json::to_string_pretty(&d).expect("a description is plain data"));
         return;
     }
-    println!("seam        variants");
-    for (seam, variants) in &d.seams {
-        println!("{seam:<11} {}", variants.join(", "));
+    for (device, seams) in [("cpu", &d.seams), ("cuda", &d.cuda_seams)] {
+        println!("{:<11} variants on {device}", "seam");
+        for (seam, variants) in seams {
+            println!("{seam:<11} {}", variants.join(", "));
+        }
+        println!();
     }
-    println!("\nmodels      {}", d.models.join(", "));
+    println!("models      {}", d.models.join(", "));
     println!("methods     {}", d.methods.join(", "));
     println!("packing     {}", d.packing.join(", "));
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Fine-tune language models, on a CPU.
+/// Fine-tune language models, on a CPU or a GPU.
 #[derive(Parser)]
 #[command(
     name = "chronicals",
@@ -19,7 +19,7 @@ use clap::{Parser, Subcommand};
   chronicals memory --params 7e9 --accounting paper
   chronicals describe --json
 
-Exit codes: 0 done, 2 wrong arguments or settings, 6 training failed."
+Exit codes: 0 done, 2 wrong arguments or settings, 5 the machine lacks a GPU, a library or memory, 6 training failed."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -43,9 +43,9 @@ pub struct Exit {
 }
 
 impl Exit {
-    /// Arguments, settings or files that the user can mend before anything ran.
+    /// Arguments, settings or files that the user can mend before anything ran, or a machine that lacks something.
     pub fn usage(error: chronicals::Error) -> Self {
-        Self { code: 2, error }
+        Self { code: if error.is_environment() { 5 } else { 2 }, error }
     }
 
     /// Training started and failed.

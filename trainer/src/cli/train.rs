@@ -9,9 +9,11 @@ use std::{
 
 use chronibench_protocol::spec::Method;
 use chronicals::{
-    Error,
+    Error, Trainer,
+    backend::Backend,
+    device::Device,
     fit::fit,
-    job::{Job, Prepared},
+    job::{Inputs, Job},
     memory::peak_rss_bytes,
     trainer::StepReport,
 };
@@ -29,6 +31,9 @@ use super::Exit;
   train: {learning_rate: 1e-3, lr_scheduler_type: cosine, warmup_steps: 5}
   max_steps: 100
   output_dir: out
+On a GPU also:
+  device: cuda                                          # or cuda:1
+  precision: {dtype: bf16, states: f32}                 # the default; dtype f32 to debug, states bf16 or 8bit to save memory
 
 Writes to output_dir: model.safetensors or adapter_model.safetensors, config.json, metrics.jsonl.")]
 pub struct Args {
@@ -47,15 +52,35 @@ pub fn run(args: &Args) -> Result<(), Exit> {
             )
         })?;
     }
-    let mut metrics = Metrics::create(&job.output_dir).map_err(Exit::usage)?;
     let before = peak_rss_bytes().unwrap_or(0);
-    let Prepared { batches, mut trainer, report } = job.prepare().map_err(Exit::usage)?;
-    eprintln!("{report}");
+    let inputs = job.inputs().map_err(Exit::usage)?;
+    match inputs.device {
+        Device::Cpu => {
+            let trainer = train(&job, &inputs, job.on_cpu(&inputs).map_err(Exit::usage)?)?;
+            if let Some(peak) = peak_rss_bytes() {
+                report_memory(&trainer, peak.saturating_sub(before), "measured above the start");
+            }
+        }
+        Device::Cuda(ordinal) => {
+            let trainer = train(&job, &inputs, job.on_gpu(ordinal, &inputs).map_err(Exit::usage)?)?;
+            if let Ok((free, total)) = trainer.backend().device().gpu().memory() {
+                report_memory(&trainer, (total - free) as u64, "in use on the device");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn train<B: Backend>(job: &Job, inputs: &Inputs, backend: B) -> Result<Trainer<B>, Exit> {
+    let mut metrics = Metrics::create(&job.output_dir).map_err(Exit::usage)?;
+    let mut trainer = job.trainer(inputs, backend).map_err(Exit::usage)?;
+    let batches = &inputs.batches;
+    eprintln!("{}", inputs.report);
     let trained: usize = trainer.trainable().len();
     eprintln!("training {trained} of {} parameters for {} steps", trainer.total_params(), batches.steps());
 
     let bar = progress(u64::from(batches.steps()));
-    fit(&mut trainer, &batches, |step, r| {
+    fit(&mut trainer, batches, |step, r| {
         metrics.step(step, r)?;
         show(&bar, step, batches.steps(), r);
         Ok(())
@@ -63,24 +88,20 @@ pub fn run(args: &Args) -> Result<(), Exit> {
     .map_err(Exit::failed)?;
     bar.finish_and_clear();
 
-    let planned: u64 = trainer.backend().planned_bytes().values().sum();
-    if let Some(peak) = peak_rss_bytes() {
-        let measured = peak.saturating_sub(before);
-        eprintln!(
-            "memory: {} MB planned, {} MB measured above the start",
-            planned / 1_000_000,
-            measured / 1_000_000
-        );
-    }
     let name = match job.method {
         Method::Full {} => "model.safetensors",
         Method::Lora(_) => "adapter_model.safetensors",
     };
     let path = job.output_dir.join(name);
     trainer.save_trainable(&path).map_err(Exit::failed)?;
-    copy_config(&job).map_err(Exit::failed)?;
+    copy_config(job).map_err(Exit::failed)?;
     eprintln!("saved {}", path.display());
-    Ok(())
+    Ok(trainer)
+}
+
+fn report_memory<B: Backend>(trainer: &Trainer<B>, measured: u64, how: &str) {
+    let planned: u64 = trainer.backend().planned_bytes().values().sum();
+    eprintln!("memory: {} MB planned, {} MB {how}", planned / 1_000_000, measured / 1_000_000);
 }
 
 fn copy_config(job: &Job) -> Result<(), Error> {

@@ -119,6 +119,10 @@ impl<A: Allocator> Acts<'_, A> {
     fn rows(&mut self, width: usize) -> View {
         self.alloc.alloc(Component::Activations, self.tokens * width)
     }
+
+    fn statistics(&mut self, width: usize) -> View {
+        self.alloc.alloc(Component::Statistics, self.tokens * width)
+    }
 }
 
 fn layers(alloc: &mut impl Allocator, s: &Setup<'_>, base: &Store<'_>, lora: Option<&Lora<'_>>) -> Model {
@@ -126,7 +130,7 @@ fn layers(alloc: &mut impl Allocator, s: &Setup<'_>, base: &Store<'_>, lora: Opt
     let mut acts = Acts { alloc, tokens: s.capacity.tokens };
     let embed = base.one("model.embed_tokens.weight");
     let blocks = (0..c.layers).map(|l| block(&mut acts, s, base, lora, l)).collect();
-    let norm = Norm { weight: base.one("model.norm.weight"), rstd: acts.rows(1) };
+    let norm = Norm { weight: base.one("model.norm.weight"), rstd: acts.statistics(1) };
     Model {
         embed,
         blocks,
@@ -157,7 +161,7 @@ fn block<A: Allocator>(
     let (d, f) = (c.hidden_size, c.intermediate_size);
     let norm = |acts: &mut Acts<'_, A>, name: &str| Norm {
         weight: base.one(&format!("model.layers.{l}.{name}.weight")),
-        rstd: acts.rows(1),
+        rstd: acts.statistics(1),
     };
     let [qkv, o, gate_up, down] = PROJECTION_GROUPS.map(|group| linear(acts, c, base, lora, l, group));
     Block {
@@ -218,7 +222,8 @@ fn adapter<A: Allocator>(
         let peft = |p: &&&str| format!("base_model.model.{}.lora_{ab}.weight", params::projection(l, p));
         group.iter().filter(|p| targeted(p)).map(|p| peft(&p)).collect()
     };
-    let ranks = segments.len() * lora.r;
+    // Products want rows that end at whole packs of 8.
+    let ranks = (segments.len() * lora.r).next_multiple_of(8);
     Some(Adapter {
         a: lora.store.param(&names("A"))?,
         b: lora.store.param(&names("B"))?,
@@ -238,7 +243,7 @@ fn qk_rope<A: Allocator>(acts: &mut Acts<'_, A>, c: &ModelConfig, base: &Store<'
             q_weight: base.one(&format!("model.layers.{l}.self_attn.q_norm.weight")),
             k_weight: base.one(&format!("model.layers.{l}.self_attn.k_norm.weight")),
             pre: acts.rows(qk_heads * c.head_dim),
-            rstd: acts.rows(qk_heads),
+            rstd: acts.statistics(qk_heads),
         }),
     }
 }
@@ -249,7 +254,7 @@ fn attention<A: Allocator>(acts: &mut Acts<'_, A>, s: &Setup<'_>) -> Attention {
     Attention {
         qkv: acts.rows(c.qkv_width()),
         out: acts.rows(c.attention_width()),
-        lse: acts.rows(c.heads),
+        lse: acts.statistics(c.heads),
         probs: keeps_probs.then(|| acts.rows(c.heads * s.capacity.row_slots)),
     }
 }

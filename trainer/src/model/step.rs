@@ -26,9 +26,9 @@ pub fn forward<B: Backend>(b: &mut B, m: &Model) {
     b.add_norm(&m.norm, m.last().mid, m.branch, m.x, m.y);
 }
 
-/// From the loss to every gradient; `scale` is one over the loss tokens of the whole step.
-pub fn backward<B: Backend>(b: &mut B, m: &Model, scale: f32) {
-    b.loss(&m.head, m.y, scale, m.branch);
+/// From the loss to every gradient.
+pub fn backward<B: Backend>(b: &mut B, m: &Model) {
+    b.loss(&m.head, m.y, m.branch);
     b.norm_backward(&m.norm, m.branch, m.x, m.dx, false);
     for (l, k) in m.blocks.iter().enumerate().rev() {
         b.linear_backward(&k.down, m.dx, k.act, Some(m.dact));

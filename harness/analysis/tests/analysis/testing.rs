@@ -42,6 +42,8 @@ pub fn case(arm: &str, method: Method, packing: Packing) -> Case {
         train: TrainArgs { learning_rate: 1e-3, ..TrainArgs::default() },
         batch: BatchArgs { packing, per_device_train_batch_size: 8, gradient_accumulation_steps: 1 },
         kernels: if fused { kernels.into() } else { BTreeMap::new() },
+        device: "cpu".into(),
+        precision: Default::default(),
         ablation: None,
     }
 }
@@ -193,6 +195,7 @@ fn spec(case: &Case, round: u32) -> Spec {
         kernels: case.kernels.clone(),
         threads: Some(2),
         device: "cpu".into(),
+        precision: Default::default(),
         save_weights: None,
     }
 }

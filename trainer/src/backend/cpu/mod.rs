@@ -11,7 +11,7 @@ use std::{
 use chronicals_data::batch::Batch;
 use chronicals_kernels::{KernelPlan, Seam, Variant, attention, linear_ce, qk_rope, rmsnorm};
 
-use super::{Allocator, Component, StepStats, View};
+use super::{Allocator, Component, StepStats, Update, View, dims::Dims};
 use crate::{config::ModelConfig, model::Capacity};
 
 /// Buffers are borrowed at run time: two views of one buffer may be read together, and a kernel that would read what it
@@ -26,19 +26,9 @@ pub struct CpuBackend {
     loss_options: linear_ce::Options,
     capacity: Capacity,
     batch: Batch,
+    loss_scale: f32,
+    update: Option<Update>,
     stats: StepStats,
-}
-
-/// The widths that views do not tell.
-#[derive(Clone, Copy)]
-struct Dims {
-    hidden: usize,
-    ffn: usize,
-    vocab: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    eps: f32,
 }
 
 impl CpuBackend {
@@ -54,34 +44,15 @@ impl CpuBackend {
             planned: BTreeMap::new(),
             launches: BTreeMap::new(),
             plan,
-            dims: Dims {
-                hidden: c.hidden_size,
-                ffn: c.intermediate_size,
-                vocab: c.vocab_size,
-                heads: c.heads,
-                kv_heads: c.kv_heads,
-                head_dim: c.head_dim,
-                eps: c.rms_norm_eps,
-            },
+            dims: c.into(),
             tables: qk_rope::Tables::new(&c.inv_freq, capacity.row_slots),
             loss_options,
             capacity,
             batch: Batch::default(),
+            loss_scale: 1.0,
+            update: None,
             stats: StepStats::default(),
         }
-    }
-
-    /// Bytes by component: what was allocated, and the most that the loss takes for its temporaries.
-    pub fn planned_bytes(&self) -> BTreeMap<String, u64> {
-        let shape = linear_ce::Shape { tokens: self.capacity.tokens, ..self.loss_shape() };
-        let logits = linear_ce::workspace_bytes(self.plan.get(Seam::Loss), shape);
-        let allocated = self.planned.iter().map(|(c, b)| (c.name().to_string(), *b));
-        allocated.chain([(Component::Logits.name().to_string(), logits)]).collect()
-    }
-
-    /// Kernel → launches so far; a name is `seam.variant.operation`.
-    pub fn launches(&self) -> &BTreeMap<String, u64> {
-        &self.launches
     }
 
     fn get(&self, v: View) -> Ref<'_, [f32]> {
@@ -124,12 +95,11 @@ impl CpuBackend {
     }
 
     fn norm_shape(&self) -> rmsnorm::Shape {
-        rmsnorm::Shape { tokens: self.tokens(), hidden: self.dims.hidden }
+        self.dims.norm(self.tokens())
     }
 
     fn rope_shape(&self) -> qk_rope::Shape {
-        let Dims { heads, kv_heads, head_dim, .. } = self.dims;
-        qk_rope::Shape { tokens: self.tokens(), heads, kv_heads, head_dim }
+        self.dims.rope(self.tokens())
     }
 
     fn rotation(&self) -> qk_rope::Rotation<'_> {
@@ -137,10 +107,9 @@ impl CpuBackend {
     }
 
     fn attention_shape(&self) -> (attention::Layout<'_>, attention::Shape) {
-        let Dims { heads, kv_heads, head_dim, .. } = self.dims;
         let b = &self.batch;
         let layout = attention::Layout { cu_seqlens: &b.cu_seqlens, rows: b.rows, row_slots: b.row_slots };
-        (layout, attention::Shape { heads, kv_heads, head_dim })
+        (layout, self.dims.attention())
     }
 
     /// Saved probabilities of the current batch: rows × heads × slots × slots.
@@ -149,7 +118,7 @@ impl CpuBackend {
     }
 
     fn loss_shape(&self) -> linear_ce::Shape {
-        linear_ce::Shape { tokens: self.tokens(), hidden: self.dims.hidden, vocab: self.dims.vocab }
+        self.dims.loss(self.tokens())
     }
 
     fn add_loss(&mut self, sums: linear_ce::Sums) {

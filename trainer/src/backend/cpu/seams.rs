@@ -1,15 +1,21 @@
 //! The seams on the CPU: each method looks its views up and calls one kernel.
 
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
+use chronibench_protocol::event::Precision;
 use chronicals_data::batch::Batch;
 use chronicals_kernels::{
-    Seam, adamw, attention, embedding, gemm, linear_ce, lora, qk_rope, rmsnorm, swiglu,
+    Seam, Target, adamw, attention, embedding, gemm, linear_ce, lora, qk_rope, rmsnorm, swiglu,
 };
 
 use super::CpuBackend;
-use crate::backend::{
-    Adapter, Attention, Backend, Group, Linear, Norm, Param, QkRope, StepStats, Update, View,
+use crate::{
+    backend::{
+        About, Adapter, Attention, Backend, Component, Group, Linear, Norm, Param, QkRope, StepStats, Update,
+        View, Work,
+    },
+    error::Error,
+    model::Model,
 };
 
 /// The parts of a locked gradient buffer.
@@ -18,6 +24,11 @@ fn split<'a, const N: usize>(buffer: &'a mut [f32], ranges: &[Range<usize>; N]) 
 }
 
 impl CpuBackend {
+    /// The part in use of an adapter's `[T, S]`, rows without the room at their ends.
+    fn ranks(&self, ad: &Adapter, v: View) -> View {
+        v.slice(0, self.tokens() * ad.ranks())
+    }
+
     fn adapter_forward(&mut self, l: &Linear, ad: &Adapter, x: View, y: View) {
         let variant = self.launch(Seam::Lora, "forward");
         let shape = lora::Shape { tokens: self.tokens(), inputs: l.inputs, outputs: l.outputs };
@@ -28,7 +39,7 @@ impl CpuBackend {
             &self.get(ad.b.value),
             ad.scale,
             &ad.segments,
-            &mut self.act_mut(ad.xa),
+            &mut self.get_mut(self.ranks(ad, ad.xa)),
             &mut self.act_mut(y),
             shape,
         );
@@ -45,7 +56,7 @@ impl CpuBackend {
             variant,
             &self.act(dy),
             &self.act(x),
-            &self.act(ad.xa),
+            &self.get(self.ranks(ad, ad.xa)),
             &self.get(ad.a.value),
             &self.get(ad.b.value),
             ad.scale,
@@ -53,19 +64,57 @@ impl CpuBackend {
             da,
             db,
             dx.as_deref_mut(),
-            &mut self.act_mut(ad.dxa),
+            &mut self.get_mut(self.ranks(ad, ad.dxa)),
             shape,
         );
     }
 }
 
 impl Backend for CpuBackend {
-    fn read(&self, view: View) -> Vec<f32> {
-        self.get(view).to_vec()
+    fn prepare(&mut self, _: &Model) -> Result<(), Error> {
+        Ok(())
     }
 
-    fn write(&mut self, view: View, values: &[f32]) {
+    fn about(&self) -> About {
+        About {
+            device: "cpu".into(),
+            precision: Precision::f32(),
+            kernel_plan: self.plan.names(Target::Cpu),
+            settings: BTreeMap::new(),
+        }
+    }
+
+    fn planned_bytes(&self) -> BTreeMap<String, u64> {
+        let shape = self.dims.loss(self.capacity.tokens);
+        let logits = linear_ce::workspace_bytes(self.plan.get(Seam::Loss), shape);
+        let allocated = self.planned.iter().map(|(c, b)| (c.name().to_string(), *b));
+        allocated.chain([(Component::Logits.name().to_string(), logits)]).collect()
+    }
+
+    fn launches(&self) -> BTreeMap<String, u64> {
+        self.launches.clone()
+    }
+
+    fn read(&self, view: View) -> Result<Vec<f32>, Error> {
+        Ok(self.get(view).to_vec())
+    }
+
+    fn write(&mut self, view: View, values: &[f32]) -> Result<(), Error> {
         self.get_mut(view).copy_from_slice(values);
+        Ok(())
+    }
+
+    fn begin(&mut self, loss_scale: f32) {
+        self.loss_scale = loss_scale;
+    }
+
+    fn schedule(&mut self, _: &[Group], update: &Update) {
+        self.update = Some(*update);
+    }
+
+    /// Inside rayon's pool, so that a parallel kernel starts without waking a sleeping thread.
+    fn submit(&mut self, _: Work, f: impl FnOnce(&mut Self) + Send) {
+        rayon::scope(|_| f(self));
     }
 
     fn upload(&mut self, batch: &Batch) {
@@ -228,7 +277,7 @@ impl Backend for CpuBackend {
         swiglu::backward(variant, &mut self.act_mut(gate_up), &self.act(dact), self.tokens(), self.dims.ffn);
     }
 
-    fn loss(&mut self, head: &Param, x: View, scale: f32, dx: View) {
+    fn loss(&mut self, head: &Param, x: View, dx: View) {
         let variant = self.launch(Seam::Loss, "forward_backward");
         let mut dw = head.grad.map(|g| self.get_mut(g));
         let sums = linear_ce::forward_backward(
@@ -236,7 +285,7 @@ impl Backend for CpuBackend {
             &self.act(x),
             &self.get(head.value),
             &self.batch.labels,
-            scale,
+            self.loss_scale,
             &mut self.act_mut(dx),
             dw.as_deref_mut(),
             self.loss_shape(),
@@ -263,7 +312,8 @@ impl Backend for CpuBackend {
         self.get_mut(view).fill(0.0);
     }
 
-    fn update(&mut self, groups: &[Group], grads: View, u: &Update) {
+    fn update(&mut self, groups: &[Group], grads: View) {
+        let u = self.update.expect("an update is scheduled");
         let variant = self.launch(Seam::Optimizer, "update");
         let norm = adamw::norm_squared(variant, &self.get(grads)).sqrt();
         self.stats.grad_norm = norm;
@@ -290,7 +340,7 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn finish(&mut self) -> StepStats {
-        std::mem::take(&mut self.stats)
+    fn finish(&mut self) -> Result<StepStats, Error> {
+        Ok(std::mem::take(&mut self.stats))
     }
 }

@@ -175,7 +175,6 @@ inline long long __mul64hi(long long a, long long b) { return (__int128)a * b >>
 #define __fdividef(x, y) ((x) / (y))
 #define __fmaf_rn(x, y, z) fmaf(x, y, z)
 #define __fadd_rn(x, y) ((x) + (y))
-#define __fmul_rn(x, y) ((x) * (y))
 #define __fdiv_rn(x, y) ((x) / (y))
 #define __fsqrt_rn(x) sqrtf(x)
 #define __frcp_rn(x) (1.0f / (x))

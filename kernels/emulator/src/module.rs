@@ -151,7 +151,7 @@ fn library(unit: &Unit, elem: Elem) -> Result<PathBuf, String> {
         hash.update(part);
     }
     let key: String = hash.finalize()[..8].iter().map(|b| format!("{b:02x}")).collect();
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let dir = &Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/emulated");
     let file = dir.join(format!("{}-{}-{key}.so", unit.name, elem.name()));
     if !file.exists() {
         build(&text, &options, dir, &file).map_err(|e| format!("{}, {}: {e}", unit.name, elem.name()))?;

@@ -1,0 +1,48 @@
+//! The GPU's backend against Hugging Face's goldens and against the processor: under the emulator, and on a GPU where one is
+//! asked for. The test binary alone is enough there:
+//!
+//! ```text
+//! cargo test --release -p chronicals-tests --test cuda -- --ignored gpu
+//! ```
+
+mod agreement;
+mod goldens;
+mod graphs;
+mod memory;
+mod states;
+
+use chronicals_emulator::Training;
+use chronicals_kernels::gpu::machine::Cuda;
+
+/// The same checks on either machine; those behind the semicolon on the emulator alone.
+macro_rules! checks {
+    ($($module:ident { $($check:ident),* $(; $($only:ident),*)? })*) => {
+        mod emulated {
+            $(mod $module {
+                $(#[test] fn $check() { crate::$module::$check(&crate::emulator); })*
+                $($(#[test] fn $only() { crate::$module::$only(&crate::emulator); })*)?
+            })*
+        }
+        mod gpu {
+            $(mod $module {
+                $(#[test] #[ignore = "needs a GPU"] fn $check() { crate::$module::$check(&crate::gpu_0); })*
+            })*
+        }
+    };
+}
+
+fn emulator() -> Training {
+    Training::new()
+}
+
+fn gpu_0() -> Cuda {
+    Cuda::open(0).unwrap_or_else(|e| panic!("{e}; {}", e.hint))
+}
+
+checks! {
+    goldens { gradients, ten_steps, smoothing_and_z_loss }
+    agreement { gradients_f32, gradients_bf16, ten_steps_f32, ten_steps_bf16, packed_as_alone }
+    graphs { replays, one_graph_a_shape, evaluation_between; log }
+    states { losses_fall, masters, seeds; scalars }
+    memory { as_planned; taken, refusals }
+}

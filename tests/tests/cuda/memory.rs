@@ -1,0 +1,94 @@
+//! The memory that a backend takes is the plan's, and what it has no kernels for is an error before anything runs.
+
+use chronibench_protocol::spec::{Dtype, PrecisionArgs, States};
+use chronicals::{
+    KernelPlan, Seam, Variant,
+    backend::{
+        Backend,
+        cuda::{
+            CudaBackend, Formats, Options,
+            plan::{self, Gpu},
+        },
+    },
+    config::ModelConfig,
+};
+use chronicals_emulator::Training;
+use chronicals_kernels::{attention::cuda::Path, gpu::Machine};
+use chronicals_tests::{
+    golden::{Case, Geometry, Golden},
+    synthetic::Model,
+};
+
+fn each(check: impl Fn(&Model, &Case)) {
+    for family in ["qwen2", "qwen3"] {
+        for (dtype, head_dim) in [(Dtype::F32, 16), (Dtype::Bf16, 64)] {
+            let model = Model::new(family, head_dim);
+            for states in [States::F32, States::Bf16, States::Eight] {
+                for of in [Case::full(), Case::lora()] {
+                    let precision = PrecisionArgs { dtype: Some(dtype), states: Some(states) };
+                    check(&model, &Case { precision, ..of });
+                }
+            }
+        }
+    }
+}
+
+/// Counted without a device, for one like this.
+pub fn as_planned<D: Machine>(machine: &dyn Fn() -> D) {
+    let batches = Golden::load("qwen3").batches(Geometry::Padded, 1);
+    each(|model, case| {
+        let device = machine();
+        let gpu =
+            Gpu { processors: device.launcher().processors(), workspace_bytes: device.workspace_bytes() };
+        let setup = case.setup(&model.config, &batches);
+        let planned = plan::bytes(&setup, Formats::from(case.precision), gpu).unwrap();
+        let backend = case.on(device, &model.config, &batches);
+        let trainer = model.trainer_on(case, &batches, backend);
+        assert_eq!(trainer.backend().planned_bytes(), planned, "{:?}", case.precision);
+    });
+}
+
+/// Nothing is taken that is not in the plan, and nothing after the first step began.
+pub fn taken(_: &dyn Fn() -> Training) {
+    let batches = Golden::load("qwen3").batches(Geometry::Accumulated, 3);
+    each(|model, case| {
+        let backend = case.on(Training::new(), &model.config, &batches);
+        let mut trainer = model.trainer_on(case, &batches, backend);
+        let planned: u64 = trainer.backend().planned_bytes().values().sum();
+        assert_eq!(trainer.backend().device().taken() as u64, planned);
+        (0..3).for_each(|s| drop(trainer.train_step(&batches.step(s).unwrap()).unwrap()));
+        assert_eq!(trainer.backend().device().taken() as u64, planned, "a step takes nothing");
+    });
+}
+
+fn refused(config: &ModelConfig, plan: KernelPlan, dtype: Dtype) -> String {
+    let options = Options {
+        config,
+        capacity: Golden::load("qwen3").batches(Geometry::Packed, 1).capacity(),
+        plan,
+        loss: Default::default(),
+        precision: PrecisionArgs { dtype: Some(dtype), states: None },
+        seed: 0,
+    };
+    CudaBackend::new(Training::new(), &options).err().map_or("accepted".into(), |e| e.to_string())
+}
+
+pub fn refusals(_: &dyn Fn() -> Training) {
+    let fused = KernelPlan::default();
+    let config = |family| Golden::load(family).config;
+    let wide = Model::new("llama", 64).config;
+    let narrow = ModelConfig { intermediate_size: 44, ..wide.clone() };
+    for (config, plan, dtype, words) in [
+        (&config("qwen2"), fused, Dtype::F32, "head_dim 8"),
+        (&config("qwen3"), fused, Dtype::Bf16, "[64, 128]"),
+        (&wide, fused.with_path(Path::Hopper), Dtype::Bf16, "sm_90a"),
+        (&wide, fused.with_path(Path::Plain), Dtype::Bf16, "runs in f32"),
+        (&wide, fused.with(Seam::Norm, Variant::Eager), Dtype::Bf16, "norm has no eager variant"),
+        (&narrow, fused, Dtype::Bf16, "intermediate_size 44"),
+        (&wide, fused.with(Seam::Graph, Variant::Eager), Dtype::Bf16, "accepted"),
+        (&wide, fused.with_path(Path::Mma), Dtype::Bf16, "accepted"),
+    ] {
+        let e = refused(config, plan, dtype);
+        assert!(e.contains(words), "{words} in: {e}");
+    }
+}

@@ -1,0 +1,53 @@
+//! A micro-batch as the kernels read it.
+
+use chronicals_data::batch::{Batch, IGNORE_INDEX};
+use chronicals_kernels::{
+    attention::cuda as attention, embedding::cuda as embedding, gpu::le_bytes, linear_ce::cuda as linear_ce,
+};
+
+use super::extents::{BatchLayout, Extents};
+
+/// Extents of the current batch, as its launches have them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Shape {
+    pub tokens: usize,
+    /// Rows with a loss, padded.
+    pub rows: usize,
+    /// Rows with a loss.
+    pub loss_tokens: usize,
+}
+
+/// Extents and bytes, for memory of `layout`. Tokens are padded by a document of their own, without a loss.
+pub(super) fn encode(
+    batch: &Batch,
+    e: &Extents,
+    layout: &BatchLayout,
+    trains_table: bool,
+) -> (Shape, Vec<u8>) {
+    let loss_tokens = batch.labels.iter().filter(|y| **y != IGNORE_INDEX).count();
+    let (tokens, rows) = e.bucketed(batch.ids.len(), loss_tokens);
+    let padded = padded(batch, tokens);
+    let mut bytes = vec![0; layout.bytes];
+    let mut put = |at: usize, part: &[u8]| bytes[at..at + part.len()].copy_from_slice(part);
+    put(layout.ids, &le_bytes(&embedding::checked(&padded.ids, e.dims.vocab), i32::to_le_bytes));
+    put(layout.positions, &le_bytes(&padded.positions, u32::to_le_bytes));
+    let labels = linear_ce::index(&padded.labels, &e.loss_plan(tokens, rows));
+    put(layout.labels, &le_bytes(&labels, i32::to_le_bytes));
+    put(layout.documents, &le_bytes(&attention::documents(&padded.cu_seqlens), u32::to_le_bytes));
+    if trains_table {
+        put(layout.order, &le_bytes(&embedding::index(&padded.ids, e.dims.vocab), i32::to_le_bytes));
+    }
+    (Shape { tokens, rows, loss_tokens }, bytes)
+}
+
+fn padded(batch: &Batch, tokens: usize) -> Batch {
+    let mut b = batch.clone();
+    if b.ids.len() < tokens {
+        b.ids.resize(tokens, 0);
+        b.labels.resize(tokens, IGNORE_INDEX);
+        // Nobody reads what is computed there; any position inside the tables will do.
+        b.positions.resize(tokens, 0);
+        b.cu_seqlens.push(tokens as u32);
+    }
+    b
+}

@@ -1,0 +1,97 @@
+//! The backend's buffers.
+
+use chronibench_protocol::spec::States;
+use chronicals_kernels::gpu::{Elem, GpuError, Machine, Ptr};
+
+use super::{CudaBackend, Own, failure};
+use crate::{
+    backend::{Allocator, Component, View},
+    error::Error,
+};
+
+/// One buffer of the model.
+pub(super) struct Buffer<M> {
+    /// None where there was no room, which is the backend's first failure.
+    pub memory: Option<M>,
+    pub elem: Elem,
+    /// Its bytes are codes and scales.
+    coded: bool,
+}
+
+/// f32 masters of one buffer, which is their copy in the element type.
+pub(super) struct Masters<M> {
+    pub buffer: usize,
+    pub memory: M,
+}
+
+impl<D: Machine> CudaBackend<D> {
+    /// Memory that is in the plan under `name`.
+    pub(super) fn take(&mut self, name: &'static str, bytes: usize) -> Result<D::Memory, GpuError> {
+        *self.planned.entry(name).or_default() += bytes as u64;
+        self.device.alloc(bytes)
+    }
+
+    /// What `prepare` took.
+    pub(super) fn own(&self) -> &Own<D::Memory> {
+        self.own.as_ref().expect("the backend is prepared before it is used")
+    }
+
+    pub(super) fn memory(&self, buffer: usize) -> Option<&D::Memory> {
+        self.buffers[buffer].memory.as_ref()
+    }
+
+    /// Where a view begins; nowhere, if there was no room, as nothing is launched then.
+    pub(super) fn at(&self, view: View) -> Ptr {
+        let buffer = &self.buffers[view.buffer];
+        let begin = |memory| self.device.ptr(memory).offset(buffer.elem.bytes() * view.offset);
+        buffer.memory.as_ref().map_or(Ptr::NULL, begin)
+    }
+
+    /// Memory of a view's values, their type, and the byte at which they begin: masters where there are any.
+    fn values(&self, view: View) -> Result<(&D::Memory, Elem, usize), Error> {
+        self.check()?;
+        let buffer = &self.buffers[view.buffer];
+        if buffer.coded {
+            return Err(Error::new("8-bit moments are not read or written one by one", "optimizer states")
+                .hint("use states: f32 to look at moments"));
+        }
+        let (memory, elem) = match &self.masters {
+            Some(masters) if masters.buffer == view.buffer => (&masters.memory, Elem::F32),
+            _ => (buffer.memory.as_ref().expect("no failure, no lack of memory"), buffer.elem),
+        };
+        Ok((memory, elem, elem.bytes() * view.offset))
+    }
+
+    pub(super) fn read_values(&self, view: View) -> Result<Vec<f32>, Error> {
+        let (memory, elem, at) = self.values(view)?;
+        let bytes = self.device.read(memory, at, elem.bytes() * view.len).map_err(failure)?;
+        Ok(elem.decode(&bytes))
+    }
+
+    pub(super) fn write_values(&mut self, view: View, values: &[f32]) -> Result<(), Error> {
+        assert_eq!(view.len, values.len(), "a value for each element");
+        let (memory, elem, at) = self.values(view)?;
+        self.device.write(memory, at, &elem.encode(values)).map_err(failure)?;
+        if self.masters.as_ref().is_some_and(|m| m.buffer == view.buffer) {
+            let Buffer { memory, elem, .. } = &self.buffers[view.buffer];
+            let copy = memory.as_ref().expect("no failure, no lack of memory");
+            self.device.write(copy, elem.bytes() * view.offset, &elem.encode(values)).map_err(failure)?;
+        }
+        Ok(())
+    }
+}
+
+impl<D: Machine> Allocator for CudaBackend<D> {
+    fn alloc(&mut self, component: Component, len: usize) -> View {
+        let bytes = self.formats.bytes(component, len);
+        let taken =
+            if self.failed.is_none() { self.take(component.name(), bytes).map(Some) } else { Ok(None) };
+        let memory = taken.unwrap_or_else(|e| {
+            self.failed = Some(e);
+            None
+        });
+        let coded = component == Component::OptimizerStates && self.formats.states == States::Eight;
+        self.buffers.push(Buffer { memory, elem: self.formats.elem(component), coded });
+        View { buffer: self.buffers.len() - 1, offset: 0, len }
+    }
+}

@@ -1,0 +1,238 @@
+//! The GPU's backend: bf16 (or f32) on the CUDA kernels of `chronicals-kernels` and cuBLASLt.
+//!
+//! | module | what |
+//! |---|---|
+//! | `formats` | number formats, and bytes of a buffer |
+//! | `memory` | buffers; masters; reading and writing |
+//! | `extents` | sizes of whatever else a step needs; [`Buckets`] |
+//! | `batch` | a micro-batch as the kernels read it |
+//! | `seams` | one call of a kernel for each seam |
+//! | `update` | gradient norm and AdamW |
+//! | `submit` | graphs, and the log of launches |
+//! | `plan` | bytes by component without a device |
+//!
+//! All memory is taken before the first step. Kernels that run one after another share their scratch. The first batch of a
+//! shape may tune its products, which takes and frees operands for them, unless that was done before on such a GPU.
+
+#![allow(non_snake_case)] // x_TD is tokens × hidden; see the crate's legend
+
+mod batch;
+mod extents;
+mod formats;
+mod memory;
+pub mod plan;
+mod seams;
+mod submit;
+mod update;
+
+use std::{collections::BTreeMap, rc::Rc};
+
+use chronibench_protocol::spec::PrecisionArgs;
+use chronicals_kernels::{
+    KernelPlan, Seam, Variant,
+    attention::cuda::Path,
+    gpu::{Elem, GpuError, Machine, Ptr, machine::Cuda},
+    linear_ce, qk_rope,
+};
+
+pub use self::{extents::Buckets, formats::Formats};
+use self::{
+    extents::{BatchLayout, Extents},
+    memory::{Buffer, Masters},
+    submit::{Kept, Key, Log},
+};
+use super::dims;
+use crate::{config::ModelConfig, device::lacking, error::Error, model::Capacity};
+
+/// Widest rows that the norm has kernels for.
+const MAX_HIDDEN: usize = 8192;
+
+/// What a backend is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Options<'a> {
+    /// Architecture.
+    pub config: &'a ModelConfig,
+    /// Largest micro-batch.
+    pub capacity: Capacity,
+    /// Which kernels run.
+    pub plan: KernelPlan,
+    /// Terms of the loss.
+    pub loss: linear_ce::Options,
+    /// Number formats.
+    pub precision: PrecisionArgs,
+    /// Of stochastic rounding.
+    pub seed: u32,
+}
+
+/// Trains on one device.
+pub struct CudaBackend<D: Machine> {
+    /// Captures run calls of this backend while they borrow the device.
+    device: Rc<D>,
+    formats: Formats,
+    plan: KernelPlan,
+    path: Path,
+    loss: linear_ce::Options,
+    seed: u32,
+    extents: Extents,
+    layout: BatchLayout,
+    tables: qk_rope::Tables,
+    // Graphs go before the memory that they use.
+    graphs: BTreeMap<Key, Kept<D::Graph>>,
+    buffers: Vec<Buffer<D::Memory>>,
+    masters: Option<Masters<D::Memory>>,
+    own: Option<Own<D::Memory>>,
+    planned: BTreeMap<&'static str, u64>,
+    log: Log,
+    shape: batch::Shape,
+    /// Loss tokens of the step so far.
+    loss_tokens: u64,
+    max_norm: f32,
+    failed: Option<GpuError>,
+}
+
+/// Memory besides the model's.
+struct Own<M> {
+    scratch: M,
+    batch: M,
+    scalars: M,
+    cos: M,
+    sin: M,
+    /// Segments of adapters as the kernels read them, once for each list that occurs.
+    segments: Vec<(Vec<chronicals_kernels::lora::Segment>, M)>,
+    trains_table: bool,
+}
+
+/// A failure of the device as this crate tells it.
+fn failure(e: GpuError) -> Error {
+    Error::new(e.what, e.at).hint(e.hint)
+}
+
+impl CudaBackend<Cuda> {
+    /// A backend without buffers on a GPU.
+    ///
+    /// # Errors
+    /// There is no such GPU, a library is missing, or there are no kernels for the model or the plan.
+    pub fn open(ordinal: usize, options: &Options<'_>) -> Result<Self, Error> {
+        Self::new(Cuda::open(ordinal).map_err(lacking)?, options)
+    }
+}
+
+impl<D: Machine> CudaBackend<D> {
+    /// A backend without buffers.
+    ///
+    /// # Errors
+    /// There are no kernels for the model or the plan on this device.
+    pub fn new(device: D, o: &Options<'_>) -> Result<Self, Error> {
+        let formats = Formats::from(o.precision);
+        if let Some(seam) = Seam::ALL.iter().find(|s| **s != Seam::Graph && o.plan.get(**s) == Variant::Eager)
+        {
+            return Err(Error::new(format!("{} has no eager variant on a GPU", seam.name()), "kernels")
+                .hint("set it to fused, or use device: cpu"));
+        }
+        let path = choose_path(&device, formats.elem, o.plan)?;
+        check_model(o.config, path)?;
+        let processors = device.launcher().processors();
+        let buckets = Buckets::of(o.capacity);
+        let extents =
+            Extents { dims: o.config.into(), capacity: o.capacity, elem: formats.elem, processors, buckets };
+        let planned = BTreeMap::from([(plan::WORKSPACE, device.workspace_bytes() as u64)]);
+        Ok(Self {
+            device: Rc::new(device),
+            formats,
+            plan: o.plan,
+            path,
+            loss: o.loss,
+            seed: o.seed,
+            extents,
+            layout: BatchLayout::of(o.capacity),
+            tables: qk_rope::Tables::new(&o.config.inv_freq, o.capacity.row_slots),
+            graphs: BTreeMap::new(),
+            buffers: Vec::new(),
+            masters: None,
+            own: None,
+            planned,
+            log: Log::default(),
+            shape: batch::Shape::default(),
+            loss_tokens: 0,
+            max_norm: 0.0,
+            failed: None,
+        })
+    }
+
+    /// With other buckets; before anything is prepared.
+    pub fn with_buckets(mut self, buckets: Buckets) -> Self {
+        assert!(self.own.is_none(), "buckets decide what is prepared");
+        self.extents.buckets = buckets;
+        self
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// The kernels that attention runs on.
+    pub fn path(&self) -> Path {
+        self.path
+    }
+
+    fn elem(&self) -> Elem {
+        self.formats.elem
+    }
+
+    fn ptr(&self, memory: &D::Memory, at: usize) -> Ptr {
+        self.device.ptr(memory).offset(at)
+    }
+
+    /// The first failure.
+    fn check(&self) -> Result<(), Error> {
+        self.failed.clone().map_or(Ok(()), |e| Err(failure(e)))
+    }
+}
+
+/// The path that was asked for, or else the fastest that the device has for the element type.
+fn choose_path(device: &impl Machine, elem: Elem, plan: KernelPlan) -> Result<Path, Error> {
+    let usable = |path: Path| path.elem() == elem && device.meets(path.needs());
+    if let Some(path) = plan.path() {
+        if usable(path) {
+            return Ok(path);
+        }
+        let what = format!(
+            "attention's path '{}' runs in {}{}; this is {} on {}",
+            path.name(),
+            path.elem().name(),
+            if path == Path::Hopper { " on sm_90a" } else { "" },
+            elem.name(),
+            device.name()
+        );
+        return Err(
+            Error::new(what, "kernels.attention").hint("choose another path, or fused for the best one")
+        );
+    }
+    let fastest = [Path::Hopper, Path::Mma, Path::Plain].into_iter().find(|path| usable(*path));
+    Ok(fastest.expect("every element type has a path on every GPU"))
+}
+
+/// What kernels would refuse at their first launch.
+fn check_model(c: &ModelConfig, path: Path) -> Result<(), Error> {
+    let wide = |n: usize| n.is_multiple_of(8);
+    let heads: &[usize] = match path {
+        Path::Plain => &[16, 32, 48, 64, 80, 96, 112, 128],
+        Path::Mma | Path::Hopper => &[64, 128],
+    };
+    let of_heads = format!("one of {heads:?} for attention's path '{}'", path.name());
+    let rules = [
+        ("hidden_size", c.hidden_size, wide(c.hidden_size), "a multiple of 8".to_string()),
+        ("hidden_size", c.hidden_size, c.hidden_size <= MAX_HIDDEN, format!("at most {MAX_HIDDEN}")),
+        ("intermediate_size", c.intermediate_size, wide(c.intermediate_size), "a multiple of 8".to_string()),
+        ("head_dim", c.head_dim, heads.contains(&c.head_dim), of_heads),
+    ];
+    match rules.into_iter().find(|(_, _, ok, _)| !ok) {
+        Some((name, value, _, rule)) => Err(Error::new(
+            format!("{name} {value} has no kernels on a GPU"),
+            format!("model config, {name}"),
+        )
+        .hint(format!("it must be {rule}; or use device: cpu"))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,84 @@
+//! How many bytes a training takes on a GPU, counted without one.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Buckets, Formats,
+    extents::{Extents, Extras, linears},
+};
+use crate::{
+    backend::{Allocator, Component, View},
+    error::Error,
+    model::{Model, Setup},
+};
+
+/// Names in plans, besides those of [`Component`].
+pub(super) const MASTERS: &str = "master weights";
+pub(super) const SCRATCH: &str = "scratch";
+pub(super) const WORKSPACE: &str = "workspace of products";
+pub(super) const BATCH: &str = "batch and tables";
+
+/// What decides sizes besides model and batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Gpu {
+    /// Multiprocessors.
+    pub processors: u32,
+    /// Memory that products keep for themselves, bytes.
+    pub workspace_bytes: usize,
+}
+
+impl Gpu {
+    /// An H100 or H200 with cuBLASLt.
+    pub const HOPPER: Self =
+        Self { processors: 132, workspace_bytes: chronicals_kernels::gpu::matmul::WORKSPACE_BYTES };
+}
+
+/// Counts bytes instead of taking them.
+struct DryRun {
+    formats: Formats,
+    bytes: BTreeMap<&'static str, u64>,
+}
+
+impl Allocator for DryRun {
+    fn alloc(&mut self, component: Component, len: usize) -> View {
+        *self.bytes.entry(component.name()).or_default() += self.formats.bytes(component, len) as u64;
+        View { buffer: 0, offset: 0, len }
+    }
+}
+
+/// Bytes by component of what a backend would take.
+///
+/// # Errors
+/// The method's settings make no sense.
+pub fn bytes(setup: &Setup<'_>, formats: Formats, gpu: Gpu) -> Result<BTreeMap<String, u64>, Error> {
+    let mut dry = DryRun { formats, bytes: BTreeMap::from([(WORKSPACE, gpu.workspace_bytes as u64)]) };
+    let model = Model::build(&mut dry, setup)?;
+    let extents = Extents {
+        dims: setup.config.into(),
+        capacity: setup.capacity,
+        elem: formats.elem,
+        processors: gpu.processors,
+        buckets: Buckets::of(setup.capacity),
+    };
+    let extras = Extras::of(&model, &extents, formats.has_masters());
+    for (name, bytes) in parts(&extras, &segment_bytes(&model)) {
+        *dry.bytes.entry(name).or_default() += bytes as u64;
+    }
+    Ok(dry.bytes.into_iter().filter(|(_, b)| *b > 0).map(|(name, b)| (name.to_string(), b)).collect())
+}
+
+fn parts(e: &Extras, segments: &[usize]) -> Vec<(&'static str, usize)> {
+    let tables = e.batch + e.scalars + 2 * e.rotation + segments.iter().sum::<usize>();
+    vec![(MASTERS, e.masters), (SCRATCH, e.scratch), (BATCH, tables)]
+}
+
+/// Bytes of each list of segments that occurs.
+fn segment_bytes(model: &Model) -> Vec<usize> {
+    let mut lists: Vec<&[chronicals_kernels::lora::Segment]> = Vec::new();
+    for adapter in linears(model).filter_map(|l| l.adapter.as_ref()) {
+        if !lists.contains(&adapter.segments.as_slice()) {
+            lists.push(&adapter.segments);
+        }
+    }
+    lists.iter().map(|l| 4 * chronicals_kernels::lora::cuda::table(l).len()).collect()
+}

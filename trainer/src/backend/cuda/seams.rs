@@ -1,0 +1,401 @@
+//! The seams on a GPU: each method looks its views up and calls one kernel.
+//!
+//! What every call relies on: a view has the extents that the layout gave it, for as many tokens as a batch can have, in the
+//! format of its component, 16-byte aligned since widths are multiples of 8; buffers live as long as the backend; the
+//! launcher and the products are of the device that has them; the batch was checked when it was uploaded.
+
+use std::collections::BTreeMap;
+
+use chronicals_data::batch::Batch;
+use chronicals_kernels::{
+    Target,
+    attention::cuda as attention,
+    embedding::cuda as embedding,
+    gpu::{GpuError, Machine, Product, Products, Ptr, le_bytes},
+    linear_ce::cuda as linear_ce,
+    lora::cuda as lora,
+    qk_rope::cuda as qk_rope,
+    rmsnorm::cuda as rmsnorm,
+    swiglu::cuda as swiglu,
+};
+
+use super::{
+    CudaBackend, Masters, Own, batch,
+    extents::{Extras, linears, scalars},
+    failure,
+    plan::{BATCH, MASTERS, SCRATCH},
+    submit::Logged,
+    update,
+};
+use crate::{
+    backend::{About, Attention, Backend, Group, Linear, Norm, Param, QkRope, StepStats, Update, View, Work},
+    device::lacking,
+    error::Error,
+    model::Model,
+};
+
+impl<D: Machine> CudaBackend<D> {
+    /// Calls `launch` unless something failed before, and keeps its failure.
+    pub(super) fn run(&mut self, launch: impl FnOnce(&Self, &Logged<'_>) -> Result<(), GpuError>) {
+        if self.failed.is_none() {
+            let (launcher, products) = (self.device.launcher(), self.device.products());
+            let on = Logged { launcher, products, log: &self.log, plan: self.plan };
+            self.failed = launch(self, &on).err();
+        }
+    }
+
+    fn scratch(&self) -> Ptr {
+        self.ptr(&self.own().scratch, 0)
+    }
+
+    fn of_batch(&self, at: usize) -> Ptr {
+        self.ptr(&self.own().batch, at)
+    }
+
+    fn documents(&self) -> attention::Documents {
+        attention::Documents { list: self.of_batch(self.layout.documents), tokens: self.shape.tokens }
+    }
+
+    fn rotation(&self) -> qk_rope::Rotation {
+        let own = self.own();
+        let positions = self.of_batch(self.layout.positions);
+        qk_rope::Rotation { cos: self.ptr(&own.cos, 0), sin: self.ptr(&own.sin, 0), positions }
+    }
+
+    fn embedding_shape(&self) -> embedding::Shape {
+        let d = self.extents.dims;
+        embedding::Shape { tokens: self.shape.tokens, vocabulary: d.vocab, hidden: d.hidden }
+    }
+
+    fn loss_plan(&self) -> linear_ce::Plan {
+        self.extents.loss_plan(self.shape.tokens, self.shape.rows)
+    }
+
+    fn loss_operands(&self, head: &Param, x: View) -> linear_ce::Operands {
+        linear_ce::Operands {
+            x_TD: self.at(x),
+            w_VD: self.at(head.value),
+            index: self.of_batch(self.layout.labels),
+            loss: self.ptr(&self.own().scalars, scalars::LOSS),
+            scratch: self.scratch(),
+        }
+    }
+
+    /// A projection's adapters and their operands.
+    fn adapters(&self, l: &Linear, x: View) -> Option<(lora::Group, lora::Operands)> {
+        let (ad, group) = (l.adapter.as_ref()?, self.extents.lora(l, self.shape.tokens)?);
+        let mut tables = self.own().segments.iter();
+        let (_, table) = tables.find(|(list, _)| *list == ad.segments).expect("every list has its table");
+        let operands = lora::Operands {
+            x_TD: self.at(x),
+            a_SD: self.at(ad.a.value),
+            b: self.at(ad.b.value),
+            xa_TS: self.at(ad.xa),
+            table: self.ptr(table, 0),
+            scratch: self.scratch(),
+        };
+        Some((group, operands))
+    }
+
+    /// Takes what the model's steps need besides its buffers.
+    fn take_own(&mut self, model: &Model) -> Result<(), GpuError> {
+        let extras = Extras::of(model, &self.extents, self.formats.has_masters());
+        if extras.masters > 0 {
+            let memory = self.take(MASTERS, extras.masters)?;
+            self.masters = Some(Masters { buffer: model.groups[0].value.buffer, memory });
+        }
+        let [cos, sin] = [self.tables.cos(), self.tables.sin()].map(|t| le_bytes(t, f32::to_le_bytes));
+        let mut own = Own {
+            scratch: self.take(SCRATCH, extras.scratch)?,
+            batch: self.take(BATCH, extras.batch)?,
+            scalars: self.take(BATCH, extras.scalars)?,
+            cos: self.filled(&cos)?,
+            sin: self.filled(&sin)?,
+            segments: Vec::new(),
+            trains_table: model.embed.grad.is_some(),
+        };
+        for adapter in linears(model).filter_map(|l| l.adapter.as_ref()) {
+            if !own.segments.iter().any(|(list, _)| *list == adapter.segments) {
+                let table = le_bytes(&lora::table(&adapter.segments), i32::to_le_bytes);
+                own.segments.push((adapter.segments.clone(), self.filled(&table)?));
+            }
+        }
+        self.own = Some(own);
+        Ok(())
+    }
+
+    fn filled(&mut self, bytes: &[u8]) -> Result<D::Memory, GpuError> {
+        let memory = self.take(BATCH, bytes.len())?;
+        self.device.write(&memory, 0, bytes)?;
+        Ok(memory)
+    }
+
+    /// Writes into the step's numbers.
+    fn write_scalars(&mut self, at: usize, bytes: &[u8]) {
+        self.run(|b, _| b.device.write(&b.own().scalars, at, bytes));
+    }
+}
+
+impl<D: Machine> Backend for CudaBackend<D> {
+    fn prepare(&mut self, model: &Model) -> Result<(), Error> {
+        update::check_groups(model)?;
+        if let Some(e) = self.failed.take() {
+            return Err(lacking(e));
+        }
+        self.take_own(model).map_err(lacking)
+    }
+
+    fn about(&self) -> About {
+        About {
+            device: self.device.name(),
+            precision: self.formats.record(),
+            kernel_plan: self.plan.names(Target::Cuda),
+            settings: BTreeMap::from([("attention_path".to_string(), self.path.name().into())]),
+        }
+    }
+
+    fn planned_bytes(&self) -> BTreeMap<String, u64> {
+        let some = self.planned.iter().filter(|(_, b)| **b > 0);
+        some.map(|(name, b)| (name.to_string(), *b)).collect()
+    }
+
+    fn launches(&self) -> BTreeMap<String, u64> {
+        self.log.counts()
+    }
+
+    fn read(&self, view: View) -> Result<Vec<f32>, Error> {
+        self.read_values(view)
+    }
+
+    fn write(&mut self, view: View, values: &[f32]) -> Result<(), Error> {
+        self.write_values(view, values)
+    }
+
+    fn begin(&mut self, loss_scale: f32) {
+        let mut bytes = [0; scalars::HYPER];
+        bytes[scalars::SCALE..][..4].copy_from_slice(&loss_scale.to_le_bytes());
+        self.loss_tokens = 0;
+        self.write_scalars(0, &bytes);
+    }
+
+    fn schedule(&mut self, groups: &[Group], update: &Update) {
+        self.max_norm = update.max_grad_norm as f32;
+        self.write_scalars(scalars::HYPER, &update::hyper_bytes(groups, update, self.seed));
+    }
+
+    fn upload(&mut self, batch: &Batch) {
+        let capacity = self.extents.capacity;
+        let fits = batch.ids.len() <= capacity.tokens && batch.row_slots <= capacity.row_slots;
+        assert!(fits, "the batch is within the capacity that the model was laid out for");
+        let (shape, bytes) = batch::encode(batch, &self.extents, &self.layout, self.own().trains_table);
+        self.shape = shape;
+        self.loss_tokens += shape.loss_tokens as u64;
+        self.run(|b, _| b.device.write(&b.own().batch, 0, &bytes));
+    }
+
+    fn submit(&mut self, work: Work, f: impl FnOnce(&mut Self) + Send) {
+        self.submit_work(work, f);
+    }
+
+    fn embed(&mut self, table: View, x: View) {
+        self.run(|b, on| {
+            let ids = b.of_batch(b.layout.ids);
+            // SAFETY: see the module.
+            unsafe { embedding::forward(on, b.elem(), ids, b.at(table), b.at(x), b.embedding_shape()) }
+        });
+    }
+
+    fn embed_backward(&mut self, dx: View, dtable: View) {
+        self.run(|b, on| {
+            let (order, shape) = (b.of_batch(b.layout.order), b.embedding_shape());
+            let (elem, dx, dtable) = (b.elem(), b.at(dx), b.at(dtable));
+            // SAFETY: see the module.
+            unsafe { embedding::backward(on, elem, order, dx, dtable, b.scratch(), shape) }
+        });
+    }
+
+    fn norm(&mut self, n: &Norm, x: View, y: View) {
+        self.run(|b, on| {
+            let (dims, shape) = (b.extents.dims, b.extents.dims.norm(b.shape.tokens));
+            let [x, weight, y, rstd] = [x, n.weight.value, y, n.rstd].map(|v| b.at(v));
+            // SAFETY: see the module.
+            unsafe { rmsnorm::forward(on, b.elem(), x, weight, dims.eps, y, rstd, shape) }
+        });
+    }
+
+    fn add_norm(&mut self, n: &Norm, residual: View, delta: View, sum: View, y: View) {
+        self.run(|b, on| {
+            let (eps, shape) = (b.extents.dims.eps, b.extents.dims.norm(b.shape.tokens));
+            let [residual, delta, sum] = [residual, delta, sum].map(|v| b.at(v));
+            let [weight, y, rstd] = [n.weight.value, y, n.rstd].map(|v| b.at(v));
+            // SAFETY: see the module.
+            unsafe { rmsnorm::add_forward(on, b.elem(), residual, delta, sum, weight, eps, y, rstd, shape) }
+        });
+    }
+
+    fn norm_backward(&mut self, n: &Norm, dy: View, x: View, dx: View, accumulate: bool) {
+        self.run(|b, on| {
+            let shape = b.extents.dims.norm(b.shape.tokens);
+            let [dy, x, rstd, weight, dx] = [dy, x, n.rstd, n.weight.value, dx].map(|v| b.at(v));
+            let dweight = n.weight.grad.map(|g| (b.at(g), b.scratch()));
+            // SAFETY: see the module.
+            unsafe { rmsnorm::backward(on, b.elem(), dy, x, rstd, weight, dx, accumulate, dweight, shape) }
+        });
+    }
+
+    fn linear(&mut self, l: &Linear, x: View, y: View) {
+        self.run(|b, on| {
+            let p = Product::linear_forward(b.shape.tokens, l.outputs, l.inputs, b.elem());
+            // SAFETY: see the module.
+            unsafe {
+                on.product(&p, b.at(x), b.at(l.weight.value), Ptr::NULL, b.at(y))?;
+                match b.adapters(l, x) {
+                    Some((group, operands)) => lora::forward(on, on, &group, &operands, b.at(y)),
+                    None => Ok(()),
+                }
+            }
+        });
+    }
+
+    fn linear_backward(&mut self, l: &Linear, dy: View, x: View, dx: Option<View>) {
+        self.run(|b, on| {
+            let (t, n, k, elem) = (b.shape.tokens, l.outputs, l.inputs, b.elem());
+            let dx_TD = dx.map(|v| b.at(v));
+            if let Some(dx) = dx_TD {
+                let p = Product::linear_dgrad(t, n, k, elem);
+                // SAFETY: see the module.
+                unsafe { on.product(&p, b.at(dy), b.at(l.weight.value), Ptr::NULL, dx)? };
+            }
+            if let Some(dw) = l.weight.grad {
+                let p = Product::linear_wgrad(t, n, k, elem);
+                // SAFETY: see the module.
+                unsafe { on.product(&p, b.at(dy), b.at(x), Ptr::NULL, b.at(dw))? };
+            }
+            let Some(((group, operands), ad)) = b.adapters(l, x).zip(l.adapter.as_ref()) else {
+                return Ok(());
+            };
+            let [da_SD, db] = [&ad.a, &ad.b].map(|p| b.at(p.grad.expect("adapters train")));
+            let gradients = lora::Gradients { dy_TN: b.at(dy), dxa_TS: b.at(ad.dxa), da_SD, db, dx_TD };
+            // SAFETY: see the module; the forward pass left x·Aᵀ.
+            unsafe { lora::backward(on, on, &group, &operands, &gradients) }
+        });
+    }
+
+    fn qk_rope(&mut self, r: &QkRope, qkv: View) {
+        self.run(|b, on| {
+            let (dims, shape) = (b.extents.dims, b.extents.dims.rope(b.shape.tokens));
+            let norm = r.norm.map(|n| qk_rope::NormForward {
+                q_weight_K: b.at(n.q_weight.value),
+                k_weight_K: b.at(n.k_weight.value),
+                eps: dims.eps,
+                pre_norm: b.at(n.pre),
+                rstd: b.at(n.rstd),
+            });
+            let bias = r.bias.map(|bias| b.at(bias.value));
+            // SAFETY: see the module.
+            unsafe { qk_rope::forward(on, b.elem(), b.at(qkv), bias, norm, b.rotation(), shape) }
+        });
+    }
+
+    fn qk_rope_backward(&mut self, r: &QkRope, dqkv: View) {
+        self.run(|b, on| {
+            let shape = b.extents.dims.rope(b.shape.tokens);
+            let norm = r.norm.map(|n| qk_rope::NormBackward {
+                q_weight_K: b.at(n.q_weight.value),
+                k_weight_K: b.at(n.k_weight.value),
+                pre_norm: b.at(n.pre),
+                rstd: b.at(n.rstd),
+                dq_weight_K: n.q_weight.grad.map(|g| b.at(g)),
+                dk_weight_K: n.k_weight.grad.map(|g| b.at(g)),
+            });
+            let dbias = r.bias.and_then(|bias| bias.grad).map(|g| b.at(g));
+            let (elem, dqkv, rotation) = (b.elem(), b.at(dqkv), b.rotation());
+            // SAFETY: see the module.
+            unsafe { qk_rope::backward(on, elem, dqkv, dbias, norm, rotation, b.scratch(), shape) }
+        });
+    }
+
+    fn attention(&mut self, a: &Attention) {
+        self.run(|b, on| {
+            let [qkv, out, lse] = [a.qkv, a.out, a.lse].map(|v| b.at(v));
+            let shape = b.extents.dims.attention();
+            // SAFETY: see the module.
+            unsafe { attention::forward(on, b.path, qkv, &b.documents(), out, lse, shape) }
+        });
+    }
+
+    fn attention_backward(&mut self, a: &Attention, dout: View, dqkv: View) {
+        self.run(|b, on| {
+            let [dout, qkv, out, lse, dqkv] = [dout, a.qkv, a.out, a.lse, dqkv].map(|v| b.at(v));
+            let (documents, shape) = (b.documents(), b.extents.dims.attention());
+            // SAFETY: see the module.
+            unsafe {
+                attention::backward(on, b.path, dout, qkv, out, lse, &documents, b.scratch(), dqkv, shape)
+            }
+        });
+    }
+
+    fn swiglu(&mut self, gate_up: View, act: View) {
+        self.run(|b, on| {
+            let (t, ffn) = (b.shape.tokens, b.extents.dims.ffn);
+            // SAFETY: see the module.
+            unsafe { swiglu::forward(on, b.elem(), b.at(gate_up), b.at(act), t, ffn) }
+        });
+    }
+
+    fn swiglu_backward(&mut self, gate_up: View, dact: View) {
+        self.run(|b, on| {
+            let (t, ffn) = (b.shape.tokens, b.extents.dims.ffn);
+            // SAFETY: see the module.
+            unsafe { swiglu::backward(on, b.elem(), b.at(gate_up), b.at(dact), t, ffn) }
+        });
+    }
+
+    fn loss(&mut self, head: &Param, x: View, dx: View) {
+        self.run(|b, on| {
+            let gradients = linear_ce::Gradients {
+                scale: b.ptr(&b.own().scalars, scalars::SCALE),
+                dx_TD: b.at(dx),
+                dw_VD: head.grad.map(|g| b.at(g)),
+            };
+            let (operands, plan) = (b.loss_operands(head, x), b.loss_plan());
+            // SAFETY: see the module.
+            unsafe { linear_ce::forward_backward(on, on, &operands, &gradients, &plan, b.loss) }
+        });
+    }
+
+    fn loss_forward(&mut self, head: &Param, x: View) {
+        self.run(|b, on| {
+            let (operands, plan) = (b.loss_operands(head, x), b.loss_plan());
+            // SAFETY: see the module.
+            unsafe { linear_ce::forward(on, on, &operands, &plan, b.loss) }
+        });
+    }
+
+    fn zero(&mut self, view: View) {
+        self.run(|b, _| {
+            let bytes = b.buffers[view.buffer].elem.bytes();
+            let memory = b.memory(view.buffer).expect("no failure, no lack of memory");
+            b.device.zero(memory, bytes * view.offset, bytes * view.len)
+        });
+    }
+
+    fn update(&mut self, groups: &[Group], grads: View) {
+        self.update_all(groups, grads);
+    }
+
+    fn finish(&mut self) -> Result<StepStats, Error> {
+        self.check()?;
+        let read = self.device.read(&self.own().scalars, 0, scalars::HYPER);
+        let bytes = read.map_err(|e| {
+            self.failed = Some(e.clone());
+            failure(e)
+        })?;
+        let (loss, norm) = (&bytes[scalars::LOSS..][..8], &bytes[scalars::CLIP..][..4]);
+        Ok(StepStats {
+            loss_sum: f64::from_le_bytes(loss.try_into().expect("eight bytes")),
+            loss_tokens: self.loss_tokens,
+            grad_norm: f32::from_le_bytes(norm.try_into().expect("four bytes")).into(),
+        })
+    }
+}

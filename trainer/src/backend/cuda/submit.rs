@@ -1,0 +1,216 @@
+//! How launches reach the device: one by one, or captured and run again; and the log of them.
+
+use std::{cell::RefCell, collections::BTreeMap};
+
+use chronicals_kernels::{
+    KernelPlan, Seam, Variant,
+    attention::cuda::Path,
+    gpu::{Arg, Entry, GpuError, Grid, Launcher, Machine, Product, Products, Ptr, launch::UNITS},
+};
+
+use super::CudaBackend;
+use crate::backend::Work;
+
+/// What decides the launches of a piece of work, besides the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key {
+    work: Work,
+    tokens: usize,
+    rows: usize,
+    /// Bits of the norm above which gradients are clipped, an argument of the update's kernels.
+    max_norm: u32,
+}
+
+/// Work that was seen before.
+pub(super) enum Kept<G> {
+    /// Once, and launched: its kernels are loaded and its products tuned.
+    Launched,
+    /// Captured.
+    Graph(G),
+}
+
+/// Launches by `seam.variant.kernel`.
+#[derive(Default)]
+pub(super) struct Log {
+    counts: RefCell<BTreeMap<String, u64>>,
+    /// What is captured does not run.
+    paused: bool,
+}
+
+impl Log {
+    fn add(&self, name: String, count: u64) {
+        if !self.paused {
+            *self.counts.borrow_mut().entry(name).or_default() += count;
+        }
+    }
+
+    pub(super) fn counts(&self) -> BTreeMap<String, u64> {
+        self.counts.borrow().clone()
+    }
+}
+
+/// The seam of a unit, and the variant that it is.
+fn seam_of(unit: &str, plan: KernelPlan) -> (&'static str, &'static str) {
+    let (name, variant) = match unit.strip_suffix("_eager") {
+        Some(name) => (name, Variant::Eager.name()),
+        None => (unit, Variant::Fused.name()),
+    };
+    let path = Path::ALL.into_iter().find(|p| name == format!("attention_{}", p.name())).unwrap_or(Path::Mma);
+    let seam = match name {
+        "rmsnorm" => Seam::Norm,
+        "qk_rope" => Seam::QkRope,
+        "swiglu" => Seam::Mlp,
+        "linear_ce" => Seam::Loss,
+        "lora" => Seam::Lora,
+        "adamw" => Seam::Optimizer,
+        _ if name.starts_with("attention") => {
+            // A path that was asked for is recorded under its own name: that of the kernels that ran.
+            let named = plan.path().is_some() && variant == Variant::Fused.name();
+            return (Seam::Attention.name(), if named { path.name() } else { variant });
+        }
+        _ => return ("embedding", variant),
+    };
+    (seam.name(), variant)
+}
+
+/// A kernel's name in the log; those of no unit are the library's products.
+fn label(kernel: &str, plan: KernelPlan) -> String {
+    match UNITS.iter().find(|u| u.entries.contains(&kernel)) {
+        Some(unit) => {
+            let (seam, variant) = seam_of(unit.name, plan);
+            format!("{seam}.{variant}.{kernel}")
+        }
+        None => format!("gemm.library.{kernel}"),
+    }
+}
+
+/// A device whose launches are logged.
+pub(super) struct Logged<'a> {
+    pub launcher: &'a dyn Launcher,
+    pub products: &'a dyn Products,
+    pub log: &'a Log,
+    pub plan: KernelPlan,
+}
+
+impl Launcher for Logged<'_> {
+    unsafe fn launch(&self, entry: Entry, grid: Grid, args: &[Arg]) -> Result<(), GpuError> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.launcher.launch(entry, grid, args)? };
+        self.log.add(label(entry.name, self.plan), 1);
+        Ok(())
+    }
+
+    unsafe fn launch_early(&self, entry: Entry, grid: Grid, args: &[Arg]) -> Result<(), GpuError> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.launcher.launch_early(entry, grid, args)? };
+        self.log.add(label(entry.name, self.plan), 1);
+        Ok(())
+    }
+
+    fn processors(&self) -> u32 {
+        self.launcher.processors()
+    }
+
+    fn shared_bytes(&self) -> usize {
+        self.launcher.shared_bytes()
+    }
+}
+
+impl Products for Logged<'_> {
+    unsafe fn product(&self, p: &Product, a: Ptr, b: Ptr, bias: Ptr, c: Ptr) -> Result<(), GpuError> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.products.product(p, a, b, bias, c)? };
+        self.log.add(label("product", self.plan), 1);
+        Ok(())
+    }
+}
+
+impl<D: Machine> CudaBackend<D> {
+    fn key(&self, work: Work) -> Key {
+        match work {
+            Work::Update => Key { work, tokens: 0, rows: 0, max_norm: self.max_norm.to_bits() },
+            Work::Train | Work::Evaluate => {
+                Key { work, tokens: self.shape.tokens, rows: self.shape.rows, max_norm: 0 }
+            }
+        }
+    }
+
+    /// Work is launched the first time it is seen, captured the second time, and run from the capture from then on.
+    pub(super) fn submit_work(&mut self, work: Work, f: impl FnOnce(&mut Self)) {
+        if self.failed.is_some() {
+            return;
+        }
+        let count = |b: &Self, how: &str| {
+            b.log.add(format!("{}.{}.{how}", Seam::Graph.name(), b.plan.get(Seam::Graph)), 1);
+        };
+        if self.plan.get(Seam::Graph) == Variant::Eager {
+            count(self, "launched");
+            return f(self);
+        }
+        let key = self.key(work);
+        match self.graphs.get(&key) {
+            None => {
+                count(self, "launched");
+                f(self);
+                self.graphs.insert(key, Kept::Launched);
+                return;
+            }
+            Some(Kept::Launched) => match self.capture(f) {
+                Ok(graph) => {
+                    count(self, "captured");
+                    self.graphs.insert(key, Kept::Graph(graph));
+                }
+                Err(e) => return self.failed = Some(e),
+            },
+            Some(Kept::Graph(_)) => {}
+        }
+        count(self, "replayed");
+        self.failed = self.replay(key).err();
+    }
+
+    fn capture(&mut self, f: impl FnOnce(&mut Self)) -> Result<D::Graph, GpuError> {
+        let device = self.device.clone();
+        let mut f = Some(f);
+        self.log.paused = true;
+        let graph = device.capture(&mut || {
+            f.take().expect("work is captured once")(self);
+            self.failed.take().map_or(Ok(()), Err)
+        });
+        self.log.paused = false;
+        graph
+    }
+
+    fn replay(&self, key: Key) -> Result<(), GpuError> {
+        let Some(Kept::Graph(graph)) = self.graphs.get(&key) else { unreachable!("it was captured above") };
+        // SAFETY: buffers are freed with this backend alone, which waits for the device first.
+        unsafe { self.device.replay(graph)? };
+        for (kernel, count) in self.device.kernels(graph) {
+            self.log.add(label(kernel, self.plan), *count);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_belongs_to_a_seam() {
+        for unit in UNITS {
+            let (seam, variant) = seam_of(unit.name, KernelPlan::default());
+            assert!(seam == "embedding" || Seam::ALL.iter().any(|s| s.name() == seam), "{}", unit.name);
+            assert_eq!(seam == "embedding", unit.name == "embedding", "{}", unit.name);
+            assert_eq!(variant == "eager", unit.name.ends_with("_eager"), "{}", unit.name);
+        }
+    }
+
+    #[test]
+    fn a_path_that_was_asked_for_is_recorded_as_what_ran() {
+        let plan = KernelPlan::default().with_path(Path::Hopper);
+        assert_eq!(label("attention_hopper_dq_64", plan), "attention.hopper.attention_hopper_dq_64");
+        assert_eq!(label("attention_dq_64", plan), "attention.mma.attention_dq_64");
+        assert_eq!(label("attention_dq_64", KernelPlan::default()), "attention.fused.attention_dq_64");
+        assert_eq!(label("sm90_xmma_gemm", plan), "gemm.library.sm90_xmma_gemm");
+    }
+}

@@ -1,0 +1,83 @@
+//! Gradient norm, clipping and AdamW, all parameters in one launch.
+
+use chronibench_protocol::spec::States;
+use chronicals_kernels::{
+    adamw::{
+        Hyper,
+        cuda::{self, Codes, Grads, State},
+    },
+    gpu::{Machine, Ptr},
+};
+
+use super::{CudaBackend, Masters, extents::scalars, formats::scales_at};
+use crate::{
+    backend::{Group, Update, View},
+    error::Error,
+    model::Model,
+};
+
+/// Checks that the groups are what one launch takes: end to end from the beginning, in packs of 8.
+pub(super) fn check_groups(model: &Model) -> Result<(), Error> {
+    let mut begin = 0;
+    for g in &model.groups {
+        let views = [g.value, g.grad, g.m, g.v];
+        assert!(views.iter().all(|v| v.offset == begin && v.len == g.grad.len), "groups lie end to end");
+        begin += g.grad.len;
+        if !begin.is_multiple_of(8) {
+            return Err(Error::new(format!("group {} ends at parameter {begin}", g.name), "optimizer").hint(
+                "every width of the model must be a multiple of 8 to train on a GPU; or use device: cpu",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The hyper-parameters of a step as the kernels read them.
+pub(super) fn hyper_bytes(groups: &[Group], u: &Update, seed: u32) -> Vec<u8> {
+    let group = |g: &Group| cuda::Group {
+        end: g.grad.offset + g.grad.len,
+        hyper: Hyper {
+            lr: (u.lr * g.lr_ratio) as f32,
+            beta1: u.beta1 as f32,
+            beta2: u.beta2 as f32,
+            eps: u.eps as f32,
+            weight_decay: if g.decay { u.weight_decay as f32 } else { 0.0 },
+            step: u.step,
+        },
+    };
+    cuda::hyper_bytes(&groups.iter().map(group).collect::<Vec<_>>(), seed)
+}
+
+impl<D: Machine> CudaBackend<D> {
+    /// Parameters and moments of the whole arena, whose first group is `g`.
+    fn state(&self, g: &Group, n: usize) -> State {
+        let all = |view: View| self.at(View { offset: 0, ..view });
+        let (working, m, v) = (all(g.value), all(g.m), all(g.v));
+        let (p, copy) = match &self.masters {
+            Some(Masters { memory, .. }) => (self.ptr(memory, 0), working),
+            None => (working, Ptr::NULL),
+        };
+        let codes = |at: Ptr| Codes { codes: at, scales: at.offset(scales_at(n)) };
+        match self.formats.states {
+            States::F32 => State::Master { p, copy, m, v },
+            States::Bf16 => State::Rounded { p, m, v },
+            States::Eight => State::MasterQuantised { p, copy, m: codes(m), v: codes(v) },
+        }
+    }
+
+    pub(super) fn update_all(&mut self, groups: &[Group], grads: View) {
+        let Some(first) = groups.first() else { return };
+        self.run(|b, on| {
+            let (own, elem, n) = (b.own(), b.elem(), grads.len);
+            let at = |offset| b.ptr(&own.scalars, offset);
+            let (clip, gradients) = (at(scalars::CLIP), Grads::F32(b.at(grads)));
+            let (state, scratch) = (b.state(first, n), b.ptr(&own.scratch, 0));
+            // SAFETY: the arena has n parameters in the formats of its state; the hyper-parameters are those of `schedule`,
+            // for the same groups; the scratch is large enough for every kernel.
+            unsafe {
+                cuda::norm(on, elem, gradients, n, b.max_norm, scratch, clip)?;
+                cuda::update(on, elem, state, gradients, n, at(scalars::HYPER), groups.len(), clip)
+            }
+        });
+    }
+}

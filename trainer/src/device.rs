@@ -1,0 +1,117 @@
+//! Where a training runs, and in which number formats.
+
+use std::{fmt, str::FromStr};
+
+use chronibench_protocol::spec::{Dtype, PrecisionArgs, States};
+use chronicals_kernels::{
+    KernelPlan, Target,
+    gpu::{Gpu, GpuError, compile::Cache, library},
+};
+
+use crate::error::Error;
+
+/// A device as settings name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The processor.
+    Cpu,
+    /// A GPU, by its number.
+    Cuda(usize),
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Self, Error> {
+        let gpu = |word: &str| match word.strip_prefix("cuda")? {
+            "" => Some(0),
+            number => number.strip_prefix(':')?.parse().ok(),
+        };
+        match word {
+            "cpu" => Ok(Device::Cpu),
+            _ => gpu(word).map(Device::Cuda).ok_or_else(|| {
+                Error::new(format!("'{word}' is no device"), "device").hint("use cpu, cuda or cuda:N")
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(n) => write!(f, "cuda:{n}"),
+        }
+    }
+}
+
+impl Device {
+    /// What its kernels run on.
+    pub fn target(self) -> Target {
+        match self {
+            Device::Cpu => Target::Cpu,
+            Device::Cuda(_) => Target::Cuda,
+        }
+    }
+
+    /// Reads `seam → variant` for this device; `at` is the setting's name.
+    ///
+    /// # Errors
+    /// A seam or a variant is not known.
+    pub fn kernels(
+        self,
+        settings: &std::collections::BTreeMap<String, String>,
+        at: &str,
+    ) -> Result<KernelPlan, Error> {
+        KernelPlan::resolve(settings, self.target())
+            .map_err(|e| Error::new(e.to_string(), at).hint("see `chronicals describe`"))
+    }
+}
+
+/// Looks for a device and what it needs.
+///
+/// # Errors
+/// There is no such device, or a library is missing.
+pub fn check(device: &str) -> Result<(), Error> {
+    match device.parse()? {
+        Device::Cpu => Ok(()),
+        Device::Cuda(n) => {
+            Gpu::open(n, Cache::of_user()).map_err(lacking)?;
+            library::require(&["libcublasLt"]).map_err(lacking)
+        }
+    }
+}
+
+/// What the machine does not give.
+pub fn lacking(e: GpuError) -> Error {
+    Error::new(e.what, e.at).hint(e.hint).environment()
+}
+
+/// The processor computes in f32 throughout.
+///
+/// # Errors
+/// Another format is asked for.
+pub fn check_cpu_precision(asked: PrecisionArgs, at: &str) -> Result<(), Error> {
+    let ok = asked.dtype.is_none_or(|d| d == Dtype::F32) && asked.states.is_none_or(|s| s == States::F32);
+    if ok {
+        return Ok(());
+    }
+    Err(Error::new("the processor trains in f32 alone", at)
+        .hint("leave dtype and states out, or use device: cuda"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_by_name() {
+        for (word, device) in [("cpu", Device::Cpu), ("cuda", Device::Cuda(0)), ("cuda:3", Device::Cuda(3))] {
+            assert_eq!(word.parse::<Device>().unwrap(), device);
+        }
+        for word in ["gpu", "cuda:", "cuda:x", "cuda3", ""] {
+            let e = word.parse::<Device>().unwrap_err();
+            assert!(e.to_string().contains("cuda:N"), "{e}");
+        }
+    }
+}
