@@ -39,7 +39,10 @@ macro_rules! files {
     };
 }
 
-const FILES: [(&str, [(&str, &[u8]); 4]); 3] = files!("qwen2", "llama", "qwen3");
+/// A name, and what is in it.
+type File = (&'static str, &'static [u8]);
+
+const FILES: [(&str, [File; 4]); 3] = files!("qwen2", "llama", "qwen3");
 
 /// What Hugging Face computed for one family.
 pub struct Golden {

@@ -35,7 +35,7 @@ const BF16: Format = Format {
     loss: 4e-3,
     gradient: 4e-2,
     ten_losses: 3e-2,
-    ten_norms: 1.5e-1,
+    ten_norms: 5e-2,
 };
 
 impl Format {

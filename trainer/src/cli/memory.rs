@@ -1,13 +1,20 @@
 //! `chronicals memory`.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
-use chronibench_protocol::spec::{LoraArgs, Method};
+use chronibench_protocol::spec::{Dtype, LoraArgs, Method, PrecisionArgs, States};
 use chronicals::{
     Error,
-    backend::Component,
+    backend::{
+        Component,
+        cuda::{
+            Formats,
+            plan::{self, Gpu},
+        },
+    },
     config::ModelConfig,
     memory::{Accounting, Elements, elements_for, elements_of},
+    model::{Capacity, Setup},
 };
 use clap::ValueEnum;
 
@@ -16,6 +23,7 @@ use clap::ValueEnum;
 #[command(after_help = "Examples:
   chronicals memory --model config.json                          full fine-tuning, 1 x 512, as this CPU trainer holds it
   chronicals memory --model config.json --method lora --r 32 --rows 8 --row-slots 512
+  chronicals memory --model config.json --accounting cuda --rows 16 --row-slots 2048 --states 8bit
   chronicals memory --params 7e9 --accounting paper              14 + 14 + 56 = 84 GB")]
 pub struct Args {
     /// Hugging Face config.json
@@ -39,6 +47,29 @@ pub struct Args {
     /// Bytes of an element
     #[arg(long, value_enum, default_value = "cpu")]
     accounting: Rule,
+    /// Element type on a GPU
+    #[arg(long, value_enum, default_value = "bf16")]
+    dtype: DtypeName,
+    /// What the optimizer keeps on a GPU
+    #[arg(long, value_enum, default_value = "f32")]
+    states: StatesName,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DtypeName {
+    Bf16,
+    F32,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum StatesName {
+    /// f32 masters and moments
+    F32,
+    /// bf16 weights and moments
+    Bf16,
+    /// f32 masters, 8-bit moments
+    #[value(name = "8bit")]
+    Eight,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -51,6 +82,8 @@ enum MethodName {
 enum Rule {
     /// f32 throughout, as this trainer's CPU backend holds it
     Cpu,
+    /// As this trainer's GPU backend takes it, on an H100 or H200
+    Cuda,
     /// bf16 weights and gradients, f32 moments and nothing else, as arXiv 2601.02609 counts
     Paper,
 }
@@ -58,20 +91,42 @@ enum Rule {
 /// Prints the plan.
 pub fn run(args: &Args) -> Result<(), Error> {
     let (title, elements) = count(args)?;
-    let accounting = match args.accounting {
-        Rule::Cpu => Accounting::CPU,
-        Rule::Paper => Accounting::PAPER,
+    let bytes = match args.accounting {
+        Rule::Cpu => Accounting::CPU.bytes(&elements),
+        Rule::Paper => Accounting::PAPER.bytes(&elements),
+        Rule::Cuda => on_gpu(args)?,
     };
-    let bytes = accounting.bytes(&elements);
     println!("{title}\n");
     for (name, b) in &bytes {
-        println!("{name:<18} {:>12}", human(*b));
+        println!("{name:<22} {:>12}", human(*b));
     }
-    println!("{:<18} {:>12}", "total", human(bytes.values().sum()));
+    println!("{:<22} {:>12}", "total", human(bytes.values().sum()));
     for line in left_out(args, &elements) {
         println!("\n{line}");
     }
     Ok(())
+}
+
+fn on_gpu(args: &Args) -> Result<BTreeMap<String, u64>, Error> {
+    let Some(path) = &args.model else {
+        return Err(Error::new("a GPU's memory cannot be counted from a number of parameters", "--params")
+            .hint("give --model config.json"));
+    };
+    let config = ModelConfig::load(path)?;
+    let dtype = match args.dtype {
+        DtypeName::Bf16 => Dtype::Bf16,
+        DtypeName::F32 => Dtype::F32,
+    };
+    let states = match args.states {
+        StatesName::F32 => States::F32,
+        StatesName::Bf16 => States::Bf16,
+        StatesName::Eight => States::Eight,
+    };
+    let capacity = Capacity { tokens: args.rows * args.row_slots, row_slots: args.row_slots };
+    let (_, method) = method(args);
+    let setup = Setup { config: &config, method: &method, capacity, plan: Default::default() };
+    let formats = Formats::from(PrecisionArgs { dtype: Some(dtype), states: Some(states) });
+    plan::bytes(&setup, formats, Gpu::HOPPER)
 }
 
 fn count(args: &Args) -> Result<(String, Elements), Error> {
@@ -86,7 +141,15 @@ fn count(args: &Args) -> Result<(String, Elements), Error> {
     if args.rows == 0 || args.row_slots == 0 {
         return Err(Error::new("an empty batch", "--rows, --row-slots").hint("give at least 1 of each"));
     }
-    let (name, method) = match args.method {
+    let (name, method) = method(args);
+    let elements = elements_for(&config, &method, args.rows, args.row_slots)?;
+    let params = elements.0.get(&Component::Weights).copied().unwrap_or(0);
+    let title = format!("{params} parameters, {name}, micro-batch {} x {}", args.rows, args.row_slots);
+    Ok((title, elements))
+}
+
+fn method(args: &Args) -> (String, Method) {
+    match args.method {
         MethodName::Full => ("full fine-tuning".to_string(), Method::Full {}),
         MethodName::Lora => {
             let lora: LoraArgs =
@@ -94,11 +157,7 @@ fn count(args: &Args) -> Result<(String, Elements), Error> {
                     .expect("rank and alpha are enough for LoRA");
             (format!("LoRA r={}", args.r), Method::Lora(lora))
         }
-    };
-    let elements = elements_for(&config, &method, args.rows, args.row_slots)?;
-    let params = elements.0.get(&Component::Weights).copied().unwrap_or(0);
-    let title = format!("{params} parameters, {name}, micro-batch {} x {}", args.rows, args.row_slots);
-    Ok((title, elements))
+    }
 }
 
 /// What the figures do not hold.
@@ -113,6 +172,11 @@ fn left_out(args: &Args, elements: &Elements) -> Vec<String> {
         ));
     } else if args.params.is_some() {
         lines.push("left out without a config: activations and logits".to_string());
+    } else if args.accounting == Rule::Cuda {
+        lines.push(
+            "left out: the driver's context, machine code, captured graphs, and operands of tuning, which go again"
+                .to_string(),
+        );
     } else {
         lines.push("left out: the program itself and the tokenised data set".to_string());
     }

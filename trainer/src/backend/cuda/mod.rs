@@ -66,8 +66,6 @@ pub struct Options<'a> {
 
 /// Trains on one device.
 pub struct CudaBackend<D: Machine> {
-    /// Captures run calls of this backend while they borrow the device.
-    device: Rc<D>,
     formats: Formats,
     plan: KernelPlan,
     path: Path,
@@ -88,6 +86,8 @@ pub struct CudaBackend<D: Machine> {
     loss_tokens: u64,
     max_norm: f32,
     failed: Option<GpuError>,
+    /// Captures run calls of this backend while they borrow the device. Dropped last.
+    device: Rc<D>,
 }
 
 /// Memory besides the model's.
