@@ -89,6 +89,7 @@ fn trial<B: Backend>(spec: &Spec, inputs: &Inputs, backend: B, emit: Emit<'_>) -
     };
     emit(Event::Hello(hello(spec, inputs, backend.about())))?;
     let mut trainer = inputs.trainer(spec, backend)?;
+    trainer.rehearse(&inputs.batches)?;
     emit(Event::Ready(ready(inputs, &trainer)))?;
     let gemm = steps(spec, inputs, &mut trainer, &mut emit)?;
     let peak_rss_bytes = peak_rss_bytes();
