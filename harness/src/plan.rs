@@ -57,9 +57,17 @@ fn estimates(setup: &Setup, inputs: &Inputs, scratch: &Path) -> Result<(Vec<f64>
     let answer = child::answer(&["worker", "calibrate"].map(String::from), scratch, "calibrate")?;
     let gflops = estimate::rate(&answer).unwrap_or(1.0);
     let seconds = cases.iter().map(|c| estimate::from_flops(c, &shape, &inputs.counts(c), gflops)).collect();
+    // A GPU is not started for a guess.
+    let on_gpu = if cases.iter().any(|c| c.device != "cpu") {
+        " of the processor, which a GPU is far above"
+    } else {
+        ""
+    };
     Ok((
         seconds,
-        format!("a rough guess from FLOPs and a matrix product at {gflops:.0} GFLOP/s; no earlier run here"),
+        format!(
+            "a rough guess from FLOPs and a matrix product at {gflops:.0} GFLOP/s{on_gpu}; no earlier run here"
+        ),
     ))
 }
 

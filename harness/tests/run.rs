@@ -273,3 +273,17 @@ fn the_doctor_always_answers() {
         assert!(text.contains(part), "{text}");
     }
 }
+
+#[test]
+fn a_gpu_that_is_not_there_ends_the_run_before_any_trial() {
+    let dir = folder();
+    let path = scenario(dir.path(), &format!("{HEAD}{HONEST}device: cuda\n"));
+    let out = dir.path().join("run");
+    let mut command = chronibench();
+    // Where there is a GPU, it is hidden.
+    command.env("CUDA_VISIBLE_DEVICES", "-1").arg("run").arg(&path).arg("--out").arg(&out);
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{text}");
+    assert!(text.contains("mend:") && names(&out.join("events")).is_empty(), "{text}");
+}

@@ -219,3 +219,23 @@ fn shipped_scenarios_resolve() {
         assert!(setup.is_ok(), "{name}: {}", setup.unwrap_err());
     }
 }
+
+#[test]
+fn a_gpu_has_seams_of_its_own() {
+    let native =
+        "steady: { runner: native, kernels: { attention: mma, graph: eager }, precision: { states: 8bit } }";
+    let text = HEAD.to_string() + HONEST;
+    let text = text.replace("steady: { runner: mock, mock: { step_ms: 20 } }", native);
+    let on_gpu = resolved(&format!("{text}device: cuda\n")).unwrap();
+    let case = &on_gpu.resolved.cases[0];
+    assert_eq!((case.device.as_str(), case.kernels["attention"].as_str()), ("cuda", "mma"));
+    assert_eq!(case.kernels["graph"], "eager");
+    assert_eq!(serde_json::to_value(case.precision).unwrap(), serde_json::json!({"states": "8bit"}));
+    let on_cpu = resolved(&text).unwrap_err();
+    assert!(on_cpu.contains("unknown kernel variant 'mma'"), "{on_cpu}");
+    let eager =
+        resolved(&format!("{}device: cuda\n", text.replace("attention: mma", "norm: eager"))).unwrap_err();
+    assert!(eager.contains("unknown kernel variant 'eager'"), "{eager}");
+    let unknown = resolved(&format!("{text}device: gpu\n")).unwrap_err();
+    assert!(unknown.contains("unknown device 'gpu'"), "{unknown}");
+}

@@ -75,14 +75,23 @@ impl Target {
         }
     }
 
-    /// Names of the variants of a seam: [`Variant::ALL`], and on a GPU the paths of fused attention, which are otherwise
-    /// chosen by element type and architecture.
+    /// Names of the variants of a seam. On a GPU kernels have none but the fused one, and fused attention may be asked for
+    /// on one path, which is otherwise chosen by element type and architecture.
     pub fn variants(self, seam: Seam) -> Vec<&'static str> {
-        let mut names = Variant::ALL.map(Variant::name).to_vec();
+        let mut names = vec![Variant::Fused.name()];
+        if self == Target::Cpu || seam == Seam::Graph {
+            names.push(Variant::Eager.name());
+        }
         if self == Target::Cuda && seam == Seam::Attention {
             names.extend(Path::ALL.map(Path::name));
         }
         names
+    }
+
+    /// Names of the variants that every seam has.
+    fn variants_of_all(self) -> Vec<&'static str> {
+        let everywhere = |v: &&str| self.seams().iter().all(|&s| self.variants(s).contains(v));
+        Variant::ALL.map(Variant::name).into_iter().filter(everywhere).collect()
     }
 }
 
@@ -172,11 +181,11 @@ impl KernelPlan {
     /// Reads `seam → variant`; the key `all` sets every seam first. Unknown words are errors.
     pub fn resolve(settings: &BTreeMap<String, String>, target: Target) -> Result<Self, PlanError> {
         let variant = |v: &str, known: Vec<&'static str>| {
-            let found = Variant::ALL.into_iter().find(|x| x.name() == v);
+            let found = Variant::ALL.into_iter().find(|x| x.name() == v && known.contains(&v));
             found.ok_or_else(|| PlanError { unknown: v.into(), known })
         };
         let mut plan = match settings.get("all") {
-            Some(v) => Self::uniform(variant(v, Variant::ALL.map(Variant::name).to_vec())?),
+            Some(v) => Self::uniform(variant(v, target.variants_of_all())?),
             None => Self::default(),
         };
         for (name, v) in settings.iter().filter(|(name, _)| *name != "all") {
@@ -220,12 +229,20 @@ mod tests {
 
     #[test]
     fn a_path_is_a_variant_of_attention_on_a_gpu_alone() {
-        let plan = resolve(&[("all", "eager"), ("attention", "mma")], Target::Cuda).unwrap();
+        let plan = resolve(&[("all", "fused"), ("attention", "mma")], Target::Cuda).unwrap();
         assert_eq!((plan.get(Seam::Attention), plan.path()), (Variant::Fused, Some(Path::Mma)));
         assert_eq!(plan.names(Target::Cuda)["attention"], "mma");
-        assert_eq!(plan.get(Seam::Graph), Variant::Eager);
-        assert_eq!(resolve(&[("norm", "mma")], Target::Cuda).unwrap_err().known, ["fused", "eager"]);
+        assert_eq!(plan.with(Seam::Attention, Variant::Fused).names(Target::Cuda)["attention"], "fused");
+        assert_eq!(resolve(&[("norm", "mma")], Target::Cuda).unwrap_err().known, ["fused"]);
         assert_eq!(resolve(&[("attention", "mma")], Target::Cpu).unwrap_err().unknown, "mma");
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused() {
+        for settings in [[("all", "eager")], [("norm", "eager")]] {
+            assert_eq!(resolve(&settings, Target::Cuda).unwrap_err().unknown, "eager", "{settings:?}");
+            assert!(resolve(&settings, Target::Cpu).is_ok(), "{settings:?}");
+        }
     }
 
     #[test]

@@ -60,7 +60,13 @@ impl Model {
         weights::save(&b, &[(&layout, all)], &self.weights()).unwrap();
     }
 
-    fn weights(&self) -> PathBuf {
+    /// The config on disk.
+    pub fn config_path(&self) -> PathBuf {
+        self.dir.path().join("config.json")
+    }
+
+    /// The weights on disk.
+    pub fn weights(&self) -> PathBuf {
         self.dir.path().join("model.safetensors")
     }
 

@@ -12,6 +12,7 @@ use crate::{
     backend::{Backend, StepStats, Update, Work},
     config::ModelConfig,
     error::Error,
+    fit::Batches,
     init,
     model::{Model, Setup, step},
     params::Layout,
@@ -108,6 +109,20 @@ impl<B: Backend> Trainer<B> {
     /// Elements of all parameters, adapters included.
     pub fn total_params(&self) -> u64 {
         (self.layout.len() + self.adapters.as_ref().map_or(0, Layout::len)) as u64
+    }
+
+    /// Readies the device for every batch to come, so that no step waits for what only the first of a shape needs.
+    ///
+    /// # Errors
+    /// The device fails, or the plan does not fit the tokens.
+    pub fn rehearse(&mut self, batches: &Batches) -> Result<(), Error> {
+        let steps = if B::REHEARSES { batches.steps() } else { 0 };
+        for step in 0..self.total_steps.min(steps) {
+            for batch in &batches.step(step)?.micro_batches {
+                self.backend.rehearse(&self.model, batch)?;
+            }
+        }
+        Ok(())
     }
 
     /// One optimizer step over all micro-batches.

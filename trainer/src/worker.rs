@@ -7,7 +7,10 @@ use chronibench_protocol::{
     event::{Done, GemmShare, Hello, Phase, Ready, Step, Window},
     spec::{Method, PROTOCOL, Scheduler},
 };
-use chronicals_kernels::{KernelPlan, gemm};
+use chronicals_kernels::{
+    KernelPlan, gemm,
+    gpu::{Machine, machine::Cuda},
+};
 
 use crate::{
     backend::{
@@ -17,7 +20,7 @@ use crate::{
         loss_options,
     },
     config::ModelConfig,
-    device::{Device, check_cpu_precision},
+    device::{Device, check_cpu_precision, lacking},
     error::Error,
     fit::Batches,
     memory::peak_rss_bytes,
@@ -48,17 +51,34 @@ pub fn run(spec: &Spec, emit: Emit<'_>) -> Result<(), Error> {
             trial(spec, &inputs, backend, emit)
         }
         Device::Cuda(ordinal) => {
-            let options = Options {
-                config: &inputs.config,
-                capacity: inputs.batches.capacity(),
-                plan: inputs.kernels,
-                loss: loss_options(&spec.train),
-                precision: spec.precision,
-                seed: 0,
-            };
-            trial(spec, &inputs, CudaBackend::open(ordinal, &options)?, emit)
+            let machine = Cuda::open(ordinal).map_err(lacking)?;
+            on_gpu(spec, &inputs, machine, emit)
         }
     }
+}
+
+/// As [`run`], on a machine that is open already, whatever `spec.device` says of its number.
+///
+/// # Errors
+/// As [`run`]; and when the device is not a GPU.
+pub fn run_on<D: Machine>(spec: &Spec, machine: D, emit: Emit<'_>) -> Result<(), Error> {
+    let inputs = Inputs::load(spec)?;
+    if inputs.device == Device::Cpu {
+        return Err(Error::new("device cpu is not a GPU", "spec.device").hint("use device: cuda"));
+    }
+    on_gpu(spec, &inputs, machine, emit)
+}
+
+fn on_gpu<D: Machine>(spec: &Spec, inputs: &Inputs, machine: D, emit: Emit<'_>) -> Result<(), Error> {
+    let options = Options {
+        config: &inputs.config,
+        capacity: inputs.batches.capacity(),
+        plan: inputs.kernels,
+        loss: loss_options(&spec.train),
+        precision: spec.precision,
+        seed: 0,
+    };
+    trial(spec, inputs, CudaBackend::new(machine, &options)?, emit)
 }
 
 fn trial<B: Backend>(spec: &Spec, inputs: &Inputs, backend: B, emit: Emit<'_>) -> Result<(), Error> {
@@ -69,6 +89,7 @@ fn trial<B: Backend>(spec: &Spec, inputs: &Inputs, backend: B, emit: Emit<'_>) -
     };
     emit(Event::Hello(hello(spec, inputs, backend.about())))?;
     let mut trainer = inputs.trainer(spec, backend)?;
+    trainer.rehearse(&inputs.batches)?;
     emit(Event::Ready(ready(inputs, &trainer)))?;
     let gemm = steps(spec, inputs, &mut trainer, &mut emit)?;
     let peak_rss_bytes = peak_rss_bytes();

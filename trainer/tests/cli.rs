@@ -89,3 +89,32 @@ fn describe_lists_every_seam() {
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(json["seams"]["attention"], serde_json::json!(["fused", "eager"]));
 }
+
+#[test]
+fn a_gpu_that_is_not_there_is_the_machines_fault() {
+    let dir = job("{type: full}", "device: cuda\n");
+    let mut command = chronicals();
+    // Where there is a GPU, it is hidden.
+    command.env("CUDA_VISIBLE_DEVICES", "-1").current_dir(&dir).args(["train", "--config", "job.yaml"]);
+    let text = stderr(&mut command, 5);
+    assert!(text.starts_with("error: ") && text.contains("mend:"), "{text}");
+    for (extra, word) in [("device: gpu\n", "cuda:N"), ("precision: {states: 8bit}\n", "f32 alone")] {
+        let dir = job("{type: full}", extra);
+        let text = stderr(chronicals().current_dir(&dir).args(["train", "--config", "job.yaml"]), 2);
+        assert!(text.starts_with("error: ") && text.contains(word), "{text}");
+    }
+}
+
+#[test]
+fn memory_of_a_gpu_is_counted_without_one() {
+    let dir = job("{type: full}", "");
+    let config = dir.path().join("config.json");
+    let run = |states: &str| {
+        let mut command = chronicals();
+        command.args(["memory", "--accounting", "cuda", "--states", states, "--model"]).arg(&config);
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    let (f32, bf16) = (run("f32"), run("bf16"));
+    assert!(f32.contains("master weights") && f32.contains("workspace of products"), "{f32}");
+    assert!(!bf16.contains("master weights") && bf16.contains("scratch"), "{bf16}");
+}

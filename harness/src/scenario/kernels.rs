@@ -29,12 +29,8 @@ impl Offer {
 /// Seams and variants.
 #[derive(Clone, Debug)]
 pub struct Seams {
-    /// Names of the seams, in the order of a step.
-    pub names: Vec<&'static str>,
-    /// Names of the variants.
-    pub variants: Vec<&'static str>,
-    /// More variants that one seam has.
-    pub more: Vec<(&'static str, Vec<&'static str>)>,
+    /// Names of the seams, in the order of a step, with those of their variants.
+    pub variants: Vec<(&'static str, Vec<&'static str>)>,
     /// Variant of a seam that nobody mentions.
     pub default: &'static str,
     /// Variant that an ablation puts in its place.
@@ -48,10 +44,10 @@ impl Seams {
     pub fn resolve(&self, settings: &Ordered<Word>, source: &Source) -> Result<BTreeMap<String, String>> {
         let mut variant_of_all = self.default;
         for (seam, variant) in &settings.0 {
-            if seam.as_str() != "all" && !self.names.contains(&seam.as_str()) {
+            if seam.as_str() != "all" && self.variants_of(seam.as_str()).is_none() {
                 return Err(source.unknown("kernel seam", seam, &self.with_all()));
             }
-            let known = self.variants_of(seam.as_str());
+            let known = self.variants_of(seam.as_str()).map_or_else(|| self.variants_of_all(), <[_]>::to_vec);
             if !known.contains(&variant.as_str()) {
                 return Err(source.unknown("kernel variant", variant, &known));
             }
@@ -60,19 +56,28 @@ impl Seams {
             }
         }
         let of = |seam: &str| settings.get(seam).map_or(variant_of_all, Word::as_str);
-        Ok(self.names.iter().map(|&s| (s.to_string(), of(s).to_string())).collect())
+        Ok(self.names().map(|s| (s.to_string(), of(s).to_string())).collect())
     }
 
     /// Checks the `off` list of an ablation, or makes one: every seam that the method uses, then `all`.
     pub fn off_list(&self, off: Option<&[Word]>, lora: bool, source: &Source) -> Result<Vec<String>> {
         let idle = |s: &str| !lora && self.lora_only.contains(&s);
         let Some(words) = off else {
-            let used = self.names.iter().filter(|s| !idle(s)).map(|s| s.to_string());
-            return Ok(used.chain(["all".to_string()]).collect());
+            let unfused = |s: &&str| self.variants_of(s).is_some_and(|v| v.contains(&self.unfused));
+            let used = self.names().filter(|s| !idle(s)).filter(unfused).map(str::to_string);
+            let all = self.variants_of_all().contains(&self.unfused).then(|| "all".to_string());
+            return Ok(used.chain(all).collect());
         };
         for word in words {
             if !self.with_all().contains(&word.as_str()) {
                 return Err(source.unknown("kernel seam", word, &self.with_all()));
+            }
+            let known = self.variants_of(word.as_str()).map_or_else(|| self.variants_of_all(), <[_]>::to_vec);
+            if !known.contains(&self.unfused) {
+                let what = format!("seam '{}' has no variant '{}' there", word.text, self.unfused);
+                return Err(source
+                    .error(crate::error::Exit::Usage, word.place, what)
+                    .hint("take it out of `off`"));
             }
             if idle(word.as_str()) {
                 let what = format!("seam '{}' does not run in full fine-tuning", word.text);
@@ -90,12 +95,22 @@ impl Seams {
         plan.iter().map(|(name, v)| (name.clone(), variant(name, v))).collect()
     }
 
-    fn variants_of(&self, seam: &str) -> Vec<&'static str> {
-        let more = self.more.iter().filter(|(name, _)| *name == seam).flat_map(|(_, variants)| variants);
-        self.variants.iter().chain(more).copied().collect()
+    fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.variants.iter().map(|(name, _)| *name)
+    }
+
+    fn variants_of(&self, seam: &str) -> Option<&[&'static str]> {
+        self.variants.iter().find(|(name, _)| *name == seam).map(|(_, variants)| variants.as_slice())
+    }
+
+    /// Variants that every seam has.
+    fn variants_of_all(&self) -> Vec<&'static str> {
+        let (first, rest) = self.variants.split_first().expect("a device has seams");
+        let everywhere = |v: &&&str| rest.iter().all(|(_, variants)| variants.contains(v));
+        first.1.iter().filter(everywhere).copied().collect()
     }
 
     fn with_all(&self) -> Vec<&'static str> {
-        self.names.iter().copied().chain(["all"]).collect()
+        self.names().chain(["all"]).collect()
     }
 }

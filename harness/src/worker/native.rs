@@ -31,15 +31,8 @@ pub fn offer() -> Offer {
 }
 
 fn seams(target: Target) -> Seams {
-    let variants = Variant::ALL.map(Variant::name);
-    let more = |seam: Seam| {
-        let names = target.variants(seam).into_iter().filter(|name| !variants.contains(name));
-        (seam.name(), names.collect())
-    };
     Seams {
-        names: target.seams().iter().map(|s| s.name()).collect(),
-        variants: variants.to_vec(),
-        more: target.seams().iter().copied().map(more).collect(),
+        variants: target.seams().iter().map(|&s| (s.name(), target.variants(s))).collect(),
         default: Variant::default().name(),
         unfused: Variant::Eager.name(),
         lora_only: vec![Seam::Lora.name()],

@@ -3,19 +3,20 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
 };
 
 use chronicals_kernels::gpu::{Arg, Entry, GpuError, Grid, Launcher, Machine, Needs, Product, Products, Ptr};
 
 use crate::{Block, Emulator};
 
-/// The emulator with memory and captures.
+/// The emulator with memory and captures. Once a product was tuned, others that were not are errors.
 #[derive(Default)]
 pub struct Training {
     /// What is being captured.
     capture: RefCell<Option<Vec<Step>>>,
     taken: Cell<usize>,
+    tuned: RefCell<HashSet<Product>>,
 }
 
 #[derive(Clone)]
@@ -40,6 +41,18 @@ impl Training {
     /// Bytes allocated so far.
     pub fn taken(&self) -> usize {
         self.taken.get()
+    }
+
+    /// Where products are tuned ahead, none may be forgotten.
+    fn check_tuned(&self, p: &Product) -> Result<(), GpuError> {
+        if self.tuned.borrow().is_empty() || self.tuned.borrow().contains(p) {
+            return Ok(());
+        }
+        Err(GpuError {
+            what: "a product that was not tuned before".into(),
+            at: format!("{p:?}"),
+            hint: "tune all of them, or none".into(),
+        })
     }
 
     /// Runs a step, or keeps it.
@@ -101,6 +114,7 @@ impl Launcher for Training {
 
 impl Products for Training {
     unsafe fn product(&self, p: &Product, a: Ptr, b: Ptr, bias: Ptr, c: Ptr) -> Result<(), GpuError> {
+        self.check_tuned(p)?;
         // SAFETY: the caller's promise is the same.
         unsafe { self.put(Step::Product(*p, [a, b, bias, c])) }
     }
@@ -120,6 +134,16 @@ impl Machine for Training {
 
     fn products(&self) -> &dyn Products {
         self
+    }
+
+    fn tune(&self, product: &Product) -> Result<(), GpuError> {
+        self.idle("tuning")?;
+        self.tuned.borrow_mut().insert(*product);
+        Ok(())
+    }
+
+    fn load(&self, _: Entry) -> Result<(), GpuError> {
+        self.idle("loading")
     }
 
     fn meets(&self, needs: Needs) -> bool {

@@ -243,6 +243,15 @@ impl Gpu {
         self.context.bind_to_thread().map_err(|e| GpuError::driver("context", e))
     }
 
+    /// Compiles and loads a kernel.
+    ///
+    /// # Errors
+    /// As [`Launcher::launch`].
+    pub fn load(&self, entry: Entry) -> Result<(), GpuError> {
+        self.bind()?;
+        self.function(entry).map(drop)
+    }
+
     fn function(&self, entry: Entry) -> Result<sys::CUfunction, GpuError> {
         if let Some(f) = self.functions.borrow().get(&entry) {
             return Ok(*f);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Buffer, Gpu, GpuError, Graph, Launcher, Needs, Products, Ptr,
+    Buffer, Entry, Gpu, GpuError, Graph, Launcher, Needs, Product, Products, Ptr,
     compile::Cache,
     matmul::{Matmul, WORKSPACE_BYTES},
 };
@@ -23,6 +23,18 @@ pub trait Machine {
 
     /// Runs matrix products, in order with the launches.
     fn products(&self) -> &dyn Products;
+
+    /// Readies a product, so that running it neither waits nor allocates.
+    ///
+    /// # Errors
+    /// As [`Products::product`].
+    fn tune(&self, product: &Product) -> Result<(), GpuError>;
+
+    /// Compiles and loads a kernel, which its first launch would do.
+    ///
+    /// # Errors
+    /// As [`Launcher::launch`].
+    fn load(&self, entry: Entry) -> Result<(), GpuError>;
 
     /// Whether it has the instructions.
     fn meets(&self, needs: Needs) -> bool;
@@ -123,6 +135,14 @@ impl Machine for Cuda {
 
     fn products(&self) -> &dyn Products {
         &self.products
+    }
+
+    fn tune(&self, product: &Product) -> Result<(), GpuError> {
+        self.products.tune(product)
+    }
+
+    fn load(&self, entry: Entry) -> Result<(), GpuError> {
+        self.gpu.load(entry)
     }
 
     fn meets(&self, needs: Needs) -> bool {

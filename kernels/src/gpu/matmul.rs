@@ -123,7 +123,7 @@ impl<'a> Matmul<'a> {
         let data = match known {
             Some(data) => data,
             None => {
-                let best = self.tune(&plan)?;
+                let best = self.fastest(&plan)?;
                 self.algorithms.borrow_mut().put(&name, best.data);
                 best.data
             }
@@ -134,8 +134,17 @@ impl<'a> Matmul<'a> {
         Ok(plan)
     }
 
+    /// Plans a product and, if nobody did so before on this kind of device, tunes it, which takes operands of its extents and
+    /// frees them again.
+    ///
+    /// # Errors
+    /// The shape has no algorithm, or there is no room for the operands.
+    pub fn tune(&self, product: &Product) -> Result<(), GpuError> {
+        self.plan(product).map(drop)
+    }
+
     /// The fastest candidate on random operands.
-    fn tune(&self, plan: &Plan) -> Result<sys::cublasLtMatmulAlgo_t, GpuError> {
+    fn fastest(&self, plan: &Plan) -> Result<sys::cublasLtMatmulAlgo_t, GpuError> {
         let p = &plan.product;
         let [a, b, c] = p.spans();
         let operands = [

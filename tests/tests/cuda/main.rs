@@ -10,6 +10,7 @@ mod goldens;
 mod graphs;
 mod memory;
 mod states;
+mod trial;
 
 use chronicals_emulator::Training;
 use chronicals_kernels::gpu::machine::Cuda;
@@ -45,4 +46,5 @@ checks! {
     graphs { replays, one_graph_a_shape, evaluation_between; log }
     states { losses_fall, masters, seeds; scalars }
     memory { as_planned; taken, refusals }
+    trial { events }
 }

@@ -48,7 +48,7 @@ pub fn as_planned<D: Machine>(machine: &dyn Fn() -> D) {
     });
 }
 
-/// Nothing is taken that is not in the plan, and nothing after the first step began.
+/// Nothing is taken that is not in the plan, and nothing after the first step began; every product was tuned before.
 pub fn taken(_: &dyn Fn() -> Training) {
     let batches = Golden::load("qwen3").batches(Geometry::Accumulated, 3);
     each(|model, case| {
@@ -56,6 +56,8 @@ pub fn taken(_: &dyn Fn() -> Training) {
         let mut trainer = model.trainer_on(case, &batches, backend);
         let planned: u64 = trainer.backend().planned_bytes().values().sum();
         assert_eq!(trainer.backend().device().taken() as u64, planned);
+        trainer.rehearse(&batches).unwrap();
+        assert!(trainer.backend().launches().is_empty(), "a rehearsal runs nothing");
         (0..3).for_each(|s| drop(trainer.train_step(&batches.step(s).unwrap()).unwrap()));
         assert_eq!(trainer.backend().device().taken() as u64, planned, "a step takes nothing");
     });

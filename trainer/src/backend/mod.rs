@@ -258,6 +258,15 @@ pub trait Backend: Allocator {
     /// The device has no room, or no kernels for the model.
     fn prepare(&mut self, model: &Model) -> Result<(), Error>;
 
+    /// Whether [`rehearse`](Self::rehearse) does anything.
+    const REHEARSES: bool;
+
+    /// Readies what a step on a batch of such a shape needs, so that none waits for it; trains nothing.
+    ///
+    /// # Errors
+    /// The device fails.
+    fn rehearse(&mut self, model: &Model, batch: &Batch) -> Result<(), Error>;
+
     /// What it is.
     fn about(&self) -> About;
     /// Bytes by component that it took, and the most that a step takes for its temporaries.

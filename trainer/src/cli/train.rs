@@ -79,6 +79,7 @@ fn train<B: Backend>(job: &Job, inputs: &Inputs, backend: B) -> Result<Trainer<B
     let trained: usize = trainer.trainable().len();
     eprintln!("training {trained} of {} parameters for {} steps", trainer.total_params(), batches.steps());
 
+    trainer.rehearse(batches).map_err(Exit::usage)?;
     let bar = progress(u64::from(batches.steps()));
     fit(&mut trainer, batches, |step, r| {
         metrics.step(step, r)?;

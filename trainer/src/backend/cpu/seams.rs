@@ -71,7 +71,13 @@ impl CpuBackend {
 }
 
 impl Backend for CpuBackend {
+    const REHEARSES: bool = false;
+
     fn prepare(&mut self, _: &Model) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn rehearse(&mut self, _: &Model, _: &Batch) -> Result<(), Error> {
         Ok(())
     }
 

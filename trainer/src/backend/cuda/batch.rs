@@ -17,15 +17,21 @@ pub(super) struct Shape {
     pub loss_tokens: usize,
 }
 
-/// Extents and bytes, for memory of `layout`. Tokens are padded by a document of their own, without a loss.
+/// Extents of a batch.
+pub(super) fn shape(batch: &Batch, e: &Extents) -> Shape {
+    let loss_tokens = batch.labels.iter().filter(|y| **y != IGNORE_INDEX).count();
+    let (tokens, rows) = e.bucketed(batch.ids.len(), loss_tokens);
+    Shape { tokens, rows, loss_tokens }
+}
+
+/// A batch of extents [`shape`], for memory of `layout`. Tokens are padded by a document of their own, without a loss.
 pub(super) fn encode(
     batch: &Batch,
+    Shape { tokens, rows, .. }: Shape,
     e: &Extents,
     layout: &BatchLayout,
     trains_table: bool,
-) -> (Shape, Vec<u8>) {
-    let loss_tokens = batch.labels.iter().filter(|y| **y != IGNORE_INDEX).count();
-    let (tokens, rows) = e.bucketed(batch.ids.len(), loss_tokens);
+) -> Vec<u8> {
     let padded = padded(batch, tokens);
     let mut bytes = vec![0; layout.bytes];
     let mut put = |at: usize, part: &[u8]| bytes[at..at + part.len()].copy_from_slice(part);
@@ -37,7 +43,7 @@ pub(super) fn encode(
     if trains_table {
         put(layout.order, &le_bytes(&embedding::index(&padded.ids, e.dims.vocab), i32::to_le_bytes));
     }
-    (Shape { tokens, rows, loss_tokens }, bytes)
+    bytes
 }
 
 fn padded(batch: &Batch, tokens: usize) -> Batch {

@@ -11,8 +11,9 @@
 //! | `submit` | graphs, and the log of launches |
 //! | `plan` | bytes by component without a device |
 //!
-//! All memory is taken before the first step. Kernels that run one after another share their scratch. The first batch of a
-//! shape may tune its products, which takes and frees operands for them, unless that was done before on such a GPU.
+//! All memory is taken before the first step. Kernels that run one after another share their scratch. Products of a shape are
+//! tuned once on a kind of GPU, which takes operands and frees them again: in a rehearsal of the batches to come, or else when the
+//! first such batch is there.
 
 #![allow(non_snake_case)] // x_TD is tokens × hidden; see the crate's legend
 
@@ -25,7 +26,10 @@ mod seams;
 mod submit;
 mod update;
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
 use chronibench_protocol::spec::PrecisionArgs;
 use chronicals_kernels::{
@@ -76,6 +80,9 @@ pub struct CudaBackend<D: Machine> {
     tables: qk_rope::Tables,
     // Graphs go before the memory that they use.
     graphs: BTreeMap<Key, Kept<D::Graph>>,
+    /// Tokens and rows of shapes that were rehearsed.
+    rehearsed: BTreeSet<(usize, usize)>,
+    rehearses: bool,
     buffers: Vec<Buffer<D::Memory>>,
     masters: Option<Masters<D::Memory>>,
     own: Option<Own<D::Memory>>,
@@ -147,6 +154,8 @@ impl<D: Machine> CudaBackend<D> {
             layout: BatchLayout::of(o.capacity),
             tables: qk_rope::Tables::new(&o.config.inv_freq, o.capacity.row_slots),
             graphs: BTreeMap::new(),
+            rehearsed: BTreeSet::new(),
+            rehearses: false,
             buffers: Vec::new(),
             masters: None,
             own: None,

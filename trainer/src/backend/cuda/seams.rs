@@ -24,14 +24,14 @@ use super::{
     extents::{Extras, linears, scalars},
     failure,
     plan::{BATCH, MASTERS, SCRATCH},
-    submit::Logged,
+    submit::{Logged, Rehearsal},
     update,
 };
 use crate::{
     backend::{About, Attention, Backend, Group, Linear, Norm, Param, QkRope, StepStats, Update, View, Work},
     device::lacking,
     error::Error,
-    model::Model,
+    model::{Model, step},
 };
 
 impl<D: Machine> CudaBackend<D> {
@@ -39,7 +39,8 @@ impl<D: Machine> CudaBackend<D> {
     pub(super) fn run(&mut self, launch: impl FnOnce(&Self, &Logged<'_>) -> Result<(), GpuError>) {
         if self.failed.is_none() {
             let (launcher, products) = (self.device.launcher(), self.device.products());
-            let on = Logged { launcher, products, log: &self.log, plan: self.plan };
+            let rehearsal: Option<&dyn Rehearsal> = if self.rehearses { Some(&*self.device) } else { None };
+            let on = Logged { launcher, products, rehearsal, log: &self.log, plan: self.plan };
             self.failed = launch(self, &on).err();
         }
     }
@@ -137,12 +138,27 @@ impl<D: Machine> CudaBackend<D> {
 }
 
 impl<D: Machine> Backend for CudaBackend<D> {
+    const REHEARSES: bool = true;
+
     fn prepare(&mut self, model: &Model) -> Result<(), Error> {
         update::check_groups(model)?;
         if let Some(e) = self.failed.take() {
             return Err(lacking(e));
         }
         self.take_own(model).map_err(lacking)
+    }
+
+    fn rehearse(&mut self, model: &Model, batch: &Batch) -> Result<(), Error> {
+        let shape = batch::shape(batch, &self.extents);
+        if !self.rehearsed.insert((shape.tokens, shape.rows)) {
+            return Ok(());
+        }
+        (self.shape, self.rehearses) = (shape, true);
+        step::forward(self, model);
+        step::backward(self, model);
+        self.update(&model.groups, model.grads);
+        self.rehearses = false;
+        self.check()
     }
 
     fn about(&self) -> About {
@@ -187,7 +203,8 @@ impl<D: Machine> Backend for CudaBackend<D> {
         let capacity = self.extents.capacity;
         let fits = batch.ids.len() <= capacity.tokens && batch.row_slots <= capacity.row_slots;
         assert!(fits, "the batch is within the capacity that the model was laid out for");
-        let (shape, bytes) = batch::encode(batch, &self.extents, &self.layout, self.own().trains_table);
+        let shape = batch::shape(batch, &self.extents);
+        let bytes = batch::encode(batch, shape, &self.extents, &self.layout, self.own().trains_table);
         self.shape = shape;
         self.loss_tokens += shape.loss_tokens as u64;
         self.run(|b, _| b.device.write(&b.own().batch, 0, &bytes));

@@ -84,16 +84,36 @@ fn label(kernel: &str, plan: KernelPlan) -> String {
     }
 }
 
+/// What takes the place of launches where nothing is to run.
+pub(super) trait Rehearsal {
+    fn load(&self, entry: Entry) -> Result<(), GpuError>;
+    fn tune(&self, product: &Product) -> Result<(), GpuError>;
+}
+
+impl<D: Machine> Rehearsal for D {
+    fn load(&self, entry: Entry) -> Result<(), GpuError> {
+        Machine::load(self, entry)
+    }
+
+    fn tune(&self, product: &Product) -> Result<(), GpuError> {
+        Machine::tune(self, product)
+    }
+}
+
 /// A device whose launches are logged.
 pub(super) struct Logged<'a> {
     pub launcher: &'a dyn Launcher,
     pub products: &'a dyn Products,
+    pub rehearsal: Option<&'a dyn Rehearsal>,
     pub log: &'a Log,
     pub plan: KernelPlan,
 }
 
 impl Launcher for Logged<'_> {
     unsafe fn launch(&self, entry: Entry, grid: Grid, args: &[Arg]) -> Result<(), GpuError> {
+        if let Some(rehearsal) = self.rehearsal {
+            return rehearsal.load(entry);
+        }
         // SAFETY: the caller's promise is the same.
         unsafe { self.launcher.launch(entry, grid, args)? };
         self.log.add(label(entry.name, self.plan), 1);
@@ -101,6 +121,9 @@ impl Launcher for Logged<'_> {
     }
 
     unsafe fn launch_early(&self, entry: Entry, grid: Grid, args: &[Arg]) -> Result<(), GpuError> {
+        if let Some(rehearsal) = self.rehearsal {
+            return rehearsal.load(entry);
+        }
         // SAFETY: the caller's promise is the same.
         unsafe { self.launcher.launch_early(entry, grid, args)? };
         self.log.add(label(entry.name, self.plan), 1);
@@ -118,6 +141,9 @@ impl Launcher for Logged<'_> {
 
 impl Products for Logged<'_> {
     unsafe fn product(&self, p: &Product, a: Ptr, b: Ptr, bias: Ptr, c: Ptr) -> Result<(), GpuError> {
+        if let Some(rehearsal) = self.rehearsal {
+            return rehearsal.tune(p);
+        }
         // SAFETY: the caller's promise is the same.
         unsafe { self.products.product(p, a, b, bias, c)? };
         self.log.add(label("product", self.plan), 1);

@@ -1,0 +1,115 @@
+//! A trial of the protocol on a GPU: what its events say, and the weights that it leaves.
+
+use std::collections::BTreeMap;
+
+use chronibench_protocol::{
+    Event, Spec,
+    event::{Done, Hello, Ready},
+    spec::{DataSpec, Measure, Method, ModelSpec, PROTOCOL, PrecisionArgs, States},
+};
+use chronicals::worker;
+use chronicals_kernels::gpu::Machine;
+use chronicals_tests::{
+    golden::{Case, Geometry, Golden},
+    synthetic::Model,
+};
+use safetensors::SafeTensors;
+
+struct Told {
+    hello: Hello,
+    ready: Ready,
+    done: Done,
+    losses: Vec<f64>,
+}
+
+fn run<D: Machine>(machine: D, spec: &Spec) -> Told {
+    let mut events = Vec::new();
+    worker::run_on(spec, machine, &mut |e| {
+        events.push(e);
+        Ok(())
+    })
+    .unwrap();
+    let losses = events.iter().filter_map(|e| if let Event::Step(s) = e { Some(s.loss) } else { None });
+    let losses = losses.collect();
+    let mut events = events.into_iter();
+    let (Some(Event::Hello(hello)), Some(Event::Ready(ready))) = (events.next(), events.next()) else {
+        panic!("hello and ready come first")
+    };
+    let Some(Event::Done(done)) = events.next_back() else { panic!("done comes last") };
+    Told { hello, ready, done, losses }
+}
+
+fn spec(model: &Model, dir: &std::path::Path, of: &Case, kernels: &[(&str, &str)]) -> Spec {
+    let batches = Golden::load("qwen3").batches(Geometry::Accumulated, 6);
+    let [tokens, plan] = ["tokens.safetensors", "plan.json"].map(|name| dir.join(name));
+    batches.tokens().save(&tokens).unwrap();
+    std::fs::write(&plan, serde_json::to_vec(batches.plan()).unwrap()).unwrap();
+    let mut method = of.method.clone();
+    if let Method::Lora(lora) = &mut method {
+        let path = dir.join("adapter.safetensors");
+        chronicals::init::write_initial_adapter(&model.config_path(), lora, 1, &path).unwrap();
+        lora.adapter_weights = Some(path);
+    }
+    Spec {
+        protocol: PROTOCOL.into(),
+        trial_id: "trial".into(),
+        arm: "chronicals".into(),
+        model: ModelSpec { config: model.config_path(), weights: model.weights() },
+        data: DataSpec { tokens, plan },
+        method,
+        train: of.args.clone(),
+        measure: Measure { untimed_steps: 2, timed_steps: 4, window_steps: 2 },
+        kernels: kernels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+        threads: None,
+        device: "cuda".into(),
+        precision: PrecisionArgs { dtype: None, states: Some(States::Eight) },
+        save_weights: Some(dir.join("saved.safetensors")),
+    }
+}
+
+/// Every seam of the plan ran, at its variant alone, but for the adapters of a model that has none.
+fn check_launches(plan: &BTreeMap<String, String>, launches: &BTreeMap<String, u64>, lora: bool) {
+    for (seam, variant) in plan.iter().filter(|(seam, _)| lora || *seam != "lora") {
+        let of_seam: Vec<&String> =
+            launches.keys().filter(|name| name.split('.').next() == Some(seam)).collect();
+        let planned = format!("{seam}.{variant}.");
+        assert!(!of_seam.is_empty(), "{seam} never ran: {launches:?}");
+        assert!(of_seam.iter().all(|name| name.starts_with(&planned)), "{seam}: {of_seam:?}");
+    }
+}
+
+pub fn events<D: Machine>(machine: &dyn Fn() -> D) {
+    let model = Model::new("qwen2", 64);
+    for of in [Case::full(), Case::lora()] {
+        let lora = matches!(of.method, Method::Lora(_));
+        for kernels in [&[][..], &[("attention", "mma"), ("graph", "eager")]] {
+            let dir = tempfile::tempdir().unwrap();
+            let spec = spec(&model, dir.path(), &of, kernels);
+            let Told { hello, ready, done, losses } = run(machine(), &spec);
+            let p = &hello.precision;
+            assert_eq!([&p.weights, &p.master, &p.moments, &p.grads], ["bf16", "f32", "8bit", "f32"]);
+            for (seam, variant) in kernels {
+                assert_eq!(hello.kernel_plan[*seam], *variant);
+            }
+            assert_eq!(hello.kernel_plan.len(), 8);
+            let path = hello.settings["attention_path"].as_str().unwrap();
+            assert!(kernels.is_empty() || path == "mma", "{path}");
+            assert!(ready.planned_bytes.contains_key("scratch"), "{:?}", ready.planned_bytes);
+            check_launches(&hello.kernel_plan, &done.kernels, lora);
+            assert!(losses.len() == 6 && losses[5] < losses[0], "{losses:?}");
+            check_saved(&spec, lora);
+        }
+    }
+}
+
+/// What trains moved; what is frozen has the bits that it began with.
+fn check_saved(spec: &Spec, lora: bool) {
+    let [before, after] =
+        [&spec.model.weights, spec.save_weights.as_ref().unwrap()].map(|p| std::fs::read(p).unwrap());
+    let [before, after] = [&before, &after].map(|bytes| SafeTensors::deserialize(bytes).unwrap());
+    for (name, tensor) in before.tensors() {
+        let same = after.tensor(&name).unwrap().data() == tensor.data();
+        assert_eq!(same, lora, "{name}");
+    }
+    assert_eq!(after.names().iter().any(|name| name.contains("lora_B")), lora);
+}
