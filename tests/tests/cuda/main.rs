@@ -12,6 +12,8 @@ mod memory;
 mod states;
 mod trial;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use chronicals_emulator::Training;
 use chronicals_kernels::gpu::machine::Cuda;
 
@@ -26,7 +28,14 @@ macro_rules! checks {
         }
         mod gpu {
             $(mod $module {
-                $(#[test] #[ignore = "needs a GPU"] fn $check() { crate::$module::$check(&crate::gpu_0); })*
+                $(
+                    #[test]
+                    #[ignore = "needs a GPU"]
+                    fn $check() {
+                        let _alone = crate::alone();
+                        crate::$module::$check(&crate::gpu_0);
+                    }
+                )*
             })*
         }
     };
@@ -34,6 +43,13 @@ macro_rules! checks {
 
 fn emulator() -> Training {
     Training::new()
+}
+
+/// A process trains on one GPU alone; tests are several, and another one's waiting would break a capture.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    // A test that failed holds up no other.
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn gpu_0() -> Cuda {
