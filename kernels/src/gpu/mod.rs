@@ -16,6 +16,7 @@
 //! `cuda.rs`, its launch code over [`Launcher`].
 
 mod algorithms;
+mod args;
 pub mod bench;
 pub mod compile;
 pub mod device;
