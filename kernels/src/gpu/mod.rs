@@ -18,6 +18,7 @@
 //! `cuda.rs`, its launch code over [`Launcher`]; the same for the eager variant in `eager.cu` and `cuda_eager.rs`.
 
 mod algorithms;
+mod args;
 pub mod bench;
 pub mod compile;
 pub mod device;

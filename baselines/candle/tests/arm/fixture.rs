@@ -73,6 +73,7 @@ impl Fixture {
             kernels: Default::default(),
             threads: None,
             device: "cpu".into(),
+            precision: Default::default(),
             save_weights: None,
         };
         Self { dir, spec }

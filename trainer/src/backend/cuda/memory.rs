@@ -1,12 +1,21 @@
 //! The backend's buffers.
 
 use chronibench_protocol::spec::States;
-use chronicals_kernels::gpu::{Elem, GpuError, Machine, Ptr};
+use chronicals_kernels::{
+    gpu::{Elem, GpuError, Machine, Ptr, le_bytes},
+    lora::cuda as lora,
+};
 
-use super::{CudaBackend, Own, failure};
+use super::{
+    CudaBackend, Own,
+    extents::{Extras, linears},
+    failure,
+    plan::{BATCH, MASTERS, SCRATCH},
+};
 use crate::{
     backend::{Allocator, Component, View},
     error::Error,
+    model::Model,
 };
 
 /// One buffer of the model.
@@ -29,6 +38,39 @@ impl<D: Machine> CudaBackend<D> {
     pub(super) fn take(&mut self, name: &'static str, bytes: usize) -> Result<D::Memory, GpuError> {
         *self.planned.entry(name).or_default() += bytes as u64;
         self.device.alloc(bytes)
+    }
+
+    /// Takes what the model's steps need besides its buffers.
+    pub(super) fn take_own(&mut self, model: &Model) -> Result<(), GpuError> {
+        let extras = Extras::of(model, &self.extents, self.formats.has_masters());
+        if extras.masters > 0 {
+            let memory = self.take(MASTERS, extras.masters)?;
+            self.masters = Some(Masters { buffer: model.groups[0].value.buffer, memory });
+        }
+        let [cos, sin] = [self.tables.cos(), self.tables.sin()].map(|t| le_bytes(t, f32::to_le_bytes));
+        let mut own = Own {
+            scratch: self.take(SCRATCH, extras.scratch)?,
+            batch: self.take(BATCH, extras.batch)?,
+            scalars: self.take(BATCH, extras.scalars)?,
+            cos: self.filled(&cos)?,
+            sin: self.filled(&sin)?,
+            segments: Vec::new(),
+            trains_table: model.embed.grad.is_some(),
+        };
+        for adapter in linears(model).filter_map(|l| l.adapter.as_ref()) {
+            if !own.segments.iter().any(|(list, _)| *list == adapter.segments) {
+                let table = le_bytes(&lora::table(&adapter.segments), i32::to_le_bytes);
+                own.segments.push((adapter.segments.clone(), self.filled(&table)?));
+            }
+        }
+        self.own = Some(own);
+        Ok(())
+    }
+
+    fn filled(&mut self, bytes: &[u8]) -> Result<D::Memory, GpuError> {
+        let memory = self.take(BATCH, bytes.len())?;
+        self.device.write(&memory, 0, bytes)?;
+        Ok(memory)
     }
 
     /// What `prepare` took.

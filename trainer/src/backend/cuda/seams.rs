@@ -11,7 +11,7 @@ use chronicals_kernels::{
     Target,
     attention::cuda as attention,
     embedding::cuda as embedding,
-    gpu::{GpuError, Machine, Product, Products, Ptr, le_bytes},
+    gpu::{GpuError, Machine, Product, Products, Ptr},
     linear_ce::cuda as linear_ce,
     lora::cuda as lora,
     qk_rope::cuda as qk_rope,
@@ -20,10 +20,9 @@ use chronicals_kernels::{
 };
 
 use super::{
-    CudaBackend, Masters, Own, batch,
-    extents::{Extras, linears, scalars},
+    CudaBackend, batch,
+    extents::scalars,
     failure,
-    plan::{BATCH, MASTERS, SCRATCH},
     submit::{Logged, Rehearsal},
     update,
 };
@@ -96,39 +95,6 @@ impl<D: Machine> CudaBackend<D> {
             scratch: self.scratch(),
         };
         Some((group, operands))
-    }
-
-    /// Takes what the model's steps need besides its buffers.
-    fn take_own(&mut self, model: &Model) -> Result<(), GpuError> {
-        let extras = Extras::of(model, &self.extents, self.formats.has_masters());
-        if extras.masters > 0 {
-            let memory = self.take(MASTERS, extras.masters)?;
-            self.masters = Some(Masters { buffer: model.groups[0].value.buffer, memory });
-        }
-        let [cos, sin] = [self.tables.cos(), self.tables.sin()].map(|t| le_bytes(t, f32::to_le_bytes));
-        let mut own = Own {
-            scratch: self.take(SCRATCH, extras.scratch)?,
-            batch: self.take(BATCH, extras.batch)?,
-            scalars: self.take(BATCH, extras.scalars)?,
-            cos: self.filled(&cos)?,
-            sin: self.filled(&sin)?,
-            segments: Vec::new(),
-            trains_table: model.embed.grad.is_some(),
-        };
-        for adapter in linears(model).filter_map(|l| l.adapter.as_ref()) {
-            if !own.segments.iter().any(|(list, _)| *list == adapter.segments) {
-                let table = le_bytes(&lora::table(&adapter.segments), i32::to_le_bytes);
-                own.segments.push((adapter.segments.clone(), self.filled(&table)?));
-            }
-        }
-        self.own = Some(own);
-        Ok(())
-    }
-
-    fn filled(&mut self, bytes: &[u8]) -> Result<D::Memory, GpuError> {
-        let memory = self.take(BATCH, bytes.len())?;
-        self.device.write(&memory, 0, bytes)?;
-        Ok(memory)
     }
 
     /// Writes into the step's numbers.
