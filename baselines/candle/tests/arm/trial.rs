@@ -47,7 +47,7 @@ fn trial(spec: &Spec) -> Trial {
             Event::Step(e) => steps.push(e),
             Event::Window(e) => windows.push(e),
             Event::Done(e) => ends.2 = Some(e),
-            Event::Error(e) => panic!("{e:?}"),
+            other => panic!("{other:?}"),
         }
     }
     let (Some(hello), Some(ready), Some(done)) = ends else { unreachable!() };
