@@ -7,12 +7,14 @@
 //! | `launch.h` | calls by name |
 //! | `source.rs`, `module.rs` | the text of a unit, its library |
 //! | `machine.rs` | memory, and captures that run again |
+//! | `sanitizer.rs` | a test binary once more, under sanitizers |
 //!
 //! Tests of all this are beside those of the kernels. With `CHRONICALS_SANITIZE=1`, and AddressSanitizer's runtime preloaded, kernels run under AddressSanitizer and
 //! UndefinedBehaviorSanitizer, which end the process at a fault; the test `sanitized` does so.
 
 mod machine;
-pub mod module;
+mod module;
+pub mod sanitizer;
 mod source;
 
 use std::{alloc::Layout, ptr::NonNull};

@@ -64,3 +64,14 @@ checks! {
     memory { as_planned; taken, refusals }
     trial { events }
 }
+
+/// Whole steps with every buffer on the heap, at its exact length: no kernel reads or writes beyond what the backend gave it.
+#[test]
+fn sanitized() {
+    let filters = ["emulated::trial", "emulated::goldens::gradients", "emulated::graphs::replays"];
+    let output = chronicals_emulator::sanitizer::again(&filters).output().unwrap();
+    let text =
+        [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat();
+    assert!(output.status.success(), "{}\n{text}", output.status);
+    assert!(text.contains("test result: ok. 3 passed"), "{text}");
+}

@@ -1,32 +1,14 @@
 //! The sanitizers: every check of a kernel runs under them once more, and they see planted faults.
 
-use std::process::{Command, Output};
+use std::process::Output;
 
+use chronicals_emulator::sanitizer::again;
 use chronicals_kernels::gpu::Arg;
 
-use super::{Emulator, module, probes};
+use super::{Emulator, probes};
 
 /// Set in a process that is to run into a fault.
 const PLANTED: &str = "CHRONICALS_PLANTED_FAULT";
-
-/// The sanitizer's runtime, which must be in the process before all else.
-fn runtime() -> String {
-    let file = module::output(module::compiler().arg("-print-file-name=libasan.so"))
-        .unwrap_or_else(|e| panic!("{e}"));
-    let file = file.trim();
-    // Without it g++ prints the bare name.
-    assert!(file.starts_with('/'), "g++ has no AddressSanitizer: apt-get install g++");
-    file.to_string()
-}
-
-/// This test binary, with the sanitizers, on the tests whose names contain one of `filters`, which may end in options.
-fn again(filters: &[&str]) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(filters).env("LD_PRELOAD", runtime()).env("CHRONICALS_SANITIZE", "1");
-    command.env("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=0");
-    command.env("UBSAN_OPTIONS", "print_stacktrace=1");
-    command
-}
 
 fn text(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat()

@@ -5,7 +5,7 @@ mod probes;
 
 use chronicals_kernels::gpu::{Launcher, Needs, Products};
 
-pub use chronicals_emulator::{Block, Emulator, module};
+pub use chronicals_emulator::{Block, Emulator};
 
 use crate::machine::{Machine, Memory};
 
