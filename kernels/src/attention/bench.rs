@@ -226,8 +226,8 @@ impl<'a, B: Testbed> Operands<'a, B> {
         let [q, dq, o, d, m] = [&self.qkv, &self.dqkv, &self.out, &self.dout, &mask].map(|x| x.ptr(on));
         // SAFETY: the operands have the lengths that their names say and outlive the measurement.
         unsafe { cuda_eager::mask(on.launcher(), batch, &documents, m)? };
+        // SAFETY: as above.
         let forward = |l: &dyn Launcher, p: &dyn Products, memory| unsafe {
-            // SAFETY: as above.
             cuda_eager::forward(l, p, batch, q, m, o, memory)
         };
         let nowhere = Memory { saved: Ptr::NULL, scratch: Ptr::NULL };
@@ -237,8 +237,8 @@ impl<'a, B: Testbed> Operands<'a, B> {
                 .counted(f, EAGER, moved, |_| forward(on.launcher(), on.products()?, room.at(on)?))?;
         }
         if wants("attention_backward") {
+            // SAFETY: as above.
             let backward = |l: &dyn Launcher, p: &dyn Products, memory| unsafe {
-                // SAFETY: as above.
                 cuda_eager::backward(l, p, batch, d, q, dq, memory)
             };
             room.fill(on, |memory| forward(on.launcher(), on.products()?, memory))?;
