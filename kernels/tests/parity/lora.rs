@@ -209,7 +209,7 @@ pub fn refusal(machine: &dyn Machine) {
             refused += 1;
         }
     }
-    assert_eq!(refused, 6, "cases with odd extents");
+    assert_eq!(refused, 12, "cases with odd extents");
 }
 
 /// Forward; columns without an adapter keep their bits.
