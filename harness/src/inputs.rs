@@ -55,7 +55,7 @@ pub struct PrepareData {
     pub template: String,
     /// Longest sample and longest row, tokens.
     pub max_length: u32,
-    /// `truncate` or `refuse`.
+    /// `truncate`, `refuse` or `wrapped`.
     pub overlong: String,
     /// Only the response is learned.
     pub completion_only_loss: bool,
@@ -318,6 +318,11 @@ fn check_plan(
     if plan.steps.len() < asked.steps as usize || plan.packing != batch.packing.name() {
         return Err(format!("{} steps of packing '{}' were planned", plan.steps.len(), plan.packing));
     }
+    let samples = batch.per_device_train_batch_size;
+    let (rows, longest) = match batch.packing {
+        Packing::PaddingFree => (1, samples.saturating_mul(max_length)),
+        Packing::None | Packing::Bfd | Packing::Ff => (samples, max_length),
+    };
     let lengths = tokens.lengths();
     let mut seen = vec![false; lengths.len()];
     let mut left = lengths.len();
@@ -326,8 +331,7 @@ fn check_plan(
             return Err(format!("step {index} has {} micro-batches", step.micro_batches.len()));
         }
         for micro in &step.micro_batches {
-            if micro.rows.len() != batch.per_device_train_batch_size as usize || micro.row_slots > max_length
-            {
+            if micro.rows.len() != rows as usize || micro.row_slots > longest {
                 return Err(format!("step {index}: {} rows of {} slots", micro.rows.len(), micro.row_slots));
             }
             for row in &micro.rows {
@@ -361,6 +365,10 @@ mod tests {
     use super::*;
 
     fn check(rows: &[&[u32]], slots: u32) -> Result<(), String> {
+        check_packed(Packing::Bfd, rows, slots)
+    }
+
+    fn check_packed(packing: Packing, rows: &[&[u32]], slots: u32) -> Result<(), String> {
         let mut tokens = TokenStore::new();
         tokens.push(&[1, 2], &[1, 1]);
         tokens.push(&[3], &[1]);
@@ -368,16 +376,12 @@ mod tests {
             micro_batches: vec![MicroBatch { row_slots: slots, rows: vec![row.to_vec()] }],
         };
         let plan = BatchPlan {
-            packing: "bfd".into(),
+            packing: packing.name().into(),
             max_length: 4,
             pad_token_id: 0,
             steps: rows.iter().map(step).collect(),
         };
-        let batch = BatchArgs {
-            packing: Packing::Bfd,
-            per_device_train_batch_size: 1,
-            gradient_accumulation_steps: 1,
-        };
+        let batch = BatchArgs { packing, per_device_train_batch_size: 1, gradient_accumulation_steps: 1 };
         check_plan(&plan, &PreparePlan { path: "p".into(), batch, steps: rows.len() as u32 }, &tokens, 4)
     }
 
@@ -388,5 +392,6 @@ mod tests {
         assert!(check(&[&[0, 1]], 2).unwrap_err().contains("3 tokens in a row of 2"));
         assert!(check(&[&[7]], 3).unwrap_err().contains("unknown sample 7"));
         assert!(check(&[&[0]], 5).unwrap_err().contains("5 slots"));
+        assert!(check_packed(Packing::PaddingFree, &[&[0, 1]], 5).unwrap_err().contains("5 slots"));
     }
 }

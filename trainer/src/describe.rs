@@ -29,6 +29,6 @@ pub fn description() -> Description {
         cuda_seams: seams(Target::Cuda),
         models: crate::config::Family::names(),
         methods: vec!["full", "lora"],
-        packing: [Packing::None, Packing::Bfd, Packing::Ff].map(Packing::name).to_vec(),
+        packing: [Packing::None, Packing::Bfd, Packing::Ff, Packing::PaddingFree].map(Packing::name).to_vec(),
     }
 }

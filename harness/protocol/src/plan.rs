@@ -8,9 +8,9 @@ use crate::{digest::BatchDigest, event::TokenCounts, tokens::TokenStore};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchPlan {
-    /// How rows were filled: `none` (one sample a row), `bfd` or `ff`.
+    /// How rows were filled: `none` (one sample a row), `bfd`, `ff`, or `padding_free` (a micro-batch is one row).
     pub packing: String,
-    /// No row is longer than this.
+    /// No sample is longer than this and, unless `padding_free`, no row.
     pub max_length: u32,
     /// Id that fills the slots behind a row's last sample.
     pub pad_token_id: u32,

@@ -253,7 +253,7 @@ pub struct ResolvedData {
     pub template: String,
     /// Longest sample kept, tokens.
     pub max_length: u32,
-    /// Over-long samples are cut (`truncate`) or refused (`refuse`).
+    /// Over-long samples are cut (`truncate`) or refused (`refuse`), or all are joined and cut (`wrapped`).
     pub overlong: String,
     /// Only the response is learned.
     pub completion_only_loss: bool,
@@ -341,6 +341,8 @@ pub enum Packing {
     Bfd,
     /// First-fit in the given order.
     Ff,
+    /// No padding: all samples of a micro-batch in one row (TRL's `padding_free`).
+    PaddingFree,
 }
 
 impl Packing {
@@ -350,6 +352,7 @@ impl Packing {
             Packing::None => "none",
             Packing::Bfd => "bfd",
             Packing::Ff => "ff",
+            Packing::PaddingFree => "padding_free",
         }
     }
 }

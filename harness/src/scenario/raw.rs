@@ -135,6 +135,9 @@ pub enum Overlong {
     Truncate,
     /// Left out, and counted.
     Refuse,
+    /// All samples are joined end to end and cut every `max_length` tokens: rows without padding, whose samples see
+    /// each other (TRL's `packing_strategy: wrapped`).
+    Wrapped,
 }
 
 /// A program under comparison.

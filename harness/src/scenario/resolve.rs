@@ -173,6 +173,7 @@ fn resolved_data(raw: &raw::Raw, path: &Path) -> Result<ResolvedData> {
         overlong: match d.overlong {
             Overlong::Truncate => "truncate".into(),
             Overlong::Refuse => "refuse".into(),
+            Overlong::Wrapped => "wrapped".into(),
         },
         completion_only_loss: d.completion_only_loss,
         seed: d.seed,

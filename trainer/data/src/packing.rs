@@ -27,7 +27,7 @@ pub struct PackError {
 
 /// Distributes samples of `lengths` tokens over bins of `capacity` tokens.
 ///
-/// - `None`: one bin a sample, in the given order.
+/// - `None`, `PaddingFree`: one bin a sample, in the given order.
 /// - `Bfd`: longest first (ties in the given order), each into the fullest bin that still holds it (ties: the oldest
 ///   bin), else into a new one.
 /// - `Ff`: in the given order, each into the oldest bin that still holds it, else into a new one.
@@ -39,7 +39,7 @@ pub fn pack(lengths: &[usize], capacity: usize, strategy: Packing) -> Result<Vec
         return Err(PackError { index, length, capacity });
     }
     Ok(match strategy {
-        Packing::None => (0..lengths.len()).map(|i| vec![i]).collect(),
+        Packing::None | Packing::PaddingFree => (0..lengths.len()).map(|i| vec![i]).collect(),
         Packing::Bfd => best_fit_decreasing(lengths, capacity),
         Packing::Ff => first_fit(lengths, capacity),
     })

@@ -50,10 +50,11 @@ pub enum PlanError {
 
 /// Plans `total_steps` optimizer steps over samples of `lengths` tokens.
 ///
-/// `max_length` is the capacity of a packed row, tokens. Every micro-batch has `per_device_train_batch_size` rows,
-/// each as long as its longest row. In every epoch each sample comes exactly once.
+/// `max_length` is the capacity of a packed row, tokens. Every micro-batch has `per_device_train_batch_size` rows, each as
+/// long as its longest row, or one row of as many samples where packing is `padding_free`. In every epoch each sample comes exactly once.
 ///
 /// - `none`: one sample a row, in shuffled order.
+/// - `padding_free`: the same samples, and those of a micro-batch in one row.
 /// - `bfd`, `ff`: the whole epoch is packed in shuffled order and the bins are shuffled again, because both strategies
 ///   leave them sorted by how they came about (best-fit decreasing: longest samples first).
 ///
@@ -117,7 +118,10 @@ struct Rows<'a> {
 
 impl Rows<'_> {
     fn micro_batch(&mut self, rows: u32) -> Result<MicroBatch, PackError> {
-        let rows = (0..rows).map(|_| self.next_row()).collect::<Result<Vec<_>, _>>()?;
+        let mut rows = (0..rows).map(|_| self.next_row()).collect::<Result<Vec<_>, _>>()?;
+        if self.packing == Packing::PaddingFree {
+            rows = vec![rows.concat()];
+        }
         let tokens = |row: &Vec<u32>| row.iter().map(|&s| self.lengths[s as usize]).sum::<usize>();
         let row_slots = rows.iter().map(tokens).max().unwrap_or(0) as u32;
         Ok(MicroBatch { row_slots, rows })
@@ -140,7 +144,7 @@ impl Rows<'_> {
         order.shuffle(&mut rng);
         let shuffled: Vec<usize> = order.iter().map(|&s| self.lengths[s as usize]).collect();
         let mut bins = packing::pack(&shuffled, self.max_length as usize, self.packing)?;
-        if self.packing != Packing::None {
+        if matches!(self.packing, Packing::Bfd | Packing::Ff) {
             bins.shuffle(&mut rng);
         }
         Ok(bins.into_iter().map(|bin| bin.into_iter().map(|i| order[i]).collect()).collect())

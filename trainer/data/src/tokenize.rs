@@ -26,11 +26,15 @@ pub enum Overlong {
     Truncate,
     /// It is left out.
     Refuse,
+    /// All samples are joined end to end and cut every `max_length` tokens, wherever a sample ends: rows without
+    /// padding. Neighbours in a row see each other, and what is left at the very end is dropped (TRL's
+    /// `packing_strategy: wrapped`).
+    Wrapped,
 }
 
 /// An [`Overlong`] that does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown treatment of over-long samples `{0}`; known are `truncate`, `refuse`")]
+#[error("unknown treatment of over-long samples `{0}`; known are `truncate`, `refuse`, `wrapped`")]
 pub struct UnknownOverlong(String);
 
 impl FromStr for Overlong {
@@ -40,6 +44,7 @@ impl FromStr for Overlong {
         match name {
             "truncate" => Ok(Self::Truncate),
             "refuse" => Ok(Self::Refuse),
+            "wrapped" => Ok(Self::Wrapped),
             _ => Err(UnknownOverlong(name.into())),
         }
     }
@@ -58,7 +63,8 @@ pub struct TokenizeArgs {
     pub completion_only_loss: bool,
 }
 
-/// What became of the records: `read` is the sum of `samples`, `refused`, `empty` and `without_target`.
+/// What became of the records: `read` is the sum of `samples`, `refused`, `empty` and `without_target`, unless samples are
+/// pieces of what records were joined to ([`Overlong::Wrapped`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenizeReport {
     /// Records read.
@@ -139,11 +145,32 @@ pub fn tokenize(
         }
     }
     samples.add(chunk)?;
-    let Samples { store, report, .. } = samples;
+    let Samples { mut store, mut report, .. } = samples;
+    if args.overlong == Overlong::Wrapped {
+        store = wrapped(&store, args.max_length.max(1) as usize);
+        report.samples = store.len();
+    }
     if store.is_empty() {
         return Err(TokenizeError::NothingLeft { report, max_length: args.max_length });
     }
     Ok((store, report))
+}
+
+/// The same tokens as samples of `max_length` each; those without a target are left out.
+fn wrapped(store: &TokenStore, max_length: usize) -> TokenStore {
+    let mut pieces = TokenStore::new();
+    let ids = store.input_ids.chunks_exact(max_length);
+    for (ids, mask) in ids.zip(store.loss_mask.chunks_exact(max_length)) {
+        if has_target(mask) {
+            pieces.push(ids, mask);
+        }
+    }
+    pieces
+}
+
+/// The first token has nothing before it to be predicted from.
+fn has_target(mask: &[u8]) -> bool {
+    mask.iter().skip(1).any(|&learned| learned != 0)
 }
 
 struct Samples<'a> {
@@ -175,7 +202,10 @@ impl Samples<'_> {
         ids.push(self.tokenizer.eos().id);
         mask.resize(ids.len(), 1);
 
-        let max_length = self.args.max_length as usize;
+        let max_length = match self.args.overlong {
+            Overlong::Wrapped => usize::MAX,
+            Overlong::Truncate | Overlong::Refuse => self.args.max_length as usize,
+        };
         let overlong = ids.len() > max_length;
         if overlong && self.args.overlong == Overlong::Refuse {
             self.report.refused += 1;
@@ -183,8 +213,7 @@ impl Samples<'_> {
         }
         ids.truncate(max_length);
         mask.truncate(max_length);
-        // The first token has nothing before it to be predicted from.
-        if !mask.iter().skip(1).any(|&learned| learned != 0) {
+        if !has_target(&mask) {
             self.report.without_target += 1;
             return;
         }

@@ -21,7 +21,7 @@ fn args(packing: Packing, rows: u32, accumulation: u32) -> BatchArgs {
 }
 
 fn any_args() -> impl Strategy<Value = BatchArgs> {
-    let packing = prop::sample::select(vec![Packing::None, Packing::Bfd, Packing::Ff]);
+    let packing = prop::sample::select(vec![Packing::None, Packing::Bfd, Packing::Ff, Packing::PaddingFree]);
     (packing, 1u32..=5, 1u32..=3).prop_map(|(p, rows, accumulation)| args(p, rows, accumulation))
 }
 
@@ -60,10 +60,14 @@ proptest! {
         for step in &plan.steps {
             prop_assert_eq!(step.micro_batches.len(), args.gradient_accumulation_steps as usize);
             for micro in &step.micro_batches {
-                prop_assert_eq!(micro.rows.len(), args.per_device_train_batch_size as usize);
+                let samples = args.per_device_train_batch_size;
+                let joined = args.packing == Packing::PaddingFree;
+                prop_assert_eq!(micro.rows.len(), if joined { 1 } else { samples as usize });
+                prop_assert!(!joined || micro.rows[0].len() == samples as usize);
                 let used = micro.rows.iter().map(|r| r.iter().map(|&s| lengths[s as usize]).sum::<usize>());
                 prop_assert_eq!(used.max(), Some(micro.row_slots as usize));
-                prop_assert!(micro.row_slots <= MAX_LENGTH);
+                let longest = if joined { samples * MAX_LENGTH } else { MAX_LENGTH };
+                prop_assert!(micro.row_slots <= longest);
                 prop_assert!(args.packing != Packing::None || micro.rows.iter().all(|r| r.len() == 1));
             }
         }

@@ -106,6 +106,33 @@ fn overlong_samples_are_cut_or_refused_and_counted() {
 }
 
 #[test]
+fn wrapped_samples_are_the_same_tokens_in_pieces_of_one_length() {
+    let tokenizer = common::load(&common::bytes(&["</s>"]));
+    let records = [alpaca("ab", "cdef"), alpaca("", "ghi"), alpaca("jk", "l")];
+    let (whole, _) = run(&records, &tokenizer, &ARGS).unwrap();
+    for max_length in [1, 2, 16, 64] {
+        let args = TokenizeArgs { max_length, overlong: Overlong::Wrapped, ..ARGS };
+        let args = TokenizeArgs { completion_only_loss: false, ..args };
+        let cut = run(&records, &tokenizer, &args);
+        if max_length == 1 {
+            // A token alone has no target.
+            assert!(matches!(cut, Err(TokenizeError::NothingLeft { .. })));
+            continue;
+        }
+        let (store, report) = cut.unwrap();
+        let n = whole.input_ids.len() / max_length as usize;
+        assert_eq!(store.lengths(), vec![max_length as usize; n]);
+        assert_eq!(store.input_ids, whole.input_ids[..n * max_length as usize]);
+        assert_eq!((report.read, report.samples, report.truncated), (3, n, 0));
+    }
+    let args = TokenizeArgs { max_length: 4, overlong: Overlong::Wrapped, ..ARGS };
+    let (masked, _) = run(&records, &tokenizer, &args).unwrap();
+    let n = masked.len();
+    assert!(n < whole.input_ids.len() / 4, "pieces of prompts alone are left out");
+    assert!((0..n).all(|s| masked.sample(s).1[1..].contains(&1)));
+}
+
+#[test]
 fn nothing_left_is_an_error_that_says_why() {
     let tokenizer = common::load(&common::bytes(&["</s>"]));
     let args = TokenizeArgs { max_length: 5, overlong: Overlong::Refuse, ..ARGS };

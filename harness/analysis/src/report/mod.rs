@@ -42,7 +42,11 @@ fn opening(resolved: &Resolved, summary: &RunSummary) -> String {
     }
     let (data, model, measure) = (&resolved.data, &resolved.model, &resolved.measure);
     let learned = if data.completion_only_loss { "responses alone" } else { "every token" };
-    let overlong = if data.overlong == "truncate" { "cut" } else { "refused" };
+    let samples = match data.overlong.as_str() {
+        "wrapped" => format!("samples joined and cut every {} tokens", data.max_length),
+        "truncate" => format!("samples over {} tokens cut", data.max_length),
+        _ => format!("samples over {} tokens refused", data.max_length),
+    };
     let pretrained = match model.pretrain_steps {
         0 => String::new(),
         n => format!(" and {n} steps of full fine-tuning that all arms share"),
@@ -53,7 +57,7 @@ fn opening(resolved: &Resolved, summary: &RunSummary) -> String {
     out += &format!(
         "\n- **Arms**: {}; {} cases of {} trials each, interleaved, every trial in a process of its own\n\
          - **Model**: {}, starting weights from seed {}{pretrained}\n\
-         - **Data**: {}, template {}, samples over {} tokens {overlong}, loss on {learned}, order from seed {}\n\
+         - **Data**: {}, template {}, {samples}, loss on {learned}, order from seed {}\n\
          - **Steps**: {} untimed, then {} timed in windows of {}\n",
         arms.join(", "),
         resolved.cases.len(),
@@ -62,7 +66,6 @@ fn opening(resolved: &Resolved, summary: &RunSummary) -> String {
         model.init_seed,
         code(&data.path),
         code(&data.template),
-        data.max_length,
         data.seed,
         measure.untimed_steps,
         measure.timed_steps,
