@@ -233,9 +233,16 @@ fn a_gpu_has_seams_of_its_own() {
     assert_eq!(serde_json::to_value(case.precision).unwrap(), serde_json::json!({"states": "8bit"}));
     let on_cpu = resolved(&text).unwrap_err();
     assert!(on_cpu.contains("unknown kernel variant 'mma'"), "{on_cpu}");
-    let eager =
-        resolved(&format!("{}device: cuda\n", text.replace("attention: mma", "norm: eager"))).unwrap_err();
-    assert!(eager.contains("unknown kernel variant 'eager'"), "{eager}");
+    let ablated = format!(
+        "{text}device: cuda\nablations: [{{ arm: steady, case: {{ method: full, packing: on }}, off: [norm, all] }}]\n"
+    );
+    let cases = resolved(&ablated).unwrap().resolved.cases;
+    let of = |id: &str| &cases.iter().find(|c| c.id == id).unwrap().kernels;
+    assert_eq!(
+        (&*of("steady~norm/full/on")["norm"], &*of("steady~norm/full/on")["attention"]),
+        ("eager", "mma")
+    );
+    assert!(of("steady~all/full/on").values().all(|variant| variant == "eager"));
     let unknown = resolved(&format!("{text}device: gpu\n")).unwrap_err();
     assert!(unknown.contains("unknown device 'gpu'"), "{unknown}");
 }

@@ -75,13 +75,10 @@ impl Target {
         }
     }
 
-    /// Names of the variants of a seam. On a GPU kernels have none but the fused one, and fused attention may be asked for
-    /// on one path, which is otherwise chosen by element type and architecture.
+    /// Names of the variants of a seam. On a GPU fused attention may be asked for on one path, which is otherwise chosen by
+    /// element type and architecture.
     pub fn variants(self, seam: Seam) -> Vec<&'static str> {
-        let mut names = vec![Variant::Fused.name()];
-        if self == Target::Cpu || seam == Seam::Graph {
-            names.push(Variant::Eager.name());
-        }
+        let mut names = Variant::ALL.map(Variant::name).to_vec();
         if self == Target::Cuda && seam == Seam::Attention {
             names.extend(Path::ALL.map(Path::name));
         }
@@ -233,15 +230,17 @@ mod tests {
         assert_eq!((plan.get(Seam::Attention), plan.path()), (Variant::Fused, Some(Path::Mma)));
         assert_eq!(plan.names(Target::Cuda)["attention"], "mma");
         assert_eq!(plan.with(Seam::Attention, Variant::Fused).names(Target::Cuda)["attention"], "fused");
-        assert_eq!(resolve(&[("norm", "mma")], Target::Cuda).unwrap_err().known, ["fused"]);
+        assert_eq!(resolve(&[("norm", "mma")], Target::Cuda).unwrap_err().known, ["fused", "eager"]);
         assert_eq!(resolve(&[("attention", "mma")], Target::Cpu).unwrap_err().unknown, "mma");
     }
 
     #[test]
     fn what_is_not_there_is_refused() {
-        for settings in [[("all", "eager")], [("norm", "eager")]] {
-            assert_eq!(resolve(&settings, Target::Cuda).unwrap_err().unknown, "eager", "{settings:?}");
-            assert!(resolve(&settings, Target::Cpu).is_ok(), "{settings:?}");
+        for target in [Target::Cpu, Target::Cuda] {
+            assert_eq!(resolve(&[("all", "lazy")], target).unwrap_err().known, ["fused", "eager"]);
+            assert_eq!(resolve(&[("norms", "eager")], target).unwrap_err().unknown, "norms");
+            let plan = resolve(&[("all", "eager"), ("loss", "fused")], target).unwrap();
+            assert!(target.seams().iter().all(|s| (plan.get(*s) == Variant::Fused) == (*s == Seam::Loss)));
         }
     }
 

@@ -208,6 +208,15 @@ impl Case {
         Self { method: Method::Lora(lora), args: TrainArgs { weight_decay: 0.0, ..full.args }, ..full }
     }
 
+    /// LoRA+ of another rank, on the same projections.
+    pub fn adapters(r: usize) -> Self {
+        let mut case = Self::lora();
+        if let Method::Lora(lora) = &mut case.method {
+            (lora.r, lora.lora_alpha) = (r, 2.0 * r as f64);
+        }
+        case
+    }
+
     /// The same with other kernels.
     pub fn with(self, kernels: KernelPlan) -> Self {
         Self { kernels, ..self }

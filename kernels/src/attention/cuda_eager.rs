@@ -185,6 +185,29 @@ impl Batch {
     }
 }
 
+/// Bytes that suffice for every batch of so many tokens, or fewer, in rows of so many slots, or fewer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Most {
+    /// Of the mask.
+    pub mask: usize,
+    /// Of [`Memory::saved`].
+    pub saved: usize,
+    /// Of [`Memory::scratch`].
+    pub scratch: usize,
+}
+
+/// Either a row as long as can be, whose scores are the most, or several, which are copied besides.
+///
+/// # Panics
+/// As [`Batch::new`].
+pub fn most(elem: Elem, shape: Shape, tokens: usize, row_slots: usize) -> Most {
+    let slots = row_slots.min(tokens / 2).max(1);
+    let one = Batch::new(elem, shape, 1, row_slots.min(tokens));
+    let several = Batch::new(elem, shape, tokens.div_ceil(slots).max(2), slots);
+    let of = |bytes: fn(&Batch) -> usize| bytes(&one).max(bytes(&several));
+    Most { mask: of(Batch::mask_bytes), saved: of(Batch::saved_bytes), scratch: of(Batch::scratch_bytes) }
+}
+
 /// `mask_TS`, [`Batch::mask_bytes`]: 0 where a query sees a key, the lowest number of the element type elsewhere.
 ///
 /// # Safety
@@ -295,6 +318,24 @@ mod tests {
             assert_eq!(batch.mask_passes(), table("Mask"), "{batch:?}");
             assert_eq!(batch.forward_passes(), table("Forward"), "{batch:?}");
             assert_eq!(batch.backward_passes(), table("Backward"), "{batch:?}");
+        }
+    }
+
+    #[test]
+    fn no_batch_needs_more_than_the_most() {
+        for (elem, kv_heads) in Elem::ALL.into_iter().flat_map(|e| [1, 2].map(|g| (e, g))) {
+            let shape = Shape { heads: 2, kv_heads, head_dim: 24 };
+            for (tokens, row_slots) in (1..40).flat_map(|t| (1..=t).map(move |s| (t, s))) {
+                let most = most(elem, shape, tokens, row_slots);
+                for slots in 1..=row_slots {
+                    for rows in 1..=tokens / slots {
+                        let b = Batch::new(elem, shape, rows, slots);
+                        let needs = [b.mask_bytes(), b.saved_bytes(), b.scratch_bytes()];
+                        let has = [most.mask, most.saved, most.scratch];
+                        assert!(needs.iter().zip(has).all(|(n, h)| *n <= h), "{b:?}: {needs:?}, {most:?}");
+                    }
+                }
+            }
         }
     }
 

@@ -2,7 +2,9 @@
 //! have no goldens here.
 
 use chronibench_protocol::spec::{Dtype, PrecisionArgs};
-use chronicals::{Trainer, backend::Backend, backend::cuda::Buckets, fit::Batches};
+use chronicals::{
+    KernelPlan, Seam, Target, Trainer, Variant, backend::Backend, backend::cuda::Buckets, fit::Batches,
+};
 use chronicals_kernels::gpu::Machine;
 use chronicals_tests::{
     golden::{Case, FAMILIES, Geometry, Golden, assert_close, wide},
@@ -60,22 +62,65 @@ fn gradients<D: Machine>(machine: &dyn Fn() -> D, format: &Format) {
         let model = Model::new(family, format.head_dim);
         for case in cases(format) {
             for geometry in GEOMETRIES {
-                let batches = golden.batches(geometry, 1);
-                let step = batches.step(0).unwrap();
-                let (loss, expected) = model.trainer(&case, &batches).gradients(&step.micro_batches).unwrap();
-                let backend = case.on(machine(), &model.config, &batches);
-                let mut trainer = model.trainer_on(&case, &batches, backend);
-                let (got, grads) = trainer.gradients(&step.micro_batches).unwrap();
-                let what = |name: &str| format!("{family} {geometry:?} {}{name}", case.prefix());
-                assert_close(&what("loss"), &[got], &[loss], format.loss);
-                for (name, grad) in &grads {
-                    let expected = wide(&expected[name]);
-                    assert!(expected.iter().any(|&g| g != 0.0), "{name} learns");
-                    assert_close(&what(name), &wide(grad), &expected, format.gradient);
-                }
+                let (batches, fused) = (golden.batches(geometry, 1), [KernelPlan::default()]);
+                compare(machine, &model, &case, &batches, format, &fused);
             }
         }
     }
+}
+
+/// Loss and every gradient at each of the plans against the processor's.
+fn compare<D: Machine>(
+    machine: &dyn Fn() -> D,
+    model: &Model,
+    case: &Case,
+    batches: &Batches,
+    format: &Format,
+    plans: &[KernelPlan],
+) {
+    let step = batches.step(0).unwrap();
+    let (loss, expected) = model.trainer(case, batches).gradients(&step.micro_batches).unwrap();
+    for plan in plans {
+        let case = case.clone().with(*plan);
+        let mut trainer = model.trainer_on(&case, batches, case.on(machine(), &model.config, batches));
+        let (got, grads) = trainer.gradients(&step.micro_batches).unwrap();
+        let (micro, plan) = (step.micro_batches.len(), plan.names(Target::Cuda));
+        let what = |name: &str| format!("{:?} {micro} {plan:?} {name}", model.config.family);
+        assert_close(&what("loss"), &[got], &[loss], format.loss);
+        for (name, grad) in &grads {
+            let expected = wide(&expected[name]);
+            assert!(expected.iter().any(|&g| g != 0.0), "{name} learns");
+            assert_close(&what(name), &wide(grad), &expected, format.gradient);
+        }
+    }
+}
+
+/// Each seam's eager variant alone, and all of them. Rows and capacities of every kind matter to attention alone.
+fn eager<D: Machine>(machine: &dyn Fn() -> D, format: &Format) {
+    let golden = Golden::load("qwen3");
+    let with = |seam| KernelPlan::default().with(seam, Variant::Eager);
+    let plans: Vec<KernelPlan> =
+        Target::Cuda.seams().iter().map(|s| with(*s)).chain([KernelPlan::uniform(Variant::Eager)]).collect();
+    for family in FAMILIES {
+        let model = Model::new(family, format.head_dim);
+        // Ranks of eager LoRA are multiples of 8.
+        for of in [Case::full(), Case::adapters(8)] {
+            let case = Case { precision: format.precision(), ..of };
+            compare(machine, &model, &case, &golden.batches(Geometry::Packed, 1), format, &plans);
+            for geometry in [Geometry::Padded, Geometry::Accumulated] {
+                let batches = golden.batches(geometry, 1);
+                compare(machine, &model, &case, &batches, format, &[with(Seam::Attention)]);
+            }
+        }
+    }
+}
+
+pub fn eager_f32<D: Machine>(machine: &dyn Fn() -> D) {
+    eager(machine, &F32);
+}
+
+pub fn eager_bf16<D: Machine>(machine: &dyn Fn() -> D) {
+    eager(machine, &BF16);
 }
 
 pub fn gradients_f32<D: Machine>(machine: &dyn Fn() -> D) {

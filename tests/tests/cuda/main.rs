@@ -58,8 +58,8 @@ fn gpu_0() -> Cuda {
 
 checks! {
     goldens { gradients, ten_steps, smoothing_and_z_loss }
-    agreement { gradients_f32, gradients_bf16, ten_steps_f32, ten_steps_bf16, packed_as_alone }
-    graphs { replays, one_graph_a_shape, evaluation_between; log }
+    agreement { gradients_f32, gradients_bf16, eager_f32, eager_bf16, ten_steps_f32, ten_steps_bf16, packed_as_alone }
+    graphs { replays, eager_replays, one_graph_a_shape, evaluation_between; log }
     states { losses_fall, masters, seeds; scalars }
     memory { as_planned; taken, refusals }
     trial { events }

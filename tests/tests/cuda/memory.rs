@@ -2,7 +2,7 @@
 
 use chronibench_protocol::spec::{Dtype, PrecisionArgs, States};
 use chronicals::{
-    KernelPlan, Seam, Variant,
+    KernelPlan, Seam, Trainer, Variant,
     backend::{
         Backend,
         cuda::{
@@ -24,9 +24,13 @@ fn each(check: impl Fn(&Model, &Case)) {
         for (dtype, head_dim) in [(Dtype::F32, 16), (Dtype::Bf16, 64)] {
             let model = Model::new(family, head_dim);
             for states in [States::F32, States::Bf16, States::Eight] {
-                for of in [Case::full(), Case::lora()] {
+                for of in [Case::full(), Case::adapters(8)] {
                     let precision = PrecisionArgs { dtype: Some(dtype), states: Some(states) };
-                    check(&model, &Case { precision, ..of });
+                    let fused = Case { precision, ..of };
+                    check(&model, &fused);
+                    if states != States::Eight {
+                        check(&model, &fused.with(KernelPlan::uniform(Variant::Eager)));
+                    }
                 }
             }
         }
@@ -41,7 +45,7 @@ pub fn as_planned<D: Machine>(machine: &dyn Fn() -> D) {
         let gpu =
             Gpu { processors: device.launcher().processors(), workspace_bytes: device.workspace_bytes() };
         let setup = case.setup(&model.config, &batches);
-        let planned = plan::bytes(&setup, Formats::from(case.precision), gpu).unwrap();
+        let planned = plan::bytes(&setup, case.loss, Formats::from(case.precision), gpu).unwrap();
         let backend = case.on(device, &model.config, &batches);
         let trainer = model.trainer_on(case, &batches, backend);
         assert_eq!(trainer.backend().planned_bytes(), planned, "{:?}", case.precision);
@@ -63,13 +67,13 @@ pub fn taken(_: &dyn Fn() -> Training) {
     });
 }
 
-fn refused(config: &ModelConfig, plan: KernelPlan, dtype: Dtype) -> String {
+fn refused(config: &ModelConfig, plan: KernelPlan, dtype: Dtype, states: Option<States>) -> String {
     let options = Options {
         config,
         capacity: Golden::load("qwen3").batches(Geometry::Packed, 1).capacity(),
         plan,
         loss: Default::default(),
-        precision: PrecisionArgs { dtype: Some(dtype), states: None },
+        precision: PrecisionArgs { dtype: Some(dtype), states },
         seed: 0,
     };
     CudaBackend::new(Training::new(), &options).err().map_or("accepted".into(), |e| e.to_string())
@@ -85,12 +89,23 @@ pub fn refusals(_: &dyn Fn() -> Training) {
         (&config("qwen3"), fused, Dtype::Bf16, "[64, 128]"),
         (&wide, fused.with_path(Path::Hopper), Dtype::Bf16, "sm_90a"),
         (&wide, fused.with_path(Path::Plain), Dtype::Bf16, "runs in f32"),
-        (&wide, fused.with(Seam::Norm, Variant::Eager), Dtype::Bf16, "norm has no eager variant"),
         (&narrow, fused, Dtype::Bf16, "intermediate_size 44"),
         (&wide, fused.with(Seam::Graph, Variant::Eager), Dtype::Bf16, "accepted"),
         (&wide, fused.with_path(Path::Mma), Dtype::Bf16, "accepted"),
     ] {
-        let e = refused(config, plan, dtype);
+        let e = refused(config, plan, dtype, None);
         assert!(e.contains(words), "{words} in: {e}");
     }
+    let eager = KernelPlan::uniform(Variant::Eager);
+    let e = refused(&wide, eager, Dtype::Bf16, Some(States::Eight));
+    assert!(e.contains("eager optimizer has no 8-bit moments"), "{e}");
+    // Eager attention has kernels where its paths have none.
+    assert_eq!(refused(&config("qwen3"), eager, Dtype::Bf16, None), "accepted");
+
+    let (model, case) = (Model::new("qwen2", 16), Case::adapters(4).with(eager));
+    let batches = Golden::load("qwen3").batches(Geometry::Packed, 1);
+    let backend = case.on(Training::new(), &model.config, &batches);
+    let setup = case.setup(&model.config, &batches);
+    let e = Trainer::new(backend, &setup, &case.args, 1).err().expect("rank 4 has no eager kernels");
+    assert!(e.to_string().contains("an adapter of rank 4"), "{e}");
 }

@@ -39,7 +39,7 @@ fn run<D: Machine>(machine: D, spec: &Spec) -> Told {
     Told { hello, ready, done, losses }
 }
 
-fn spec(model: &Model, dir: &std::path::Path, of: &Case, kernels: &[(&str, &str)]) -> Spec {
+fn spec(model: &Model, dir: &std::path::Path, of: &Case, states: States, kernels: &[(&str, &str)]) -> Spec {
     let batches = Golden::load("qwen3").batches(Geometry::Accumulated, 6);
     let [tokens, plan] = ["tokens.safetensors", "plan.json"].map(|name| dir.join(name));
     batches.tokens().save(&tokens).unwrap();
@@ -62,7 +62,7 @@ fn spec(model: &Model, dir: &std::path::Path, of: &Case, kernels: &[(&str, &str)
         kernels: kernels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
         threads: None,
         device: "cuda".into(),
-        precision: PrecisionArgs { dtype: None, states: Some(States::Eight) },
+        precision: PrecisionArgs { dtype: None, states: Some(states) },
         save_weights: Some(dir.join("saved.safetensors")),
     }
 }
@@ -80,20 +80,28 @@ fn check_launches(plan: &BTreeMap<String, String>, launches: &BTreeMap<String, u
 
 pub fn events<D: Machine>(machine: &dyn Fn() -> D) {
     let model = Model::new("qwen2", 64);
-    for of in [Case::full(), Case::lora()] {
+    for of in [Case::full(), Case::adapters(8)] {
         let lora = matches!(of.method, Method::Lora(_));
-        for kernels in [&[][..], &[("attention", "mma"), ("graph", "eager")]] {
+        for (kernels, states, moments) in [
+            (&[][..], States::Eight, "8bit"),
+            (&[("attention", "mma"), ("graph", "eager")], States::Eight, "8bit"),
+            (&[("all", "eager"), ("graph", "fused")], States::F32, "f32"),
+        ] {
             let dir = tempfile::tempdir().unwrap();
-            let spec = spec(&model, dir.path(), &of, kernels);
+            let spec = spec(&model, dir.path(), &of, states, kernels);
             let Told { hello, ready, done, losses } = run(machine(), &spec);
             let p = &hello.precision;
-            assert_eq!([&p.weights, &p.master, &p.moments, &p.grads], ["bf16", "f32", "8bit", "f32"]);
-            for (seam, variant) in kernels {
+            assert_eq!([&p.weights, &p.master, &p.moments, &p.grads], ["bf16", "f32", moments, "f32"]);
+            for (seam, variant) in kernels.iter().filter(|(seam, _)| *seam != "all") {
                 assert_eq!(hello.kernel_plan[*seam], *variant);
             }
             assert_eq!(hello.kernel_plan.len(), 8);
-            let path = hello.settings["attention_path"].as_str().unwrap();
-            assert!(kernels.is_empty() || path == "mma", "{path}");
+            let path = hello.settings.get("attention_path").map(|path| path.as_str().unwrap());
+            match hello.kernel_plan["attention"].as_str() {
+                "eager" => assert_eq!(path, None),
+                "mma" => assert_eq!(path, Some("mma")),
+                _ => assert!(["mma", "hopper"].contains(&path.unwrap()), "{path:?}"),
+            }
             assert!(ready.planned_bytes.contains_key("scratch"), "{:?}", ready.planned_bytes);
             check_launches(&hello.kernel_plan, &done.kernels, lora);
             assert!(losses.len() == 6 && losses[5] < losses[0], "{losses:?}");

@@ -80,6 +80,11 @@ impl Component {
 pub trait Allocator {
     /// A buffer of `len` zeros.
     fn alloc(&mut self, component: Component, len: usize) -> View;
+
+    /// Whether the probabilities that unfused attention keeps are a buffer of the model; else they are the backend's own.
+    fn keeps_probabilities(&self) -> bool {
+        true
+    }
 }
 
 /// A parameter and, when it trains, its gradient.
@@ -168,7 +173,7 @@ pub struct Attention {
     pub out: View,
     /// Saved log-sum-exp, `[H, T]`.
     pub lse: View,
-    /// Saved probabilities, kept by the unfused variant only.
+    /// Saved probabilities, of the unfused variant where [they are the model's](Allocator::keeps_probabilities).
     pub probs: Option<View>,
 }
 

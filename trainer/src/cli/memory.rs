@@ -126,7 +126,7 @@ fn on_gpu(args: &Args) -> Result<BTreeMap<String, u64>, Error> {
     let (_, method) = method(args);
     let setup = Setup { config: &config, method: &method, capacity, plan: Default::default() };
     let formats = Formats::from(PrecisionArgs { dtype: Some(dtype), states: Some(states) });
-    plan::bytes(&setup, formats, Gpu::HOPPER)
+    plan::bytes(&setup, Default::default(), formats, Gpu::HOPPER)
 }
 
 fn count(args: &Args) -> Result<(String, Elements), Error> {

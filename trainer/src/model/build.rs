@@ -250,7 +250,7 @@ fn qk_rope<A: Allocator>(acts: &mut Acts<'_, A>, c: &ModelConfig, base: &Store<'
 
 fn attention<A: Allocator>(acts: &mut Acts<'_, A>, s: &Setup<'_>) -> Attention {
     let c = s.config;
-    let keeps_probs = s.plan.get(Seam::Attention) == Variant::Eager;
+    let keeps_probs = s.plan.get(Seam::Attention) == Variant::Eager && acts.alloc.keeps_probabilities();
     Attention {
         qkv: acts.rows(c.qkv_width()),
         out: acts.rows(c.attention_width()),

@@ -2,7 +2,8 @@
 
 use chronicals_data::batch::{Batch, IGNORE_INDEX};
 use chronicals_kernels::{
-    attention::cuda as attention, embedding::cuda as embedding, gpu::le_bytes, linear_ce::cuda as linear_ce,
+    Seam, attention::cuda as attention, embedding::cuda as embedding, gpu::le_bytes,
+    linear_ce::cuda as linear_ce,
 };
 
 use super::extents::{BatchLayout, Extents};
@@ -13,6 +14,8 @@ pub(super) struct Shape {
     pub tokens: usize,
     /// Rows with a loss, padded.
     pub rows: usize,
+    /// Slots of a row of eager attention; 0 where nothing depends on it.
+    pub row_slots: usize,
     /// Rows with a loss.
     pub loss_tokens: usize,
 }
@@ -21,7 +24,8 @@ pub(super) struct Shape {
 pub(super) fn shape(batch: &Batch, e: &Extents) -> Shape {
     let loss_tokens = batch.labels.iter().filter(|y| **y != IGNORE_INDEX).count();
     let (tokens, rows) = e.bucketed(batch.ids.len(), loss_tokens);
-    Shape { tokens, rows, loss_tokens }
+    let row_slots = if e.is_eager(Seam::Attention) { batch.row_slots } else { 0 };
+    Shape { tokens, rows, row_slots, loss_tokens }
 }
 
 /// A batch of extents [`shape`], for memory of `layout`. Tokens are padded by a document of their own, without a loss.

@@ -1,11 +1,20 @@
 //! How large everything is that a step needs besides the model's own buffers: pure functions, for the backend and for plans.
 
 use chronicals_kernels::{
-    adamw::cuda as adamw, attention::cuda as attention, embedding::cuda as embedding, gpu::Elem,
-    linear_ce::cuda as linear_ce, lora::cuda as lora, qk_rope::cuda as qk_rope, rmsnorm::cuda as rmsnorm,
+    KernelPlan, Seam, Variant,
+    adamw::cuda as adamw,
+    attention::cuda as attention,
+    attention::cuda_eager::{Most, most},
+    embedding::cuda as embedding,
+    gpu::{Elem, GpuError},
+    linear_ce::Options as LossTerms,
+    linear_ce::cuda as linear_ce,
+    lora::cuda as lora,
+    qk_rope::cuda as qk_rope,
+    rmsnorm::cuda as rmsnorm,
 };
 
-use super::dims::Dims;
+use super::{Formats, dims::Dims, eager};
 use crate::{
     backend::Linear,
     model::{Capacity, Model},
@@ -42,20 +51,36 @@ impl Buckets {
 pub(super) struct Extents {
     pub dims: Dims,
     pub capacity: Capacity,
-    pub elem: Elem,
+    pub formats: Formats,
+    pub plan: KernelPlan,
+    pub loss: LossTerms,
     pub processors: u32,
     pub buckets: Buckets,
 }
 
 impl Extents {
-    /// Tokens and rows with a loss that a batch of these is taken for.
+    pub(super) fn elem(&self) -> Elem {
+        self.formats.elem
+    }
+
+    pub(super) fn is_eager(&self, seam: Seam) -> bool {
+        self.plan.get(seam) == Variant::Eager
+    }
+
+    /// Tokens and rows with a loss that a batch of these is taken for. Scores of eager attention are those of whole rows, so
+    /// that no token is added there.
     pub(super) fn bucketed(&self, tokens: usize, rows: usize) -> (usize, usize) {
-        let t = Buckets::up(self.buckets.tokens, tokens, self.capacity.tokens);
+        let whole = self.is_eager(Seam::Attention);
+        let t = if whole { tokens } else { Buckets::up(self.buckets.tokens, tokens, self.capacity.tokens) };
         (t, Buckets::up(self.buckets.rows, rows, t))
     }
 
     pub(super) fn loss_plan(&self, tokens: usize, rows: usize) -> linear_ce::Plan {
-        linear_ce::Plan::new(self.dims.loss(tokens), self.elem, rows)
+        linear_ce::Plan::new(self.dims.loss(tokens), self.elem(), rows)
+    }
+
+    pub(super) fn eager_attention(&self) -> Most {
+        most(self.elem(), self.dims.attention(), self.capacity.tokens, self.capacity.row_slots)
     }
 
     fn embedding(&self) -> embedding::Shape {
@@ -68,27 +93,42 @@ impl Extents {
         let adapter = linear.adapter.as_ref()?;
         let shape =
             chronicals_kernels::lora::Shape { tokens, inputs: linear.inputs, outputs: linear.outputs };
-        Some(lora::Group::new(&adapter.segments, shape, self.elem, adapter.scale))
+        Some(lora::Group::new(&adapter.segments, shape, self.elem(), adapter.scale))
     }
 
     /// Scratch that kernels use one after another: that of the one that needs most.
-    pub(super) fn scratch_bytes(&self, model: &Model) -> usize {
+    ///
+    /// # Errors
+    /// Adapters that have no eager kernels.
+    pub(super) fn scratch_bytes(&self, model: &Model) -> Result<usize, GpuError> {
         let (t, dims, mp) = (self.capacity.tokens, self.dims, self.processors);
-        let block = &model.blocks[0];
-        let mut floats = vec![adamw::norm_scratch_floats(mp), attention::scratch_floats(t, dims.attention())];
-        if block.norm1.weight.grad.is_some() {
+        let fused = |seam| !self.is_eager(seam);
+        let mut floats = vec![adamw::norm_scratch_floats(mp)];
+        if fused(Seam::Attention) {
+            floats.push(attention::scratch_floats(t, dims.attention()));
+        }
+        if fused(Seam::Norm) && model.blocks[0].norm1.weight.grad.is_some() {
             floats.push(rmsnorm::scratch_floats(mp, dims.norm(t)));
         }
-        let (bias, norm) = rope_gradients(model);
-        floats.push(qk_rope::scratch_floats(mp, dims.rope(t), bias, norm));
+        if fused(Seam::QkRope) {
+            let (bias, norm) = rope_gradients(model);
+            floats.push(qk_rope::scratch_floats(mp, dims.rope(t), bias, norm));
+        }
         if model.embed.grad.is_some() {
             floats.push(embedding::scratch_floats(self.embedding()));
         }
-        let loss = Buckets::all(self.buckets.tokens, t).flat_map(|t| {
-            Buckets::all(self.buckets.rows, t).map(move |rows| self.loss_plan(t, rows).scratch_bytes())
-        });
-        let adapters = linears(model).filter_map(|l| self.lora(l, t)).map(|g| g.scratch_bytes());
-        floats.into_iter().map(|n| 4 * n).chain(loss).chain(adapters).max().expect("a few")
+        let mut bytes: Vec<usize> = floats.into_iter().map(|n| 4 * n).collect();
+        if fused(Seam::Loss) {
+            let plans = Buckets::all(self.buckets.tokens, t).flat_map(|t| {
+                Buckets::all(self.buckets.rows, t).map(move |rows| self.loss_plan(t, rows).scratch_bytes())
+            });
+            bytes.extend(plans);
+        }
+        if fused(Seam::Lora) {
+            bytes.extend(linears(model).filter_map(|l| self.lora(l, t)).map(|g| g.scratch_bytes()));
+        }
+        bytes.extend(eager::scratch_bytes(model, self)?);
+        Ok(bytes.into_iter().max().expect("a few"))
     }
 }
 
@@ -158,16 +198,21 @@ pub(super) struct Extras {
     pub scalars: usize,
     /// Of cosines, and as many of sines.
     pub rotation: usize,
+    /// What eager kernels keep.
+    pub pieces: eager::Pieces,
 }
 
 impl Extras {
-    pub(super) fn of(model: &Model, e: &Extents, masters: bool) -> Self {
-        Self {
-            masters: if masters { 4 * model.grads.len } else { 0 },
-            scratch: e.scratch_bytes(model),
+    /// # Errors
+    /// Adapters that have no eager kernels.
+    pub(super) fn of(model: &Model, e: &Extents) -> Result<Self, GpuError> {
+        Ok(Self {
+            masters: if e.formats.has_masters() { 4 * model.grads.len } else { 0 },
+            scratch: e.scratch_bytes(model)?,
             batch: BatchLayout::of(e.capacity).bytes,
             scalars: scalars::bytes(model.groups.len()),
             rotation: 4 * e.capacity.row_slots * e.dims.head_dim / 2,
-        }
+            pieces: eager::Pieces::of(model, e),
+        })
     }
 }

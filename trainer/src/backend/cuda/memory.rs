@@ -10,7 +10,7 @@ use super::{
     CudaBackend, Own,
     extents::{Extras, linears},
     failure,
-    plan::{BATCH, MASTERS, SCRATCH},
+    plan::{BATCH, KEPT, MASTERS, SCRATCH},
 };
 use crate::{
     backend::{Allocator, Component, View},
@@ -42,7 +42,7 @@ impl<D: Machine> CudaBackend<D> {
 
     /// Takes what the model's steps need besides its buffers.
     pub(super) fn take_own(&mut self, model: &Model) -> Result<(), GpuError> {
-        let extras = Extras::of(model, &self.extents, self.formats.has_masters());
+        let extras = Extras::of(model, &self.extents)?;
         if extras.masters > 0 {
             let memory = self.take(MASTERS, extras.masters)?;
             self.masters = Some(Masters { buffer: model.groups[0].value.buffer, memory });
@@ -50,6 +50,8 @@ impl<D: Machine> CudaBackend<D> {
         let [cos, sin] = [self.tables.cos(), self.tables.sin()].map(|t| le_bytes(t, f32::to_le_bytes));
         let mut own = Own {
             scratch: self.take(SCRATCH, extras.scratch)?,
+            kept: self.take(KEPT, extras.pieces.bytes)?,
+            pieces: extras.pieces,
             batch: self.take(BATCH, extras.batch)?,
             scalars: self.take(BATCH, extras.scalars)?,
             cos: self.filled(&cos)?,
@@ -135,5 +137,9 @@ impl<D: Machine> Allocator for CudaBackend<D> {
         let coded = component == Component::OptimizerStates && self.formats.states == States::Eight;
         self.buffers.push(Buffer { memory, elem: self.formats.elem(component), coded });
         View { buffer: self.buffers.len() - 1, offset: 0, len }
+    }
+
+    fn keeps_probabilities(&self) -> bool {
+        false
     }
 }

@@ -7,6 +7,7 @@
 //! | `extents` | sizes of whatever else a step needs; [`Buckets`] |
 //! | `batch` | a micro-batch as the kernels read it |
 //! | `seams` | one call of a kernel for each seam |
+//! | `eager` | the same for the eager variants, and what they keep |
 //! | `update` | gradient norm and AdamW |
 //! | `submit` | graphs, and the log of launches |
 //! | `plan` | bytes by component without a device |
@@ -18,6 +19,7 @@
 #![allow(non_snake_case)] // x_TD is tokens × hidden; see the crate's legend
 
 mod batch;
+mod eager;
 mod extents;
 mod formats;
 mod memory;
@@ -31,7 +33,7 @@ use std::{
     rc::Rc,
 };
 
-use chronibench_protocol::spec::PrecisionArgs;
+use chronibench_protocol::spec::{PrecisionArgs, States};
 use chronicals_kernels::{
     KernelPlan, Seam, Variant,
     attention::cuda::Path,
@@ -50,6 +52,9 @@ use crate::{config::ModelConfig, device::lacking, error::Error, model::Capacity}
 
 /// Widest rows that the norm has kernels for.
 const MAX_HIDDEN: usize = 8192;
+
+/// Widest heads that the rotation has kernels for.
+const MAX_HEAD: usize = 512;
 
 /// What a backend is made for.
 #[derive(Clone, Copy, Debug)]
@@ -80,8 +85,8 @@ pub struct CudaBackend<D: Machine> {
     tables: qk_rope::Tables,
     // Graphs go before the memory that they use.
     graphs: BTreeMap<Key, Kept<D::Graph>>,
-    /// Tokens and rows of shapes that were rehearsed.
-    rehearsed: BTreeSet<(usize, usize)>,
+    /// Shapes that were rehearsed.
+    rehearsed: BTreeSet<batch::Shape>,
     rehearses: bool,
     buffers: Vec<Buffer<D::Memory>>,
     masters: Option<Masters<D::Memory>>,
@@ -100,6 +105,9 @@ pub struct CudaBackend<D: Machine> {
 /// Memory besides the model's.
 struct Own<M> {
     scratch: M,
+    /// What eager kernels keep, piece by piece.
+    kept: M,
+    pieces: eager::Pieces,
     batch: M,
     scalars: M,
     cos: M,
@@ -131,17 +139,23 @@ impl<D: Machine> CudaBackend<D> {
     /// There are no kernels for the model or the plan on this device.
     pub fn new(device: D, o: &Options<'_>) -> Result<Self, Error> {
         let formats = Formats::from(o.precision);
-        if let Some(seam) = Seam::ALL.iter().find(|s| **s != Seam::Graph && o.plan.get(**s) == Variant::Eager)
-        {
-            return Err(Error::new(format!("{} has no eager variant on a GPU", seam.name()), "kernels")
-                .hint("set it to fused, or use device: cpu"));
+        if o.plan.get(Seam::Optimizer) == Variant::Eager && formats.states == States::Eight {
+            return Err(Error::new("the eager optimizer has no 8-bit moments", "kernels.optimizer")
+                .hint("set it to fused, or take states: f32 or bf16"));
         }
         let path = choose_path(&device, formats.elem, o.plan)?;
-        check_model(o.config, path)?;
+        check_model(o.config, o.plan, path)?;
         let processors = device.launcher().processors();
         let buckets = Buckets::of(o.capacity);
-        let extents =
-            Extents { dims: o.config.into(), capacity: o.capacity, elem: formats.elem, processors, buckets };
+        let extents = Extents {
+            dims: o.config.into(),
+            capacity: o.capacity,
+            formats,
+            plan: o.plan,
+            loss: o.loss,
+            processors,
+            buckets,
+        };
         let planned = BTreeMap::from([(plan::WORKSPACE, device.workspace_bytes() as u64)]);
         Ok(Self {
             device: Rc::new(device),
@@ -180,7 +194,7 @@ impl<D: Machine> CudaBackend<D> {
         &self.device
     }
 
-    /// The kernels that attention runs on.
+    /// The kernels that fused attention runs on.
     pub fn path(&self) -> Path {
         self.path
     }
@@ -223,18 +237,27 @@ fn choose_path(device: &impl Machine, elem: Elem, plan: KernelPlan) -> Result<Pa
 }
 
 /// What kernels would refuse at their first launch.
-fn check_model(c: &ModelConfig, path: Path) -> Result<(), Error> {
+fn check_model(c: &ModelConfig, plan: KernelPlan, path: Path) -> Result<(), Error> {
     let wide = |n: usize| n.is_multiple_of(8);
+    let eager = |seam| plan.get(seam) == Variant::Eager;
     let heads: &[usize] = match path {
         Path::Plain => &[16, 32, 48, 64, 80, 96, 112, 128],
         Path::Mma | Path::Hopper => &[64, 128],
     };
-    let of_heads = format!("one of {heads:?} for attention's path '{}'", path.name());
+    let (has_heads, of_heads) = if eager(Seam::Attention) {
+        (
+            c.head_dim.is_multiple_of(16) && c.head_dim <= MAX_HEAD,
+            format!("a multiple of 16, at most {MAX_HEAD}"),
+        )
+    } else {
+        (heads.contains(&c.head_dim), format!("one of {heads:?} for attention's path '{}'", path.name()))
+    };
+    let narrow = c.hidden_size <= MAX_HIDDEN || eager(Seam::Norm);
     let rules = [
         ("hidden_size", c.hidden_size, wide(c.hidden_size), "a multiple of 8".to_string()),
-        ("hidden_size", c.hidden_size, c.hidden_size <= MAX_HIDDEN, format!("at most {MAX_HIDDEN}")),
+        ("hidden_size", c.hidden_size, narrow, format!("at most {MAX_HIDDEN}")),
         ("intermediate_size", c.intermediate_size, wide(c.intermediate_size), "a multiple of 8".to_string()),
-        ("head_dim", c.head_dim, heads.contains(&c.head_dim), of_heads),
+        ("head_dim", c.head_dim, has_heads, of_heads),
     ];
     match rules.into_iter().find(|(_, _, ok, _)| !ok) {
         Some((name, value, _, rule)) => Err(Error::new(

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use chronicals_kernels::linear_ce;
+
 use super::{
     Buckets, Formats,
     extents::{Extents, Extras, linears},
+    failure,
 };
 use crate::{
     backend::{Allocator, Component, View},
@@ -16,6 +19,8 @@ use crate::{
 pub(super) const MASTERS: &str = "master weights";
 pub(super) const SCRATCH: &str = "scratch";
 pub(super) const WORKSPACE: &str = "workspace of products";
+/// What the eager kernels keep from the forward to the backward pass.
+pub(super) const KEPT: &str = "kept by eager kernels";
 pub(super) const BATCH: &str = "batch and tables";
 
 /// What decides sizes besides model and batch.
@@ -36,31 +41,45 @@ impl Gpu {
 /// Counts bytes instead of taking them.
 struct DryRun {
     formats: Formats,
+    buffers: usize,
     bytes: BTreeMap<&'static str, u64>,
 }
 
 impl Allocator for DryRun {
     fn alloc(&mut self, component: Component, len: usize) -> View {
         *self.bytes.entry(component.name()).or_default() += self.formats.bytes(component, len) as u64;
-        View { buffer: 0, offset: 0, len }
+        self.buffers += 1;
+        View { buffer: self.buffers - 1, offset: 0, len }
+    }
+
+    fn keeps_probabilities(&self) -> bool {
+        false
     }
 }
 
 /// Bytes by component of what a backend would take.
 ///
 /// # Errors
-/// The method's settings make no sense.
-pub fn bytes(setup: &Setup<'_>, formats: Formats, gpu: Gpu) -> Result<BTreeMap<String, u64>, Error> {
-    let mut dry = DryRun { formats, bytes: BTreeMap::from([(WORKSPACE, gpu.workspace_bytes as u64)]) };
+/// The method's settings make no sense, or it has no kernels.
+pub fn bytes(
+    setup: &Setup<'_>,
+    loss: linear_ce::Options,
+    formats: Formats,
+    gpu: Gpu,
+) -> Result<BTreeMap<String, u64>, Error> {
+    let workspace = BTreeMap::from([(WORKSPACE, gpu.workspace_bytes as u64)]);
+    let mut dry = DryRun { formats, buffers: 0, bytes: workspace };
     let model = Model::build(&mut dry, setup)?;
     let extents = Extents {
         dims: setup.config.into(),
         capacity: setup.capacity,
-        elem: formats.elem,
+        formats,
+        plan: setup.plan,
+        loss,
         processors: gpu.processors,
         buckets: Buckets::of(setup.capacity),
     };
-    let extras = Extras::of(&model, &extents, formats.has_masters());
+    let extras = Extras::of(&model, &extents).map_err(failure)?;
     for (name, bytes) in parts(&extras, &segment_bytes(&model)) {
         *dry.bytes.entry(name).or_default() += bytes as u64;
     }
@@ -69,7 +88,7 @@ pub fn bytes(setup: &Setup<'_>, formats: Formats, gpu: Gpu) -> Result<BTreeMap<S
 
 fn parts(e: &Extras, segments: &[usize]) -> Vec<(&'static str, usize)> {
     let tables = e.batch + e.scalars + 2 * e.rotation + segments.iter().sum::<usize>();
-    vec![(MASTERS, e.masters), (SCRATCH, e.scratch), (BATCH, tables)]
+    vec![(MASTERS, e.masters), (SCRATCH, e.scratch), (KEPT, e.pieces.bytes), (BATCH, tables)]
 }
 
 /// Bytes of each list of segments that occurs.

@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 
 use chronicals_data::batch::Batch;
 use chronicals_kernels::{
-    Target,
+    Seam, Target,
     attention::cuda as attention,
     embedding::cuda as embedding,
     gpu::{GpuError, Machine, Product, Products, Ptr},
-    linear_ce::cuda as linear_ce,
-    lora::cuda as lora,
+    linear_ce::{cuda as linear_ce, cuda_eager as linear_ce_eager},
+    lora::{cuda as lora, cuda_eager as lora_eager},
     qk_rope::cuda as qk_rope,
     rmsnorm::cuda as rmsnorm,
     swiglu::cuda as swiglu,
@@ -44,7 +44,7 @@ impl<D: Machine> CudaBackend<D> {
         }
     }
 
-    fn scratch(&self) -> Ptr {
+    pub(super) fn scratch(&self) -> Ptr {
         self.ptr(&self.own().scratch, 0)
     }
 
@@ -52,11 +52,11 @@ impl<D: Machine> CudaBackend<D> {
         self.ptr(&self.own().batch, at)
     }
 
-    fn documents(&self) -> attention::Documents {
+    pub(super) fn documents(&self) -> attention::Documents {
         attention::Documents { list: self.of_batch(self.layout.documents), tokens: self.shape.tokens }
     }
 
-    fn rotation(&self) -> qk_rope::Rotation {
+    pub(super) fn rotation(&self) -> qk_rope::Rotation {
         let own = self.own();
         let positions = self.of_batch(self.layout.positions);
         qk_rope::Rotation { cos: self.ptr(&own.cos, 0), sin: self.ptr(&own.sin, 0), positions }
@@ -82,7 +82,7 @@ impl<D: Machine> CudaBackend<D> {
     }
 
     /// A projection's adapters and their operands.
-    fn adapters(&self, l: &Linear, x: View) -> Option<(lora::Group, lora::Operands)> {
+    pub(super) fn adapters(&self, l: &Linear, x: View) -> Option<(lora::Group, lora::Operands)> {
         let (ad, group) = (l.adapter.as_ref()?, self.extents.lora(l, self.shape.tokens)?);
         let mut tables = self.own().segments.iter();
         let (_, table) = tables.find(|(list, _)| *list == ad.segments).expect("every list has its table");
@@ -116,7 +116,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
 
     fn rehearse(&mut self, model: &Model, batch: &Batch) -> Result<(), Error> {
         let shape = batch::shape(batch, &self.extents);
-        if !self.rehearsed.insert((shape.tokens, shape.rows)) {
+        if !self.rehearsed.insert(batch::Shape { loss_tokens: 0, ..shape }) {
             return Ok(());
         }
         (self.shape, self.rehearses) = (shape, true);
@@ -128,11 +128,13 @@ impl<D: Machine> Backend for CudaBackend<D> {
     }
 
     fn about(&self) -> About {
+        // Eager attention has no path.
+        let path = (!self.is_eager(Seam::Attention)).then(|| self.path.name());
         About {
             device: self.device.name(),
             precision: self.formats.record(),
             kernel_plan: self.plan.names(Target::Cuda),
-            settings: BTreeMap::from([("attention_path".to_string(), self.path.name().into())]),
+            settings: path.map(|path| ("attention_path".to_string(), path.into())).into_iter().collect(),
         }
     }
 
@@ -199,6 +201,9 @@ impl<D: Machine> Backend for CudaBackend<D> {
 
     fn norm(&mut self, n: &Norm, x: View, y: View) {
         self.run(|b, on| {
+            if b.is_eager(Seam::Norm) {
+                return b.eager_norm(on, n, None, x, y);
+            }
             let (dims, shape) = (b.extents.dims, b.extents.dims.norm(b.shape.tokens));
             let [x, weight, y, rstd] = [x, n.weight.value, y, n.rstd].map(|v| b.at(v));
             // SAFETY: see the module.
@@ -208,6 +213,9 @@ impl<D: Machine> Backend for CudaBackend<D> {
 
     fn add_norm(&mut self, n: &Norm, residual: View, delta: View, sum: View, y: View) {
         self.run(|b, on| {
+            if b.is_eager(Seam::Norm) {
+                return b.eager_norm(on, n, Some([residual, delta]), sum, y);
+            }
             let (eps, shape) = (b.extents.dims.eps, b.extents.dims.norm(b.shape.tokens));
             let [residual, delta, sum] = [residual, delta, sum].map(|v| b.at(v));
             let [weight, y, rstd] = [n.weight.value, y, n.rstd].map(|v| b.at(v));
@@ -218,6 +226,9 @@ impl<D: Machine> Backend for CudaBackend<D> {
 
     fn norm_backward(&mut self, n: &Norm, dy: View, x: View, dx: View, accumulate: bool) {
         self.run(|b, on| {
+            if b.is_eager(Seam::Norm) {
+                return b.eager_norm_backward(on, n, [dy, x, dx], accumulate);
+            }
             let shape = b.extents.dims.norm(b.shape.tokens);
             let [dy, x, rstd, weight, dx] = [dy, x, n.rstd, n.weight.value, dx].map(|v| b.at(v));
             let dweight = n.weight.grad.map(|g| (b.at(g), b.scratch()));
@@ -232,8 +243,11 @@ impl<D: Machine> Backend for CudaBackend<D> {
             // SAFETY: see the module.
             unsafe {
                 on.product(&p, b.at(x), b.at(l.weight.value), Ptr::NULL, b.at(y))?;
-                match b.adapters(l, x) {
-                    Some((group, operands)) => lora::forward(on, on, &group, &operands, b.at(y)),
+                match b.adapters(l, x).zip(l.adapter.as_ref()) {
+                    Some(((group, operands), ad)) if b.is_eager(Seam::Lora) => {
+                        lora_eager::forward(on, on, &group, &ad.segments, &operands, b.at(y))
+                    }
+                    Some(((group, operands), _)) => lora::forward(on, on, &group, &operands, b.at(y)),
                     None => Ok(()),
                 }
             }
@@ -260,7 +274,12 @@ impl<D: Machine> Backend for CudaBackend<D> {
             let [da_SD, db] = [&ad.a, &ad.b].map(|p| b.at(p.grad.expect("adapters train")));
             let gradients = lora::Gradients { dy_TN: b.at(dy), dxa_TS: b.at(ad.dxa), da_SD, db, dx_TD };
             // SAFETY: see the module; the forward pass left x·Aᵀ.
-            unsafe { lora::backward(on, on, &group, &operands, &gradients) }
+            unsafe {
+                if b.is_eager(Seam::Lora) {
+                    return lora_eager::backward(on, on, &group, &ad.segments, &operands, &gradients);
+                }
+                lora::backward(on, on, &group, &operands, &gradients)
+            }
         });
     }
 
@@ -275,6 +294,9 @@ impl<D: Machine> Backend for CudaBackend<D> {
                 rstd: b.at(n.rstd),
             });
             let bias = r.bias.map(|bias| b.at(bias.value));
+            if b.is_eager(Seam::QkRope) {
+                return b.eager_qk_rope(on, qkv, bias, r.norm.map(|n| n.rstd).zip(norm));
+            }
             // SAFETY: see the module.
             unsafe { qk_rope::forward(on, b.elem(), b.at(qkv), bias, norm, b.rotation(), shape) }
         });
@@ -292,6 +314,9 @@ impl<D: Machine> Backend for CudaBackend<D> {
                 dk_weight_K: n.k_weight.grad.map(|g| b.at(g)),
             });
             let dbias = r.bias.and_then(|bias| bias.grad).map(|g| b.at(g));
+            if b.is_eager(Seam::QkRope) {
+                return b.eager_qk_rope_backward(on, dqkv, dbias, r.norm.map(|n| n.rstd).zip(norm));
+            }
             let (elem, dqkv, rotation) = (b.elem(), b.at(dqkv), b.rotation());
             // SAFETY: see the module.
             unsafe { qk_rope::backward(on, elem, dqkv, dbias, norm, rotation, b.scratch(), shape) }
@@ -300,6 +325,9 @@ impl<D: Machine> Backend for CudaBackend<D> {
 
     fn attention(&mut self, a: &Attention) {
         self.run(|b, on| {
+            if b.is_eager(Seam::Attention) {
+                return b.eager_attention(on, a);
+            }
             let [qkv, out, lse] = [a.qkv, a.out, a.lse].map(|v| b.at(v));
             let shape = b.extents.dims.attention();
             // SAFETY: see the module.
@@ -309,6 +337,9 @@ impl<D: Machine> Backend for CudaBackend<D> {
 
     fn attention_backward(&mut self, a: &Attention, dout: View, dqkv: View) {
         self.run(|b, on| {
+            if b.is_eager(Seam::Attention) {
+                return b.eager_attention_backward(on, a, dout, dqkv);
+            }
             let [dout, qkv, out, lse, dqkv] = [dout, a.qkv, a.out, a.lse, dqkv].map(|v| b.at(v));
             let (documents, shape) = (b.documents(), b.extents.dims.attention());
             // SAFETY: see the module.
@@ -321,6 +352,9 @@ impl<D: Machine> Backend for CudaBackend<D> {
     fn swiglu(&mut self, gate_up: View, act: View) {
         self.run(|b, on| {
             let (t, ffn) = (b.shape.tokens, b.extents.dims.ffn);
+            if b.is_eager(Seam::Mlp) {
+                return b.eager_swiglu(on, gate_up, act, false);
+            }
             // SAFETY: see the module.
             unsafe { swiglu::forward(on, b.elem(), b.at(gate_up), b.at(act), t, ffn) }
         });
@@ -329,6 +363,9 @@ impl<D: Machine> Backend for CudaBackend<D> {
     fn swiglu_backward(&mut self, gate_up: View, dact: View) {
         self.run(|b, on| {
             let (t, ffn) = (b.shape.tokens, b.extents.dims.ffn);
+            if b.is_eager(Seam::Mlp) {
+                return b.eager_swiglu(on, gate_up, dact, true);
+            }
             // SAFETY: see the module.
             unsafe { swiglu::backward(on, b.elem(), b.at(gate_up), b.at(dact), t, ffn) }
         });
@@ -343,7 +380,12 @@ impl<D: Machine> Backend for CudaBackend<D> {
             };
             let (operands, plan) = (b.loss_operands(head, x), b.loss_plan());
             // SAFETY: see the module.
-            unsafe { linear_ce::forward_backward(on, on, &operands, &gradients, &plan, b.loss) }
+            unsafe {
+                if b.is_eager(Seam::Loss) {
+                    return linear_ce_eager::forward_backward(on, on, &operands, &gradients, &plan, b.loss);
+                }
+                linear_ce::forward_backward(on, on, &operands, &gradients, &plan, b.loss)
+            }
         });
     }
 
@@ -351,7 +393,12 @@ impl<D: Machine> Backend for CudaBackend<D> {
         self.run(|b, on| {
             let (operands, plan) = (b.loss_operands(head, x), b.loss_plan());
             // SAFETY: see the module.
-            unsafe { linear_ce::forward(on, on, &operands, &plan, b.loss) }
+            unsafe {
+                if b.is_eager(Seam::Loss) {
+                    return linear_ce_eager::forward(on, on, &operands, &plan, b.loss);
+                }
+                linear_ce::forward(on, on, &operands, &plan, b.loss)
+            }
         });
     }
 

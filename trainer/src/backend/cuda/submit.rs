@@ -8,7 +8,7 @@ use chronicals_kernels::{
     gpu::{Arg, Entry, GpuError, Grid, Launcher, Machine, Product, Products, Ptr, launch::UNITS},
 };
 
-use super::CudaBackend;
+use super::{CudaBackend, batch};
 use crate::backend::Work;
 
 /// What decides the launches of a piece of work, besides the model.
@@ -17,6 +17,7 @@ pub(super) struct Key {
     work: Work,
     tokens: usize,
     rows: usize,
+    row_slots: usize,
     /// Bits of the norm above which gradients are clipped, an argument of the update's kernels.
     max_norm: u32,
 }
@@ -56,12 +57,19 @@ fn seam_of(unit: &'static str, plan: KernelPlan) -> (&'static str, &'static str)
         None => (unit, Variant::Fused.name()),
     };
     let path = Path::ALL.into_iter().find(|p| name == format!("attention_{}", p.name())).unwrap_or(Path::Mma);
+    let eager = |seam| plan.get(seam) == Variant::Eager;
     let seam = match name {
+        // The rotation's eager variant normalises heads by them; where both are eager they count for the norm.
+        "rmsnorm" if variant == Variant::Eager.name() && !eager(Seam::Norm) && eager(Seam::QkRope) => {
+            Seam::QkRope
+        }
         "rmsnorm" => Seam::Norm,
         "qk_rope" => Seam::QkRope,
         "swiglu" => Seam::Mlp,
         "linear_ce" => Seam::Loss,
         "lora" => Seam::Lora,
+        // The norm of the gradients is one kernel in both variants.
+        "adamw" if eager(Seam::Optimizer) => return (Seam::Optimizer.name(), Variant::Eager.name()),
         "adamw" => Seam::Optimizer,
         _ if name.starts_with("attention") => {
             // A path that was asked for is recorded under its own name: that of the kernels that ran.
@@ -154,9 +162,10 @@ impl Products for Logged<'_> {
 impl<D: Machine> CudaBackend<D> {
     fn key(&self, work: Work) -> Key {
         match work {
-            Work::Update => Key { work, tokens: 0, rows: 0, max_norm: self.max_norm.to_bits() },
+            Work::Update => Key { work, tokens: 0, rows: 0, row_slots: 0, max_norm: self.max_norm.to_bits() },
             Work::Train | Work::Evaluate => {
-                Key { work, tokens: self.shape.tokens, rows: self.shape.rows, max_norm: 0 }
+                let batch::Shape { tokens, rows, row_slots, .. } = self.shape;
+                Key { work, tokens, rows, row_slots, max_norm: 0 }
             }
         }
     }
@@ -229,6 +238,17 @@ mod tests {
             assert!(of_none || Seam::ALL.iter().any(|s| s.name() == seam), "{}", unit.name);
             assert_eq!(variant == "eager", unit.name.ends_with("_eager"), "{}", unit.name);
         }
+    }
+
+    #[test]
+    fn kernels_of_two_seams_count_for_the_one_that_is_eager() {
+        let only = |seam| KernelPlan::default().with(seam, Variant::Eager);
+        let copy = |plan| label("rmsnorm_eager_copy", plan);
+        assert_eq!(copy(only(Seam::QkRope)), "qk_rope.eager.rmsnorm_eager_copy");
+        assert_eq!(copy(only(Seam::Norm)), "norm.eager.rmsnorm_eager_copy");
+        assert_eq!(copy(KernelPlan::uniform(Variant::Eager)), "norm.eager.rmsnorm_eager_copy");
+        assert_eq!(label("adamw_clip", only(Seam::Optimizer)), "optimizer.eager.adamw_clip");
+        assert_eq!(label("adamw_clip", only(Seam::Norm)), "optimizer.fused.adamw_clip");
     }
 
     #[test]

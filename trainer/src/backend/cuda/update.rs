@@ -2,9 +2,11 @@
 
 use chronibench_protocol::spec::States;
 use chronicals_kernels::{
+    Seam,
     adamw::{
         Hyper,
         cuda::{self, Codes, Grads, State},
+        cuda_eager,
     },
     gpu::{Machine, Ptr},
 };
@@ -76,7 +78,21 @@ impl<D: Machine> CudaBackend<D> {
             // for the same groups; the scratch is large enough for every kernel.
             unsafe {
                 cuda::norm(on, elem, gradients, n, b.max_norm, scratch, clip)?;
-                cuda::update(on, elem, state, gradients, n, at(scalars::HYPER), groups.len(), clip)
+                let hyper = at(scalars::HYPER);
+                if b.is_eager(Seam::Optimizer) {
+                    return cuda_eager::update(
+                        on,
+                        elem,
+                        state,
+                        gradients,
+                        n,
+                        hyper,
+                        groups.len(),
+                        clip,
+                        scratch,
+                    );
+                }
+                cuda::update(on, elem, state, gradients, n, hyper, groups.len(), clip)
             }
         });
     }
