@@ -7,6 +7,7 @@
 //! | `launch.h` | calls by name |
 //! | `source.rs`, `module.rs` | the text of a unit, its library |
 //! | `machine.rs` | memory, and captures that run again |
+//! | `streams.rs` | launches and copies beside them, in the order that marks give |
 //! | `sanitizer.rs` | a test binary once more, under sanitizers |
 //!
 //! Tests of all this are beside those of the kernels. With `CHRONICALS_SANITIZE=1`, and AddressSanitizer's runtime preloaded, kernels run under AddressSanitizer and
@@ -16,12 +17,14 @@ mod machine;
 mod module;
 pub mod sanitizer;
 mod source;
+mod streams;
 
 use std::{alloc::Layout, ptr::NonNull};
 
 use chronicals_kernels::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Product, Products, Ptr};
 
 pub use machine::{Replay, Training};
+pub use streams::{Arrival, Host, Mark, Memory};
 
 /// Multiprocessors: few, so that persistent kernels go round more than once.
 const PROCESSORS: u32 = 3;

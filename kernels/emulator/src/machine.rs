@@ -4,31 +4,31 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashSet},
+    sync::Arc,
+    thread::ThreadId,
 };
 
 use chronicals_kernels::gpu::{Arg, Entry, GpuError, Grid, Launcher, Machine, Needs, Product, Products, Ptr};
 
-use crate::{Block, Emulator};
+use crate::{
+    Block, Emulator,
+    streams::{Arrival, Host, Mark, Memory, Shared, Step},
+};
 
-/// The emulator with memory and captures. Once a product was tuned, others that were not are errors.
+/// The emulator with memory, streams and captures. Once a product was tuned, others that were not are errors. A kernel that fails
+/// shows where somebody waits.
 #[derive(Default)]
 pub struct Training {
+    pub(super) streams: Shared,
     /// What is being captured.
     capture: RefCell<Option<Vec<Step>>>,
     taken: Cell<usize>,
     tuned: RefCell<HashSet<Product>>,
 }
 
-#[derive(Clone)]
-enum Step {
-    Launch(Entry, Grid, Vec<Arg>),
-    Product(Product, [Ptr; 4]),
-    Zero(Ptr, usize),
-}
-
 /// Captured work.
 pub struct Replay {
-    steps: Vec<Step>,
+    steps: Arc<[Step]>,
     kernels: BTreeMap<String, u64>,
 }
 
@@ -36,6 +36,23 @@ impl Training {
     /// A machine that captures nothing.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// One where what is sent arrives so.
+    pub fn arriving(arrival: Arrival) -> Self {
+        let machine = Self::default();
+        machine.streams.set_arrival(arrival);
+        machine
+    }
+
+    /// How often something was sent.
+    pub fn sent(&self) -> usize {
+        self.streams.sent()
+    }
+
+    /// Threads that wrote to host memory.
+    pub fn writers(&self) -> HashSet<ThreadId> {
+        self.streams.writers()
     }
 
     /// Bytes allocated so far.
@@ -65,7 +82,8 @@ impl Training {
             return Ok(());
         }
         // SAFETY: the caller's promise is the same.
-        unsafe { run(&step) }
+        unsafe { self.streams.launch([step]) };
+        Ok(())
     }
 
     /// Waiting is an error while something is captured, as it is on a GPU.
@@ -81,20 +99,8 @@ impl Training {
     }
 }
 
-/// # Safety
-/// As [`Launcher::launch`].
-unsafe fn run(step: &Step) -> Result<(), GpuError> {
-    // SAFETY: the caller's promise is the same.
-    unsafe {
-        match step {
-            Step::Launch(entry, grid, args) => Emulator.launch(*entry, *grid, args),
-            Step::Product(product, [a, b, bias, c]) => Emulator.product(product, *a, *b, *bias, *c),
-            Step::Zero(at, len) => {
-                std::ptr::with_exposed_provenance_mut::<u8>(at.0 as usize).write_bytes(0, *len);
-                Ok(())
-            }
-        }
-    }
+fn check(memory: &Memory, at: usize, len: usize) {
+    assert!(at + len <= memory.block.len(), "{len} bytes from byte {at} of {}", memory.block.len());
 }
 
 impl Launcher for Training {
@@ -121,7 +127,9 @@ impl Products for Training {
 }
 
 impl Machine for Training {
-    type Memory = Block;
+    type Memory = Memory;
+    type Host = Host;
+    type Mark = Mark;
     type Graph = Replay;
 
     fn name(&self) -> String {
@@ -154,31 +162,78 @@ impl Machine for Training {
         0
     }
 
-    fn alloc(&self, bytes: usize) -> Result<Block, GpuError> {
+    fn alloc(&self, bytes: usize) -> Result<Memory, GpuError> {
         self.idle("an allocation")?;
         self.taken.set(self.taken.get() + bytes);
-        Ok(Block::new(&vec![0; bytes]))
+        Ok(Memory { block: Block::new(&vec![0; bytes]), streams: self.streams.clone() })
     }
 
-    fn ptr(&self, memory: &Block) -> Ptr {
-        memory.ptr()
+    fn ptr(&self, memory: &Memory) -> Ptr {
+        memory.block.ptr()
     }
 
-    fn write(&self, memory: &Block, at: usize, bytes: &[u8]) -> Result<(), GpuError> {
+    fn write(&self, memory: &Memory, at: usize, bytes: &[u8]) -> Result<(), GpuError> {
         self.idle("a write")?;
-        memory.write(at, bytes);
+        self.streams.finish()?;
+        memory.block.write(at, bytes);
         Ok(())
     }
 
-    fn read(&self, memory: &Block, at: usize, len: usize) -> Result<Vec<u8>, GpuError> {
+    fn read(&self, memory: &Memory, at: usize, len: usize) -> Result<Vec<u8>, GpuError> {
         self.idle("a read")?;
-        Ok(memory.bytes()[at..at + len].to_vec())
+        self.streams.finish()?;
+        Ok(memory.block.bytes()[at..at + len].to_vec())
     }
 
-    fn zero(&self, memory: &Block, at: usize, len: usize) -> Result<(), GpuError> {
-        assert!(at + len <= memory.len(), "{len} bytes from byte {at} of {}", memory.len());
+    fn zero(&self, memory: &Memory, at: usize, len: usize) -> Result<(), GpuError> {
+        check(memory, at, len);
         // SAFETY: that many bytes are there.
-        unsafe { self.put(Step::Zero(memory.ptr().offset(at), len)) }
+        unsafe { self.put(Step::Zero(memory.block.ptr().offset(at), len)) }
+    }
+
+    fn host(&self, bytes: usize) -> Result<Host, GpuError> {
+        self.idle("an allocation")?;
+        Ok(self.streams.host(bytes))
+    }
+
+    fn mark(&self) -> Result<Mark, GpuError> {
+        self.idle("a mark")?;
+        Ok(self.streams.mark())
+    }
+
+    unsafe fn send(
+        &self,
+        from: &Host,
+        to: &Memory,
+        bytes: usize,
+        after: Option<&Mark>,
+    ) -> Result<Mark, GpuError> {
+        self.idle("sending")?;
+        check(to, 0, bytes);
+        assert!(bytes <= from.len(), "{bytes} bytes of {}", from.len());
+        // SAFETY: that many bytes are there; the rest is the caller's promise.
+        Ok(unsafe { self.streams.send(from, to.block.ptr(), bytes, after) })
+    }
+
+    fn follow(&self, mark: &Mark) -> Result<(), GpuError> {
+        self.idle("waiting for a mark")?;
+        self.streams.follow(mark);
+        Ok(())
+    }
+
+    fn copy(&self, from: &Memory, to: &Memory, bytes: usize) -> Result<(), GpuError> {
+        check(from, 0, bytes);
+        check(to, 0, bytes);
+        // SAFETY: that many bytes are there.
+        unsafe { self.put(Step::Copy(from.block.ptr(), to.block.ptr(), bytes)) }
+    }
+
+    unsafe fn receive(&self, from: &Memory, at: usize, to: &mut Host) -> Result<(), GpuError> {
+        self.idle("receiving")?;
+        check(from, at, to.len());
+        // SAFETY: that many bytes are there; the rest is the caller's promise.
+        unsafe { self.streams.receive(from.block.ptr().offset(at), to) };
+        Ok(())
     }
 
     fn capture(&self, work: &mut dyn FnMut() -> Result<(), GpuError>) -> Result<Replay, GpuError> {
@@ -192,17 +247,18 @@ impl Machine for Training {
             let name = match step {
                 Step::Launch(entry, ..) => entry.name,
                 Step::Product(..) => "product",
-                Step::Zero(..) => continue,
+                Step::Zero(..) | Step::Copy(..) => continue,
             };
             *kernels.entry(name.to_string()).or_default() += 1;
         }
-        Ok(Replay { steps, kernels })
+        Ok(Replay { steps: steps.into(), kernels })
     }
 
     unsafe fn replay(&self, graph: &Replay) -> Result<(), GpuError> {
         self.idle("a replay")?;
         // SAFETY: the caller's promise: the operands are alive.
-        graph.steps.iter().try_for_each(|step| unsafe { run(step) })
+        unsafe { self.streams.launch(graph.steps.clone()) };
+        Ok(())
     }
 
     fn kernels<'g>(&self, graph: &'g Replay) -> &'g BTreeMap<String, u64> {

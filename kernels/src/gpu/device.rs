@@ -19,10 +19,12 @@ use super::{
 /// Dynamic shared memory that a kernel gets without asking.
 const DEFAULT_SHARED: u32 = 48 << 10;
 
-/// A GPU with a stream of its own. Launches and copies run in the order in which they are given.
+/// A GPU with a stream of its own. Launches and copies run in the order in which they are given, but for those
+/// [beside the launches](Self::send).
 pub struct Gpu {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    copies: Arc<CudaStream>,
     cache: Cache,
     arch: String,
     processors: u32,
@@ -43,7 +45,7 @@ impl Gpu {
         library::require(&["libcuda", "libnvrtc"])?;
         let failed = |e| GpuError::driver(&format!("GPU {ordinal}"), e);
         let context = CudaContext::new(ordinal).map_err(failed)?;
-        // SAFETY: nothing of cudarc's safe layer that would need its events is used: copies and launches share one stream.
+        // SAFETY: nothing of cudarc's safe layer that would need its events is used: what runs beside the launches has its own.
         unsafe { context.disable_event_tracking() };
         let (major, minor) = context.compute_capability().map_err(failed)?;
         if major < 8 {
@@ -64,9 +66,11 @@ impl Gpu {
         let shared = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let shared_bytes = context.attribute(shared).map_err(failed)? as usize;
         let stream = context.new_stream().map_err(failed)?;
+        let copies = context.new_stream().map_err(failed)?;
         Ok(Self {
             context,
             stream,
+            copies,
             cache,
             arch,
             processors,
@@ -230,7 +234,7 @@ impl Gpu {
     pub fn time(&self, work: impl FnOnce() -> Result<(), GpuError>) -> Result<f64, GpuError> {
         self.bind()?;
         let failed = |e| GpuError::driver("event", e);
-        let (begin, end) = (Event::new().map_err(failed)?, Event::new().map_err(failed)?);
+        let (begin, end) = (Timer::new().map_err(failed)?, Timer::new().map_err(failed)?);
         begin.record(&self.stream).map_err(failed)?;
         work()?;
         end.record(&self.stream).map_err(failed)?;
@@ -242,6 +246,18 @@ impl Gpu {
 
     pub(super) fn stream(&self) -> sys::CUstream {
         self.stream.cu_stream()
+    }
+
+    pub(super) fn launches(&self) -> &CudaStream {
+        &self.stream
+    }
+
+    pub(super) fn copies(&self) -> &CudaStream {
+        &self.copies
+    }
+
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
+        &self.context
     }
 
     pub(super) fn bind(&self) -> Result<(), GpuError> {
@@ -347,6 +363,7 @@ impl Launcher for Gpu {
 impl Drop for Gpu {
     fn drop(&mut self) {
         let _ = self.synchronise();
+        let _ = self.copies.synchronize();
         if self.bind().is_ok() {
             for module in self.modules.borrow().values() {
                 // SAFETY: loaded by this GPU, whose launches have ended.
@@ -375,7 +392,7 @@ impl Buffer {
     }
 
     /// Address of byte `at`, of which `len` bytes are inside.
-    fn span(&self, at: usize, len: usize) -> sys::CUdeviceptr {
+    pub(super) fn span(&self, at: usize, len: usize) -> sys::CUdeviceptr {
         let inside = at.checked_add(len).is_some_and(|end| end <= self.bytes);
         assert!(inside, "{len} bytes from byte {at} of a buffer of {}", self.bytes);
         self.address + at as u64
@@ -391,9 +408,10 @@ impl Drop for Buffer {
     }
 }
 
-struct Event(sys::CUevent);
+/// An event that has the time.
+struct Timer(sys::CUevent);
 
-impl Event {
+impl Timer {
     fn new() -> Result<Self, DriverError> {
         result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map(Self)
     }
@@ -404,7 +422,7 @@ impl Event {
     }
 }
 
-impl Drop for Event {
+impl Drop for Timer {
     fn drop(&mut self) {
         // SAFETY: created in `new` and destroyed here only.
         let _ = unsafe { result::event::destroy(self.0) };

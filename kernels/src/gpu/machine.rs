@@ -1,17 +1,31 @@
 //! What a training needs of a device: memory, launches, products, and work that is kept and run again.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::DerefMut};
 
 use super::{
-    Buffer, Entry, Gpu, GpuError, Graph, Launcher, Needs, Product, Products, Ptr,
+    Buffer, Entry, Gpu, GpuError, Graph, Launcher, Needs, Pinned, Product, Products, Ptr,
+    beside::Event,
     compile::Cache,
     matmul::{Matmul, WORKSPACE_BYTES},
 };
 
-/// A launcher with memory. Everything runs in the order in which it is given.
+/// A point in the order of what a machine does.
+pub trait Wait: Send {
+    /// Waits until it has passed; on any thread.
+    ///
+    /// # Errors
+    /// Something before failed.
+    fn wait(&self) -> Result<(), GpuError>;
+}
+
+/// A launcher with memory. Everything runs in the order in which it is given, but for what is [sent](Self::send).
 pub trait Machine {
-    /// A piece of memory, freed when dropped.
+    /// A piece of memory, freed when dropped, behind what uses it.
     type Memory;
+    /// Bytes of the host that the machine reads and writes by itself.
+    type Host: DerefMut<Target = [u8]> + Send;
+    /// A point in the order of the launches, or of what is sent.
+    type Mark: Wait;
     /// Captured work.
     type Graph;
 
@@ -78,6 +92,65 @@ pub trait Machine {
     /// As [`write`](Self::write).
     fn zero(&self, memory: &Self::Memory, at: usize, len: usize) -> Result<(), GpuError>;
 
+    /// Host memory of zeros.
+    ///
+    /// # Errors
+    /// There is none left.
+    fn host(&self, bytes: usize) -> Result<Self::Host, GpuError>;
+
+    /// A point behind every launch so far.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    fn mark(&self) -> Result<Self::Mark, GpuError>;
+
+    /// Copies the first bytes of host memory to the beginning of memory, in order with whatever else is sent and once `after`
+    /// has passed, but in no order with the launches: those that [follow](Self::follow) the mark alone find the bytes there.
+    ///
+    /// # Safety
+    /// Until the mark has passed, the host memory is neither written nor freed, and no launch touches those bytes of the memory
+    /// that is neither before `after` nor follows the mark.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    ///
+    /// # Panics
+    /// If either is shorter.
+    unsafe fn send(
+        &self,
+        from: &Self::Host,
+        to: &Self::Memory,
+        bytes: usize,
+        after: Option<&Self::Mark>,
+    ) -> Result<Self::Mark, GpuError>;
+
+    /// Later launches wait for a mark.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    fn follow(&self, mark: &Self::Mark) -> Result<(), GpuError>;
+
+    /// Copies the first bytes of memory to the beginning of other memory, in order with the launches.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    ///
+    /// # Panics
+    /// As [`send`](Self::send).
+    fn copy(&self, from: &Self::Memory, to: &Self::Memory, bytes: usize) -> Result<(), GpuError>;
+
+    /// Fills host memory from byte `at`, in order with the launches: it is there when a later [`mark`](Self::mark) has passed.
+    ///
+    /// # Safety
+    /// The host memory is neither touched nor freed until then.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    ///
+    /// # Panics
+    /// As [`write`](Self::write).
+    unsafe fn receive(&self, from: &Self::Memory, at: usize, to: &mut Self::Host) -> Result<(), GpuError>;
+
     /// Captures what `work` launches; none of it runs.
     ///
     /// # Errors
@@ -123,6 +196,8 @@ impl Cuda {
 
 impl Machine for Cuda {
     type Memory = Buffer;
+    type Host = Pinned;
+    type Mark = Event;
     type Graph = Graph<'static>;
 
     fn name(&self) -> String {
@@ -173,6 +248,38 @@ impl Machine for Cuda {
 
     fn zero(&self, memory: &Buffer, at: usize, len: usize) -> Result<(), GpuError> {
         self.gpu.zero(memory, at, len)
+    }
+
+    fn host(&self, bytes: usize) -> Result<Pinned, GpuError> {
+        self.gpu.pinned(bytes)
+    }
+
+    fn mark(&self) -> Result<Event, GpuError> {
+        self.gpu.mark()
+    }
+
+    unsafe fn send(
+        &self,
+        from: &Pinned,
+        to: &Buffer,
+        bytes: usize,
+        after: Option<&Event>,
+    ) -> Result<Event, GpuError> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.gpu.send(from, to, bytes, after) }
+    }
+
+    fn follow(&self, mark: &Event) -> Result<(), GpuError> {
+        self.gpu.follow(mark)
+    }
+
+    fn copy(&self, from: &Buffer, to: &Buffer, bytes: usize) -> Result<(), GpuError> {
+        self.gpu.copy_bytes(from, to, bytes)
+    }
+
+    unsafe fn receive(&self, from: &Buffer, at: usize, to: &mut Pinned) -> Result<(), GpuError> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.gpu.receive(from, at, to) }
     }
 
     fn capture(&self, work: &mut dyn FnMut() -> Result<(), GpuError>) -> Result<Graph<'static>, GpuError> {

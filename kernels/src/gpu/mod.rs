@@ -8,6 +8,7 @@
 //! | [`launch`] | what a kernel's `cuda.rs` says: source, grid, arguments |
 //! | [`eager`] | what the eager variants share |
 //! | [`device`] | memory, streams, events; runs launches |
+//! | [`beside`] | copies that run beside the launches |
 //! | [`graph`] | work that is captured once and run again |
 //! | [`machine`] | all that a training needs of a device |
 //! | [`product`], [`matmul`] | matrix products; by cuBLASLt, planned and tuned |
@@ -20,6 +21,7 @@
 mod algorithms;
 mod args;
 pub mod bench;
+pub mod beside;
 pub mod compile;
 pub mod device;
 pub mod digest;
@@ -32,9 +34,10 @@ pub mod machine;
 pub mod matmul;
 pub mod product;
 
+pub use beside::Pinned;
 pub use device::{Buffer, Gpu};
 pub use error::GpuError;
 pub use graph::Graph;
 pub use launch::{Arg, Elem, Entry, Grid, Launcher, Needs, Ptr, Unit, le_bytes};
-pub use machine::Machine;
+pub use machine::{Machine, Wait};
 pub use product::{Product, Products};

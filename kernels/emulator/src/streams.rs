@@ -1,0 +1,387 @@
+//! Two streams, as a GPU has them: launches, and copies beside them. Neither does anything before somebody waits for it, so that
+//! what is in order is in order because of a mark, and not because it was asked for earlier.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    ops::{Deref, DerefMut, Range},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::ThreadId,
+};
+
+use chronicals_kernels::gpu::{Arg, Entry, GpuError, Grid, Launcher, Product, Products, Ptr, Wait};
+
+use crate::{Block, Emulator};
+
+/// When what is sent arrives, of all times that the marks allow. What is right is so with either.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arrival {
+    /// When somebody waits for it: whoever does not, reads what was there before.
+    #[default]
+    Late,
+    /// As soon as it may, ahead of launches that were put before: whoever has them still to read what it overwrites, reads it.
+    Early,
+}
+
+/// A piece of work.
+#[derive(Clone)]
+pub(super) enum Step {
+    Launch(Entry, Grid, Vec<Arg>),
+    Product(Product, [Ptr; 4]),
+    Zero(Ptr, usize),
+    Copy(Ptr, Ptr, usize),
+}
+
+impl Step {
+    /// # Safety
+    /// As [`Launcher::launch`].
+    unsafe fn run(&self) -> Result<(), GpuError> {
+        // SAFETY: the caller's promise is the same.
+        unsafe {
+            match self {
+                Step::Launch(entry, grid, args) => Emulator.launch(*entry, *grid, args),
+                Step::Product(product, [a, b, bias, c]) => Emulator.product(product, *a, *b, *bias, *c),
+                Step::Zero(at, len) => {
+                    address(*at).write_bytes(0, *len);
+                    Ok(())
+                }
+                Step::Copy(from, to, len) => {
+                    address(*to).copy_from(address(*from), *len);
+                    Ok(())
+                }
+            }
+        }
+    }
+}
+
+fn address(at: Ptr) -> *mut u8 {
+    std::ptr::with_exposed_provenance_mut(at.0 as usize)
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Line {
+    Launches,
+    Copies,
+}
+
+/// So much of a stream.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    line: Line,
+    count: usize,
+}
+
+/// What is on a stream.
+enum Work {
+    Steps(Arc<[Step]>),
+    /// Steps that read or write host memory.
+    OfHost(Step, Range<usize>),
+    Follow(Place),
+}
+
+#[derive(Default)]
+struct Stream {
+    waiting: VecDeque<Work>,
+    done: usize,
+}
+
+/// Both streams.
+#[derive(Default)]
+pub(super) struct Streams {
+    launches: Stream,
+    copies: Stream,
+    arrival: Arrival,
+    failed: Option<GpuError>,
+    sent: usize,
+    writers: HashSet<ThreadId>,
+}
+
+impl Streams {
+    fn of(&mut self, line: Line) -> &mut Stream {
+        match line {
+            Line::Launches => &mut self.launches,
+            Line::Copies => &mut self.copies,
+        }
+    }
+
+    fn put(&mut self, line: Line, work: Work) {
+        self.of(line).waiting.push_back(work);
+        self.hurry();
+    }
+
+    /// The end of a stream as it is now.
+    fn end(&mut self, line: Line) -> Place {
+        let stream = self.of(line);
+        Place { line, count: stream.done + stream.waiting.len() }
+    }
+
+    fn has_passed(&self, place: Place) -> bool {
+        let stream = match place.line {
+            Line::Launches => &self.launches,
+            Line::Copies => &self.copies,
+        };
+        stream.done >= place.count
+    }
+
+    /// Runs the streams up to a place, and as much of the other one as that waits for. Behind a failure nothing runs.
+    fn reach(&mut self, place: Place) {
+        while !self.has_passed(place) {
+            if let Some(Work::Follow(other)) = self.of(place.line).waiting.front() {
+                let other = *other;
+                self.reach(other);
+            }
+            self.advance(place.line);
+        }
+    }
+
+    fn advance(&mut self, line: Line) {
+        let work = self.of(line).waiting.pop_front().expect("a place is on its stream");
+        let steps = match &work {
+            Work::Steps(steps) => &**steps,
+            Work::OfHost(step, _) => std::slice::from_ref(step),
+            Work::Follow(_) => &[],
+        };
+        for step in steps {
+            if self.failed.is_none() {
+                // SAFETY: who put it there promised that it may run until it is waited for.
+                self.failed = unsafe { step.run() }.err();
+            }
+        }
+        self.of(line).done += 1;
+        self.hurry();
+    }
+
+    /// Copies that may run, where they are early.
+    fn hurry(&mut self) {
+        while self.arrival == Arrival::Early {
+            match self.copies.waiting.front() {
+                None => return,
+                Some(Work::Follow(other)) if !self.has_passed(*other) => return,
+                Some(_) => self.advance(Line::Copies),
+            }
+        }
+    }
+
+    /// Whether work that waits has to do with host memory.
+    fn touches(&self, host: &Range<usize>) -> bool {
+        let of_host =
+            |work: &Work| matches!(work, Work::OfHost(_, r) if r.start < host.end && host.start < r.end);
+        self.launches.waiting.iter().chain(&self.copies.waiting).any(of_host)
+    }
+}
+
+/// The streams, for whoever has to do with them.
+#[derive(Clone, Default)]
+pub(super) struct Shared(Arc<Mutex<Streams>>);
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Streams> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_arrival(&self, arrival: Arrival) {
+        self.lock().arrival = arrival;
+    }
+
+    /// Puts steps behind the launches.
+    ///
+    /// # Safety
+    /// As [`Launcher::launch`], of each.
+    pub(super) unsafe fn launch(&self, steps: impl Into<Arc<[Step]>>) {
+        self.lock().put(Line::Launches, Work::Steps(steps.into()));
+    }
+
+    /// Waits for everything.
+    pub(super) fn finish(&self) -> Result<(), GpuError> {
+        let mut streams = self.lock();
+        for line in [Line::Launches, Line::Copies] {
+            let end = streams.end(line);
+            streams.reach(end);
+        }
+        streams.failed.clone().map_or(Ok(()), Err)
+    }
+
+    pub(super) fn mark(&self) -> Mark {
+        Mark { place: self.lock().end(Line::Launches), streams: self.clone() }
+    }
+
+    pub(super) fn follow(&self, mark: &Mark) {
+        self.lock().put(Line::Launches, Work::Follow(mark.place));
+    }
+
+    /// # Safety
+    /// As `Machine::send`.
+    pub(super) unsafe fn send(&self, from: &Host, to: Ptr, bytes: usize, after: Option<&Mark>) -> Mark {
+        let mut streams = self.lock();
+        streams.sent += 1;
+        if let Some(after) = after {
+            streams.put(Line::Copies, Work::Follow(after.place));
+        }
+        let step = Step::Copy(from.block.ptr(), to, bytes);
+        streams.put(Line::Copies, Work::OfHost(step, from.range()));
+        Mark { place: streams.end(Line::Copies), streams: self.clone() }
+    }
+
+    /// # Safety
+    /// As `Machine::receive`.
+    pub(super) unsafe fn receive(&self, from: Ptr, to: &Host) {
+        let step = Step::Copy(from, to.block.ptr(), to.block.len());
+        self.lock().put(Line::Launches, Work::OfHost(step, to.range()));
+    }
+
+    pub(super) fn host(&self, bytes: usize) -> Host {
+        Host { block: Block::new(&vec![0; bytes]), streams: self.clone() }
+    }
+
+    pub(super) fn sent(&self) -> usize {
+        self.lock().sent
+    }
+
+    pub(super) fn writers(&self) -> HashSet<ThreadId> {
+        self.lock().writers.clone()
+    }
+}
+
+/// A point in the order of a stream.
+pub struct Mark {
+    place: Place,
+    streams: Shared,
+}
+
+impl Wait for Mark {
+    fn wait(&self) -> Result<(), GpuError> {
+        let mut streams = self.streams.lock();
+        streams.reach(self.place);
+        streams.failed.clone().map_or(Ok(()), Err)
+    }
+}
+
+/// Memory of the host that copies read and write. It is an error to touch or to free it before those have passed.
+pub struct Host {
+    block: Block,
+    streams: Shared,
+}
+
+// SAFETY: it is memory and nothing else, which its owner alone reaches.
+unsafe impl Send for Host {}
+
+impl Host {
+    fn range(&self) -> Range<usize> {
+        let begin = self.block.ptr().0 as usize;
+        begin..begin + self.block.len()
+    }
+
+    fn check(&self, what: &str) {
+        let busy = self.streams.lock().touches(&self.range());
+        assert!(!busy, "host memory is {what} while a copy of it waits");
+    }
+}
+
+impl Deref for Host {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.check("read");
+        // SAFETY: as many bytes were allocated and written; no copy has them.
+        unsafe { std::slice::from_raw_parts(address(self.block.ptr()), self.block.len()) }
+    }
+}
+
+impl DerefMut for Host {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.check("written");
+        self.streams.lock().writers.insert(std::thread::current().id());
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(address(self.block.ptr()), self.block.len()) }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.check("freed");
+        }
+    }
+}
+
+/// Memory of the machine. Who frees it waits for what may use it, as on a GPU.
+pub struct Memory {
+    pub(super) block: Block,
+    pub(super) streams: Shared,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // A failure is told to whoever waits next.
+        let _ = self.streams.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chronicals_kernels::gpu::Machine;
+
+    use super::*;
+    use crate::Training;
+
+    /// The two bytes that were read of what was sent, where the launches wait for it or not, and what is sent waits for the read
+    /// before it or not.
+    fn sent(arrival: Arrival, [follows, waits]: [bool; 2]) -> [u8; 2] {
+        let machine = Training::arriving(arrival);
+        let [staging, batch] = [(); 2].map(|()| machine.alloc(1).unwrap());
+        let mut taken = None;
+        let read = [1, 2].map(|byte| {
+            let mut block = machine.host(1).unwrap();
+            block[0] = byte;
+            let mut read = machine.host(1).unwrap();
+            // SAFETY: the host memory is kept until everything has passed; the order is the test.
+            unsafe {
+                let arrived = machine.send(&block, &staging, 1, taken.as_ref().filter(|_| waits)).unwrap();
+                if follows {
+                    machine.follow(&arrived).unwrap();
+                }
+                machine.copy(&staging, &batch, 1).unwrap();
+                machine.receive(&batch, 0, &mut read).unwrap();
+            }
+            taken = Some(machine.mark().unwrap());
+            (block, read)
+        });
+        machine.streams.finish().unwrap();
+        read.map(|(_, read)| read[0])
+    }
+
+    #[test]
+    fn a_mark_that_is_missing_shows() {
+        for arrival in [Arrival::Late, Arrival::Early] {
+            assert_eq!(sent(arrival, [true, true]), [1, 2], "{arrival:?}");
+        }
+        assert_eq!(sent(Arrival::Late, [false, true]), [0, 0]);
+        assert_eq!(sent(Arrival::Early, [true, false]), [2, 2]);
+    }
+
+    #[test]
+    #[should_panic(expected = "written while a copy of it waits")]
+    fn host_memory_is_not_written_under_a_copy() {
+        let machine = Training::new();
+        let (memory, mut block) = (machine.alloc(1).unwrap(), machine.host(1).unwrap());
+        // SAFETY: nothing runs: the test writes to it, and that is refused.
+        unsafe { drop(machine.send(&block, &memory, 1, None).unwrap()) };
+        block[0] = 1;
+    }
+
+    #[test]
+    fn another_thread_can_wait() {
+        let machine = Training::new();
+        let (memory, mut block) = (machine.alloc(1).unwrap(), machine.host(1).unwrap());
+        block[0] = 7;
+        // SAFETY: the block is written to when the copy has passed.
+        let arrived = unsafe { machine.send(&block, &memory, 1, None).unwrap() };
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                arrived.wait().unwrap();
+                block[0] = 8;
+            });
+        });
+        assert_eq!(machine.read(&memory, 0, 1).unwrap(), [7]);
+        assert_eq!(machine.writers().len(), 2);
+    }
+}
