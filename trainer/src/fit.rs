@@ -1,14 +1,16 @@
 //! Batches of a plan, and the loop that trains on them.
 
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
 use chronibench_protocol::{BatchPlan, TokenStore};
 use chronicals_data::batch::{StepBatches, collate_step};
 
 use crate::{
-    backend::Backend,
+    backend::{Backend, Stager},
     config::ModelConfig,
     error::Error,
     model::Capacity,
-    trainer::{StepReport, Trainer},
+    trainer::{Head, Running, StepReport, Trainer},
 };
 
 /// Tokens and the plan of batches over them, checked against each other and the model.
@@ -68,18 +70,80 @@ impl Batches {
     }
 }
 
-/// Trains on every step of the plan and reports each.
+/// Trains on the first `steps` steps of the plan and reports each.
+///
+/// The batches to come are collated and encoded by a thread of their own. A device that works by itself has the next step before
+/// the numbers of the last are read: it does not wait for the host between steps.
 ///
 /// # Errors
 /// A step fails, or `report` does.
 pub fn fit<B: Backend>(
     trainer: &mut Trainer<B>,
     batches: &Batches,
-    mut report: impl FnMut(u32, &StepReport) -> Result<(), Error>,
+    steps: u32,
+    mut report: impl FnMut(u32, StepReport) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    for step in 0..batches.steps() {
-        let r = trainer.train_step(&batches.step(step)?)?;
-        report(step, &r)?;
+    let stager = trainer.backend().stager();
+    std::thread::scope(|scope| {
+        // Dropped on the way out, whereupon the preparer ends.
+        let (to, prepared) = sync_channel(WAITING);
+        let preparer = std::thread::Builder::new().name("preparer".into());
+        let prepare = move || prepare(batches, &stager, steps, &to);
+        preparer.spawn_scoped(scope, prepare).map_err(|e| {
+            Error::new(format!("cannot start a thread: {e}"), "preparing batches").environment()
+        })?;
+        let mut finish = |trainer: &mut Trainer<B>, step, running| report(step, trainer.wait(running)?);
+        let mut last = None;
+        for step in 0..steps {
+            let running = launch(trainer, step, &prepared)?;
+            if !B::APART {
+                finish(trainer, step, running)?;
+            } else if let Some(before) = last.replace(running) {
+                finish(trainer, step - 1, before)?;
+            }
+        }
+        last.map_or(Ok(()), |running| finish(trainer, steps - 1, running))
+    })
+}
+
+/// What waits for the trainer, besides what it works on: enough that it need not wait, and little memory.
+const WAITING: usize = 2;
+
+/// What the preparer hands over, in the order of the plan.
+enum Prepared<S> {
+    Head(Head),
+    Batch(S),
+}
+
+type Sent<S> = Result<Prepared<S>, Error>;
+
+/// Collates and encodes every batch, until that fails or nobody wants them any more.
+fn prepare<S: Stager>(batches: &Batches, stager: &S, steps: u32, to: &SyncSender<Sent<S::Staged>>) {
+    for step in 0..steps {
+        let collated = batches.step(step);
+        let head = collated.as_ref().map(|batches| Prepared::Head(Head::of(step, batches)));
+        if to.send(head.map_err(Clone::clone)).is_err() {
+            return;
+        }
+        for batch in collated.into_iter().flat_map(|batches| batches.micro_batches) {
+            if to.send(stager.stage(batch).map(Prepared::Batch)).is_err() {
+                return;
+            }
+        }
     }
-    Ok(())
+}
+
+fn launch<B: Backend>(
+    trainer: &mut Trainer<B>,
+    step: u32,
+    prepared: &Receiver<Sent<B::Staged>>,
+) -> Result<Running<B>, Error> {
+    // The preparer ends early when it panics, which ends this thread too when it is joined.
+    let next = || prepared.recv().unwrap_or_else(|_| Err(Error::new("no more batches", "preparing batches")));
+    let Prepared::Head(head) = next()? else { unreachable!("a step begins with its head") };
+    assert_eq!(head.step, step, "steps come in order");
+    trainer.launch(head, |_| match next()? {
+        Prepared::Batch(batch) => Ok(batch),
+        Prepared::Head(_) => unreachable!("a step has as many batches as its head says"),
+    })
 }

@@ -9,7 +9,7 @@ use chronibench_protocol::{
 use chronicals_data::batch::{Batch, StepBatches};
 
 use crate::{
-    backend::{Backend, StepStats, Update, Work},
+    backend::{Backend, Stager, Update, Work},
     config::ModelConfig,
     error::Error,
     fit::Batches,
@@ -30,6 +30,37 @@ pub struct StepReport {
     pub lr: BTreeMap<String, f64>,
     /// Tokens of the step.
     pub tokens: TokenCounts,
+    /// Digest of the ids that ran, see [`StepBatches::digest`].
+    pub digest: String,
+}
+
+/// What is known of a step's batches before the first of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Head {
+    /// Step of the plan.
+    pub step: u32,
+    /// How many micro-batches there are.
+    pub micro_batches: usize,
+    /// Their tokens.
+    pub tokens: TokenCounts,
+    /// See [`StepBatches::digest`].
+    pub digest: String,
+}
+
+impl Head {
+    /// Of batches.
+    pub fn of(step: u32, batches: &StepBatches) -> Self {
+        let StepBatches { micro_batches, counts, digest } = batches;
+        Self { step, micro_batches: micro_batches.len(), tokens: *counts, digest: digest.clone() }
+    }
+}
+
+/// A step that was handed to the device.
+pub struct Running<B: Backend> {
+    ended: B::Ended,
+    step: u32,
+    lr: BTreeMap<String, f64>,
+    head: Head,
 }
 
 /// A model, its optimizer and where it is in the schedule.
@@ -116,7 +147,7 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// The device fails, or the plan does not fit the tokens.
     pub fn rehearse(&mut self, batches: &Batches) -> Result<(), Error> {
-        let steps = if B::REHEARSES { batches.steps() } else { 0 };
+        let steps = if B::APART { batches.steps() } else { 0 };
         for step in 0..self.total_steps.min(steps) {
             for batch in &batches.step(step)?.micro_batches {
                 self.backend.rehearse(&self.model, batch)?;
@@ -125,33 +156,72 @@ impl<B: Backend> Trainer<B> {
         Ok(())
     }
 
-    /// One optimizer step over all micro-batches.
+    /// One optimizer step over all micro-batches, from beginning to end. [`fit`](crate::fit::fit) trains without a pause between
+    /// steps.
+    ///
+    /// # Errors
+    /// As [`launch`](Self::launch) and [`wait`](Self::wait).
+    pub fn train_step(&mut self, batches: &StepBatches) -> Result<StepReport, Error> {
+        let stager = self.backend.stager();
+        let mut each = batches.micro_batches.iter().cloned();
+        let head = Head::of(self.step, batches);
+        let running = self.launch(head, |_| stager.stage(each.next().expect("as many as the head says")))?;
+        self.wait(running)
+    }
+
+    /// Hands a step to the device: forward and backward of every micro-batch, then the update. `batch` gives the micro-batches,
+    /// by number.
     ///
     /// The gradient is that of the mean loss over *all* loss tokens of the step, so micro-batches of unequal size weigh
     /// as they would in one large batch.
     ///
     /// # Errors
-    /// The loss or the gradient norm is not finite, or the device fails; the parameters are then not to be used. A step
-    /// without a single loss token.
-    pub fn train_step(&mut self, batches: &StepBatches) -> Result<StepReport, Error> {
-        let tokens = batches.counts;
-        if tokens.loss == 0 {
+    /// A step without a single loss token, and whatever `batch` says.
+    pub fn launch(
+        &mut self,
+        head: Head,
+        mut batch: impl FnMut(usize) -> Result<B::Staged, Error>,
+    ) -> Result<Running<B>, Error> {
+        if head.tokens.loss == 0 {
             return Err(Error::new("the batch has no token to learn", format!("step {}", self.step))
                 .hint("every sample was masked or one token long: check the data and completion_only_loss"));
         }
         let update = self.next_update();
-        let stats = self.run(&batches.micro_batches, 1.0 / tokens.loss as f32, &update)?;
+        let Self { backend: b, model: m, .. } = self;
+        b.begin(1.0 / head.tokens.loss as f32);
+        b.schedule(&m.groups, &update);
+        if head.micro_batches == 1 {
+            b.feed(batch(0)?);
+            b.submit(Work::Step, |b| {
+                first(b, m);
+                b.update(&m.groups, m.grads);
+            });
+        } else {
+            accumulate(b, m, head.micro_batches, batch)?;
+            b.submit(Work::Update, |b| b.update(&m.groups, m.grads));
+        }
+        let ended = b.end();
+        self.step += 1;
+        let lr = self.model.groups.iter().map(|g| (g.name.to_string(), update.lr * g.lr_ratio)).collect();
+        Ok(Running { ended, step: self.step - 1, lr, head })
+    }
+
+    /// Waits for a step, the oldest first.
+    ///
+    /// # Errors
+    /// The loss or the gradient norm is not finite, or the device fails; the parameters are then not to be used.
+    pub fn wait(&mut self, running: Running<B>) -> Result<StepReport, Error> {
+        let Running { ended, step, lr, head: Head { tokens, digest, .. } } = running;
+        let stats = self.backend.stats(ended)?;
         let loss = stats.loss_sum / tokens.loss as f64;
         if !(loss.is_finite() && stats.grad_norm.is_finite()) {
             return Err(Error::new(
                 format!("training diverged: loss {loss}, gradient norm {}", stats.grad_norm),
-                format!("step {}", self.step),
+                format!("step {step}"),
             )
             .hint("lower learning_rate, add warmup_steps, or set max_grad_norm"));
         }
-        self.step += 1;
-        let lr = self.model.groups.iter().map(|g| (g.name.to_string(), update.lr * g.lr_ratio)).collect();
-        Ok(StepReport { loss, grad_norm: stats.grad_norm, lr, tokens })
+        Ok(StepReport { loss, grad_norm: stats.grad_norm, lr, tokens, digest })
     }
 
     fn next_update(&self) -> Update {
@@ -167,28 +237,18 @@ impl<B: Backend> Trainer<B> {
         }
     }
 
-    /// Forward and backward of every micro-batch, then the update.
-    fn run(&mut self, batches: &[Batch], loss_scale: f32, update: &Update) -> Result<StepStats, Error> {
-        let Self { backend: b, model: m, .. } = self;
-        b.begin(loss_scale);
-        b.schedule(&m.groups, update);
-        b.zero(m.grads);
-        accumulate(b, m, batches);
-        b.submit(Work::Update, |b| b.update(&m.groups, m.grads));
-        b.finish()
-    }
-
     /// Gradients of the mean loss over `batches` without an update, by parameter name; and that loss.
     ///
     /// # Errors
     /// The device fails.
     pub fn gradients(&mut self, batches: &[Batch]) -> Result<(f64, BTreeMap<String, Vec<f32>>), Error> {
         let count = batches.iter().map(|b| b.counts.loss).sum::<u64>().max(1);
+        let stager = self.backend.stager();
         let Self { backend: b, model: m, .. } = &mut *self;
         b.begin(1.0 / count as f32);
-        b.zero(m.grads);
-        accumulate(b, m, batches);
-        let stats = b.finish()?;
+        accumulate(b, m, batches.len(), |i| stager.stage(batches[i].clone()))?;
+        let ended = b.end();
+        let stats = b.stats(ended)?;
         let grads = self.backend.read(self.model.grads)?;
         let named = self.trainable().tensors.iter();
         let named = named.map(|t| (t.name.clone(), grads[t.offset..t.offset + t.len()].to_vec())).collect();
@@ -200,16 +260,18 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// The device fails.
     pub fn evaluate(&mut self, batches: &[Batch]) -> Result<f64, Error> {
+        let stager = self.backend.stager();
         let Self { backend: b, model: m, .. } = self;
         b.begin(1.0);
         for batch in batches {
-            b.upload(batch);
+            b.feed(stager.stage(batch.clone())?);
             b.submit(Work::Evaluate, |b| {
                 step::forward(b, m);
                 b.loss_forward(&m.head, m.y);
             });
         }
-        let stats = b.finish()?;
+        let ended = b.end();
+        let stats = b.stats(ended)?;
         Ok(stats.loss_sum / stats.loss_tokens.max(1) as f64)
     }
 
@@ -243,15 +305,34 @@ impl<B: Backend> Trainer<B> {
     }
 }
 
-/// Adds every micro-batch's gradient to the gradients.
-fn accumulate<B: Backend>(b: &mut B, m: &Model, batches: &[Batch]) {
-    for batch in batches {
-        b.upload(batch);
-        b.submit(Work::Train, |b| {
-            step::forward(b, m);
-            step::backward(b, m);
-        });
+/// Forward and backward of a micro-batch.
+fn train<B: Backend>(b: &mut B, m: &Model) {
+    step::forward(b, m);
+    step::backward(b, m);
+}
+
+/// The same, the first of a step.
+fn first<B: Backend>(b: &mut B, m: &Model) {
+    b.zero(m.grads);
+    train(b, m);
+}
+
+/// The sum of every micro-batch's gradient.
+fn accumulate<B: Backend>(
+    b: &mut B,
+    m: &Model,
+    count: usize,
+    mut batch: impl FnMut(usize) -> Result<B::Staged, Error>,
+) -> Result<(), Error> {
+    for i in 0..count {
+        b.feed(batch(i)?);
+        if i == 0 {
+            b.submit(Work::First, |b| first(b, m));
+        } else {
+            b.submit(Work::More, |b| train(b, m));
+        }
     }
+    Ok(())
 }
 
 fn check_args(a: &TrainArgs) -> Result<(), Error> {

@@ -22,7 +22,7 @@ use crate::{
     config::ModelConfig,
     device::{Device, check_cpu_precision, lacking},
     error::Error,
-    fit::Batches,
+    fit::{Batches, fit},
     memory::peak_rss_bytes,
     model::Setup,
     trainer::{StepReport, Trainer},
@@ -236,7 +236,7 @@ fn ready<B: Backend>(inputs: &Inputs, trainer: &Trainer<B>) -> Ready {
     }
 }
 
-/// Runs every step; the clock of a window is read at its two edges only.
+/// Runs every step. A step begins where the one before it ended, and a window where the one before it did: nothing lies between.
 fn steps<B: Backend>(
     spec: &Spec,
     inputs: &Inputs,
@@ -245,53 +245,42 @@ fn steps<B: Backend>(
 ) -> Result<Option<GemmShare>, Error> {
     let m = &spec.measure;
     let clock = Instant::now();
-    let now = || clock.elapsed().as_nanos() as u64;
-    let mut window_start = 0;
-    for step in 0..m.total_steps() {
+    gemm::reset_stats();
+    let (mut step_start, mut window_start) = (0, 0);
+    fit(trainer, &inputs.batches, m.total_steps(), |step, report| {
+        let end_ns = clock.elapsed().as_nanos() as u64;
         let timed = step.checked_sub(m.untimed_steps);
-        if timed == Some(0) {
-            gemm::reset_stats();
-        }
-        let start_ns = now();
-        if timed.is_some_and(|t| t.is_multiple_of(m.window_steps)) {
-            window_start = start_ns;
-        }
-        let batches = inputs.batches.step(step)?;
-        let report = trainer.train_step(&batches)?;
-        let end_ns = now();
         let phase = if timed.is_some() { Phase::Timed } else { Phase::Untimed };
-        emit(Event::Step(step_event(step, phase, (start_ns, end_ns), batches.digest, report)))?;
-        if let Some(t) = timed.filter(|t| (t + 1).is_multiple_of(m.window_steps)) {
-            let index = t / m.window_steps;
-            let first_step = step + 1 - m.window_steps;
-            emit(Event::Window(Window {
-                index,
-                first_step,
-                last_step: step,
-                start_ns: window_start,
-                end_ns: now(),
-            }))?;
+        emit(Event::Step(step_event(step, phase, (step_start, end_ns), report)))?;
+        step_start = end_ns;
+        match timed.map(|t| t + 1) {
+            None => {
+                // Where it is the last of them, what is counted begins here.
+                gemm::reset_stats();
+                window_start = end_ns;
+                Ok(())
+            }
+            Some(t) if t.is_multiple_of(m.window_steps) => {
+                let start_ns = std::mem::replace(&mut window_start, end_ns);
+                let (index, first_step) = (t / m.window_steps - 1, step + 1 - m.window_steps);
+                emit(Event::Window(Window { index, first_step, last_step: step, start_ns, end_ns }))
+            }
+            Some(_) => Ok(()),
         }
-    }
+    })?;
     // The clock is around the processor's products; those of a GPU are not timed one by one.
     let measured = inputs.device == Device::Cpu;
     let g = gemm::stats();
     Ok(measured.then(|| GemmShare { ns: g.ns, flops: g.flops, method: "measured".into() }))
 }
 
-fn step_event(
-    step: u32,
-    phase: Phase,
-    (start_ns, end_ns): (u64, u64),
-    digest: String,
-    r: StepReport,
-) -> Step {
+fn step_event(step: u32, phase: Phase, (start_ns, end_ns): (u64, u64), r: StepReport) -> Step {
     Step {
         step,
         phase,
         start_ns,
         end_ns,
-        digest,
+        digest: r.digest,
         tokens: r.tokens,
         loss: r.loss,
         grad_norm: r.grad_norm,

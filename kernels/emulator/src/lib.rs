@@ -23,7 +23,7 @@ use std::{alloc::Layout, ptr::NonNull};
 
 use chronicals_kernels::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Product, Products, Ptr};
 
-pub use machine::{Replay, Training};
+pub use machine::{Counter, Replay, Training};
 pub use streams::{Arrival, Host, Mark, Memory};
 
 /// Multiprocessors: few, so that persistent kernels go round more than once.

@@ -26,6 +26,16 @@ pub struct Training {
     tuned: RefCell<HashSet<Product>>,
 }
 
+/// Counts what a machine sends.
+pub struct Counter(Shared);
+
+impl Counter {
+    /// How often so far.
+    pub fn sent(&self) -> usize {
+        self.0.sent()
+    }
+}
+
 /// Captured work.
 pub struct Replay {
     steps: Arc<[Step]>,
@@ -45,9 +55,9 @@ impl Training {
         machine
     }
 
-    /// How often something was sent.
-    pub fn sent(&self) -> usize {
-        self.streams.sent()
+    /// How often something was sent, for whoever looks on while the machine is lent.
+    pub fn counter(&self) -> Counter {
+        Counter(self.streams.clone())
     }
 
     /// Threads that wrote to host memory.

@@ -78,6 +78,13 @@ enum Work {
     Follow(Place),
 }
 
+impl Work {
+    /// What it waits for and nothing else.
+    fn awaited(&self) -> Option<Place> {
+        if let Work::Follow(place) = self { Some(*place) } else { None }
+    }
+}
+
 #[derive(Default)]
 struct Stream {
     waiting: VecDeque<Work>,
@@ -125,11 +132,12 @@ impl Streams {
     /// Runs the streams up to a place, and as much of the other one as that waits for. Behind a failure nothing runs.
     fn reach(&mut self, place: Place) {
         while !self.has_passed(place) {
-            if let Some(Work::Follow(other)) = self.of(place.line).waiting.front() {
-                let other = *other;
-                self.reach(other);
+            let next = self.of(place.line).waiting.front().and_then(Work::awaited);
+            match next.filter(|other| !self.has_passed(*other)) {
+                // On the way there this stream may have gone on.
+                Some(other) => self.reach(other),
+                None => self.advance(place.line),
             }
-            self.advance(place.line);
         }
     }
 
@@ -153,10 +161,9 @@ impl Streams {
     /// Copies that may run, where they are early.
     fn hurry(&mut self) {
         while self.arrival == Arrival::Early {
-            match self.copies.waiting.front() {
-                None => return,
-                Some(Work::Follow(other)) if !self.has_passed(*other) => return,
-                Some(_) => self.advance(Line::Copies),
+            match self.copies.waiting.front().map(Work::awaited) {
+                Some(other) if other.is_none_or(|other| self.has_passed(other)) => self.advance(Line::Copies),
+                _ => return,
             }
         }
     }

@@ -1,5 +1,4 @@
-//! Copies beside the launches: host memory that a GPU reads and writes by itself, a second stream, and the events that order
-//! the two.
+//! Copies beside the launches, and host memory that a GPU reads and writes by itself.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -7,9 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaContext, DriverError, result};
 
-use super::{Buffer, Gpu, GpuError, machine::Wait};
+use super::{Buffer, Gpu, GpuError, events::Event};
 
 /// Page-locked memory of the host.
 pub struct Pinned {
@@ -46,54 +45,6 @@ impl Drop for Pinned {
     }
 }
 
-/// A point in the order of a stream.
-pub struct Event {
-    event: sys::CUevent,
-    context: Arc<CudaContext>,
-}
-
-// SAFETY: an event may be waited for and destroyed by any thread; the calls bind the context first.
-unsafe impl Send for Event {}
-
-impl Event {
-    /// Right behind what is on the stream. Who waits for it on the host polls, or sleeps.
-    fn behind(stream: &CudaStream, sleeps: bool) -> Result<Self, GpuError> {
-        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32
-            | if sleeps { sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32 } else { 0 };
-        let mut event = std::ptr::null_mut();
-        // SAFETY: the context is current, and `event` outlives the call.
-        unsafe { sys::cuEventCreate(&mut event, flags) }.result().map_err(failed)?;
-        let event = Self { event, context: stream.context().clone() };
-        // SAFETY: event and stream are alive and of the current context.
-        unsafe { result::event::record(event.event, stream.cu_stream()) }.map_err(failed)?;
-        Ok(event)
-    }
-
-    /// Lets what comes on the stream wait.
-    fn ahead_of(&self, stream: &CudaStream) -> Result<(), GpuError> {
-        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
-        // SAFETY: as above.
-        unsafe { result::stream::wait_event(stream.cu_stream(), self.event, flags) }.map_err(failed)
-    }
-}
-
-impl Wait for Event {
-    fn wait(&self) -> Result<(), GpuError> {
-        self.context.bind_to_thread().map_err(failed)?;
-        // SAFETY: the event is alive, and was recorded when it was made.
-        unsafe { sys::cuEventSynchronize(self.event) }.result().map_err(failed)
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            // SAFETY: created in `behind` and destroyed here only; the driver keeps what it still needs.
-            let _ = unsafe { result::event::destroy(self.event) };
-        }
-    }
-}
-
 fn failed(e: DriverError) -> GpuError {
     GpuError::driver("copy beside the launches", e)
 }
@@ -112,15 +63,6 @@ impl Gpu {
         // SAFETY: as many bytes were allocated.
         unsafe { at.write_bytes(0, bytes) };
         Ok(Pinned { at, len: bytes, context: self.context().clone() })
-    }
-
-    /// A point behind every launch so far.
-    ///
-    /// # Errors
-    /// The driver refuses.
-    pub fn mark(&self) -> Result<Event, GpuError> {
-        self.bind()?;
-        Event::behind(self.launches(), false)
     }
 
     /// Copies the beginning of host memory to that of a buffer beside the launches, once `after` has passed. Who waits for it on
@@ -151,15 +93,6 @@ impl Gpu {
         // SAFETY: both are as long; the rest is the caller's promise.
         unsafe { result::memcpy_htod_async(address, &from[..bytes], stream.cu_stream()) }.map_err(failed)?;
         Event::behind(stream, true)
-    }
-
-    /// Later launches wait for it.
-    ///
-    /// # Errors
-    /// The driver refuses.
-    pub fn follow(&self, event: &Event) -> Result<(), GpuError> {
-        self.bind()?;
-        event.ahead_of(self.launches())
     }
 
     /// Copies to host memory in order with the launches; it is there when a later [`mark`](Self::mark) has passed.

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaContext, CudaStream, result, sys};
 
 use super::{
     Arg, Elem, Entry, GpuError, Grid, Launcher, Ptr,
@@ -230,20 +230,6 @@ impl Gpu {
         self.stream.synchronize().map_err(|e| GpuError::driver("synchronisation", e))
     }
 
-    /// Seconds between the start of `work`'s first launch and the end of its last, by device events.
-    pub fn time(&self, work: impl FnOnce() -> Result<(), GpuError>) -> Result<f64, GpuError> {
-        self.bind()?;
-        let failed = |e| GpuError::driver("event", e);
-        let (begin, end) = (Timer::new().map_err(failed)?, Timer::new().map_err(failed)?);
-        begin.record(&self.stream).map_err(failed)?;
-        work()?;
-        end.record(&self.stream).map_err(failed)?;
-        self.synchronise()?;
-        // SAFETY: both events were recorded, and the stream has passed them.
-        let milliseconds = unsafe { result::event::elapsed(begin.0, end.0) }.map_err(failed)?;
-        Ok(f64::from(milliseconds) / 1e3)
-    }
-
     pub(super) fn stream(&self) -> sys::CUstream {
         self.stream.cu_stream()
     }
@@ -405,26 +391,5 @@ impl Drop for Buffer {
             // SAFETY: allocated by `Gpu::alloc` and freed here only; the driver waits for the device first.
             let _ = unsafe { result::free_sync(self.address) };
         }
-    }
-}
-
-/// An event that has the time.
-struct Timer(sys::CUevent);
-
-impl Timer {
-    fn new() -> Result<Self, DriverError> {
-        result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map(Self)
-    }
-
-    fn record(&self, stream: &CudaStream) -> Result<(), DriverError> {
-        // SAFETY: event and stream are alive and of the current context.
-        unsafe { result::event::record(self.0, stream.cu_stream()) }
-    }
-}
-
-impl Drop for Timer {
-    fn drop(&mut self) {
-        // SAFETY: created in `new` and destroyed here only.
-        let _ = unsafe { result::event::destroy(self.0) };
     }
 }

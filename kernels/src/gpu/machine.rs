@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, ops::DerefMut};
 
 use super::{
     Buffer, Entry, Gpu, GpuError, Graph, Launcher, Needs, Pinned, Product, Products, Ptr,
-    beside::Event,
     compile::Cache,
+    events::Event,
     matmul::{Matmul, WORKSPACE_BYTES},
 };
 

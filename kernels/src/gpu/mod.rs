@@ -7,8 +7,8 @@
 //! | [`compile`] | CUDA C++ to CUBIN, with a cache |
 //! | [`launch`] | what a kernel's `cuda.rs` says: source, grid, arguments |
 //! | [`eager`] | what the eager variants share |
-//! | [`device`] | memory, streams, events; runs launches |
-//! | [`beside`] | copies that run beside the launches |
+//! | [`device`] | memory and streams; runs launches |
+//! | [`events`], [`beside`] | points in the order of a stream; copies that run beside the launches |
 //! | [`graph`] | work that is captured once and run again |
 //! | [`machine`] | all that a training needs of a device |
 //! | [`product`], [`matmul`] | matrix products; by cuBLASLt, planned and tuned |
@@ -27,6 +27,7 @@ pub mod device;
 pub mod digest;
 pub mod eager;
 mod error;
+pub mod events;
 pub mod graph;
 pub mod launch;
 pub mod library;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chronibench_protocol::{
     Event, Spec,
-    event::{Done, Hello, Ready},
+    event::{Done, Hello, Phase, Ready, Step, Window},
     spec::{DataSpec, Measure, Method, ModelSpec, PROTOCOL, PrecisionArgs, States},
 };
 use chronicals::worker;
@@ -29,14 +29,32 @@ fn run<D: Machine>(machine: D, spec: &Spec) -> Told {
         Ok(())
     })
     .unwrap();
-    let losses = events.iter().filter_map(|e| if let Event::Step(s) = e { Some(s.loss) } else { None });
-    let losses = losses.collect();
+    let steps: Vec<&Step> =
+        events.iter().filter_map(|e| if let Event::Step(s) = e { Some(s) } else { None }).collect();
+    check_steps(&steps, &events);
+    let losses = steps.iter().map(|s| s.loss).collect();
     let mut events = events.into_iter();
     let (Some(Event::Hello(hello)), Some(Event::Ready(ready))) = (events.next(), events.next()) else {
         panic!("hello and ready come first")
     };
     let Some(Event::Done(done)) = events.next_back() else { panic!("done comes last") };
     Told { hello, ready, done, losses }
+}
+
+/// What ran is what was planned, and no time lies between steps, nor between windows.
+fn check_steps(steps: &[&Step], events: &[Event]) {
+    let batches = Golden::load("qwen3").batches(Geometry::Accumulated, 6);
+    for (i, s) in steps.iter().enumerate() {
+        let planned = batches.step(i as u32).unwrap();
+        assert_eq!((s.step as usize, &s.digest, s.tokens), (i, &planned.digest, planned.counts));
+        assert_eq!(s.phase == Phase::Timed, i >= 2);
+    }
+    assert!(steps.windows(2).all(|w| w[0].end_ns == w[1].start_ns && w[1].start_ns < w[1].end_ns));
+    let windows = events.iter().filter_map(|e| if let Event::Window(w) = e { Some(w) } else { None });
+    let of = |w: &Window| [w.index, w.first_step, w.last_step];
+    let windows: Vec<_> = windows.map(|w| (of(w), [w.start_ns, w.end_ns])).collect();
+    let edges = |first: usize| [steps[first].start_ns, steps[first + 1].end_ns];
+    assert_eq!(windows, [([0, 2, 3], edges(2)), ([1, 4, 5], edges(4))]);
 }
 
 fn spec(model: &Model, dir: &std::path::Path, of: &Case, states: States, kernels: &[(&str, &str)]) -> Spec {

@@ -1,11 +1,12 @@
 //! The seams of a training step, as a device offers them.
 //!
 //! A backend owns every buffer of a step; the step holds [`View`]s. Its methods take views, return nothing and never
-//! read the device back; [`Backend::finish`] is the one exception, called once a step. What fails on the way is kept until
+//! read the device back; [`Backend::stats`] is the one exception, called once a step. What fails on the way is kept until
 //! then, the first failure alone, and nothing runs behind it.
 //!
 //! What changes from step to step comes before the work that reads it ([`Backend::begin`], [`Backend::schedule`],
-//! [`Backend::upload`]), so that a device may keep the work and run it again.
+//! [`Backend::feed`]), so that a device may keep the work and run it again. None of it waits for the device, and the next step
+//! may be handed over before the numbers of the last are read. Batches are made ready by a [`Stager`], on any thread.
 //!
 //! Unless a method says `+=`, it overwrites its outputs. Widths come from the views' layout at set-up, the number of
 //! tokens `T` from the uploaded batch; the first `T` rows of an activation buffer are in use.
@@ -229,11 +230,15 @@ pub struct StepStats {
 /// A part of a step that is the same for every batch of one shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Work {
-    /// Forward and backward of a micro-batch.
-    Train,
+    /// Gradients set to zero, forward, backward and update: a step of one micro-batch.
+    Step,
+    /// Gradients set to zero, forward and backward: the first micro-batch of several.
+    First,
+    /// Forward and backward of one of the others.
+    More,
     /// Forward and loss of a micro-batch.
     Evaluate,
-    /// Norm, clipping and update.
+    /// Norm, clipping and update after the last.
     Update,
 }
 
@@ -255,16 +260,35 @@ pub fn loss_options(args: &TrainArgs) -> linear_ce::Options {
     linear_ce::Options { label_smoothing: args.label_smoothing_factor as f32, z_loss: args.z_loss as f32 }
 }
 
+/// Makes batches ready for a device, on any thread.
+pub trait Stager: Send {
+    /// A batch as [`Backend::feed`] takes it.
+    type Staged: Send;
+
+    /// Encodes a batch, and waits for room to do so.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn stage(&self, batch: Batch) -> Result<Self::Staged, Error>;
+}
+
 /// A device that can train.
 pub trait Backend: Allocator {
+    /// Whether it is a device of its own: one that [`rehearse`](Self::rehearse) readies, and that works while its caller goes on.
+    const APART: bool;
+
+    /// A batch that is ready.
+    type Staged: Send;
+    /// What readies them.
+    type Stager: Stager<Staged = Self::Staged>;
+    /// A step whose numbers are not read yet.
+    type Ended;
+
     /// Takes whatever else the steps of `model` need; once, when it is laid out.
     ///
     /// # Errors
     /// The device has no room, or no kernels for the model.
     fn prepare(&mut self, model: &Model) -> Result<(), Error>;
-
-    /// Whether [`rehearse`](Self::rehearse) does anything.
-    const REHEARSES: bool;
 
     /// Readies what a step on a batch of such a shape needs, so that none waits for it; trains nothing.
     ///
@@ -290,12 +314,14 @@ pub trait Backend: Allocator {
     /// As [`read`](Self::read).
     fn write(&mut self, view: View, values: &[f32]) -> Result<(), Error>;
 
+    /// What readies batches for it.
+    fn stager(&self) -> Self::Stager;
     /// Begins a step; `loss_scale` is one over the loss tokens of all its micro-batches.
     fn begin(&mut self, loss_scale: f32);
-    /// Hyper-parameters of the step's update.
+    /// Hyper-parameters of the step's update, before its first batch.
     fn schedule(&mut self, groups: &[Group], update: &Update);
-    /// Makes `batch` the current one.
-    fn upload(&mut self, batch: &Batch);
+    /// Makes a batch the current one of what is handed over next.
+    fn feed(&mut self, batch: Self::Staged);
     /// Runs `f`, the same calls for the same work and shape of batch; instead of calling it a device may run again what it
     /// put there before.
     fn submit(&mut self, work: Work, f: impl FnOnce(&mut Self) + Send);
@@ -342,9 +368,11 @@ pub trait Backend: Allocator {
     /// Global norm of `grads`, clipping, AdamW on every group, as scheduled.
     fn update(&mut self, groups: &[Group], grads: View);
 
-    /// Reads back and resets what the step added up.
+    /// Ends a step: what it added up is read behind it.
+    fn end(&mut self) -> Self::Ended;
+    /// Waits for a step to have run, and for nothing behind it.
     ///
     /// # Errors
-    /// The first failure since the step began.
-    fn finish(&mut self) -> Result<StepStats, Error>;
+    /// The first failure so far.
+    fn stats(&mut self, ended: Self::Ended) -> Result<StepStats, Error>;
 }

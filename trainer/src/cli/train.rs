@@ -81,9 +81,9 @@ fn train<B: Backend>(job: &Job, inputs: &Inputs, backend: B) -> Result<Trainer<B
 
     trainer.rehearse(batches).map_err(Exit::usage)?;
     let bar = progress(u64::from(batches.steps()));
-    fit(&mut trainer, batches, |step, r| {
-        metrics.step(step, r)?;
-        show(&bar, step, batches.steps(), r);
+    fit(&mut trainer, batches, batches.steps(), |step, r| {
+        metrics.step(step, &r)?;
+        show(&bar, step, batches.steps(), &r);
         Ok(())
     })
     .map_err(Exit::failed)?;

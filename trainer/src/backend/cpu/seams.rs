@@ -11,8 +11,8 @@ use chronicals_kernels::{
 use super::CpuBackend;
 use crate::{
     backend::{
-        About, Adapter, Attention, Backend, Component, Group, Linear, Norm, Param, QkRope, StepStats, Update,
-        View, Work,
+        About, Adapter, Attention, Backend, Component, Group, Linear, Norm, Param, QkRope, Stager, StepStats,
+        Update, View, Work,
     },
     error::Error,
     model::Model,
@@ -70,8 +70,23 @@ impl CpuBackend {
     }
 }
 
+/// Batches are read as they were laid out.
+pub struct AsItIs;
+
+impl Stager for AsItIs {
+    type Staged = Batch;
+
+    fn stage(&self, batch: Batch) -> Result<Batch, Error> {
+        Ok(batch)
+    }
+}
+
 impl Backend for CpuBackend {
-    const REHEARSES: bool = false;
+    const APART: bool = false;
+
+    type Staged = Batch;
+    type Stager = AsItIs;
+    type Ended = StepStats;
 
     fn prepare(&mut self, _: &Model) -> Result<(), Error> {
         Ok(())
@@ -110,6 +125,10 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn stager(&self) -> AsItIs {
+        AsItIs
+    }
+
     fn begin(&mut self, loss_scale: f32) {
         self.loss_scale = loss_scale;
     }
@@ -123,10 +142,10 @@ impl Backend for CpuBackend {
         rayon::scope(|_| f(self));
     }
 
-    fn upload(&mut self, batch: &Batch) {
+    fn feed(&mut self, batch: Batch) {
         let fits = batch.ids.len() <= self.capacity.tokens && batch.row_slots <= self.capacity.row_slots;
         assert!(fits, "the batch is within the capacity that the model was laid out for");
-        self.batch.clone_from(batch);
+        self.batch = batch;
     }
 
     fn embed(&mut self, table: View, x: View) {
@@ -346,7 +365,11 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn finish(&mut self) -> Result<StepStats, Error> {
-        Ok(std::mem::take(&mut self.stats))
+    fn end(&mut self) -> StepStats {
+        std::mem::take(&mut self.stats)
+    }
+
+    fn stats(&mut self, ended: StepStats) -> Result<StepStats, Error> {
+        Ok(ended)
     }
 }

@@ -28,16 +28,18 @@ pub(super) fn shape(batch: &Batch, e: &Extents) -> Shape {
     Shape { tokens, rows, row_slots, loss_tokens }
 }
 
-/// A batch of extents [`shape`], for memory of `layout`. Tokens are padded by a document of their own, without a loss.
+/// A batch of extents [`shape`], to the beginning of a block that is laid out as `layout`. Tokens are padded by a document of their own, without a loss.
 pub(super) fn encode(
     batch: &Batch,
     Shape { tokens, rows, .. }: Shape,
     e: &Extents,
     layout: &BatchLayout,
     trains_table: bool,
-) -> Vec<u8> {
+    block: &mut [u8],
+) {
     let padded = padded(batch, tokens);
-    let mut bytes = vec![0; layout.bytes];
+    let bytes = &mut block[..layout.bytes];
+    bytes.fill(0);
     let mut put = |at: usize, part: &[u8]| bytes[at..at + part.len()].copy_from_slice(part);
     put(layout.ids, &le_bytes(&embedding::checked(&padded.ids, e.dims.vocab), i32::to_le_bytes));
     put(layout.positions, &le_bytes(&padded.positions, u32::to_le_bytes));
@@ -47,7 +49,6 @@ pub(super) fn encode(
     if trains_table {
         put(layout.order, &le_bytes(&embedding::index(&padded.ids, e.dims.vocab), i32::to_le_bytes));
     }
-    bytes
 }
 
 fn padded(batch: &Batch, tokens: usize) -> Batch {

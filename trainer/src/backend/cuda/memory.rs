@@ -10,6 +10,7 @@ use super::{
     CudaBackend, Own,
     extents::{Extras, linears},
     failure,
+    feed::Feed,
     plan::{BATCH, KEPT, MASTERS, SCRATCH},
 };
 use crate::{
@@ -47,17 +48,20 @@ impl<D: Machine> CudaBackend<D> {
             let memory = self.take(MASTERS, extras.masters)?;
             self.masters = Some(Masters { buffer: model.groups[0].value.buffer, memory });
         }
+        let numbers = extras.batch + extras.scalars;
+        let staging = self.take(BATCH, numbers)?;
+        let feed = Feed::new(&*self.device, numbers, staging)?;
         let [cos, sin] = [self.tables.cos(), self.tables.sin()].map(|t| le_bytes(t, f32::to_le_bytes));
         let mut own = Own {
             scratch: self.take(SCRATCH, extras.scratch)?,
             kept: self.take(KEPT, extras.pieces.bytes)?,
             pieces: extras.pieces,
-            batch: self.take(BATCH, extras.batch)?,
-            scalars: self.take(BATCH, extras.scalars)?,
+            batch: self.take(BATCH, numbers)?,
             cos: self.filled(&cos)?,
             sin: self.filled(&sin)?,
             segments: Vec::new(),
             trains_table: model.embed.grad.is_some(),
+            feed,
         };
         for adapter in linears(model).filter_map(|l| l.adapter.as_ref()) {
             if !own.segments.iter().any(|(list, _)| *list == adapter.segments) {
@@ -76,7 +80,7 @@ impl<D: Machine> CudaBackend<D> {
     }
 
     /// What `prepare` took.
-    pub(super) fn own(&self) -> &Own<D::Memory> {
+    pub(super) fn own(&self) -> &Own<D> {
         self.own.as_ref().expect("the backend is prepared before it is used")
     }
 

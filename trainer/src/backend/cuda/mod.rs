@@ -6,6 +6,7 @@
 //! | `memory` | buffers; masters; reading and writing |
 //! | `extents` | sizes of whatever else a step needs; [`Buckets`] |
 //! | `batch` | a micro-batch as the kernels read it |
+//! | `feed` | batches on their way to the device, a step's numbers on their way back |
 //! | `seams` | one call of a kernel for each seam |
 //! | `eager` | the same for the eager variants, and what they keep |
 //! | `update` | gradient norm and AdamW |
@@ -21,6 +22,7 @@
 mod batch;
 mod eager;
 mod extents;
+mod feed;
 mod formats;
 mod memory;
 pub mod plan;
@@ -41,7 +43,11 @@ use chronicals_kernels::{
     linear_ce, qk_rope,
 };
 
-pub use self::{extents::Buckets, formats::Formats};
+pub use self::{
+    extents::Buckets,
+    feed::{Reading, Staged, Stager},
+    formats::Formats,
+};
 use self::{
     extents::{BatchLayout, Extents},
     memory::{Buffer, Masters},
@@ -90,11 +96,11 @@ pub struct CudaBackend<D: Machine> {
     rehearses: bool,
     buffers: Vec<Buffer<D::Memory>>,
     masters: Option<Masters<D::Memory>>,
-    own: Option<Own<D::Memory>>,
+    own: Option<Own<D>>,
     planned: BTreeMap<&'static str, u64>,
     log: Log,
     shape: batch::Shape,
-    /// Loss tokens of the step so far.
+    /// Loss tokens of the step that is handed over.
     loss_tokens: u64,
     max_norm: f32,
     failed: Option<GpuError>,
@@ -103,18 +109,19 @@ pub struct CudaBackend<D: Machine> {
 }
 
 /// Memory besides the model's.
-struct Own<M> {
-    scratch: M,
+struct Own<D: Machine> {
+    scratch: D::Memory,
     /// What eager kernels keep, piece by piece.
-    kept: M,
+    kept: D::Memory,
     pieces: eager::Pieces,
-    batch: M,
-    scalars: M,
-    cos: M,
-    sin: M,
+    /// The batch, and behind it the step's numbers.
+    batch: D::Memory,
+    cos: D::Memory,
+    sin: D::Memory,
     /// Segments of adapters as the kernels read them, once for each list that occurs.
-    segments: Vec<(Vec<chronicals_kernels::lora::Segment>, M)>,
+    segments: Vec<(Vec<chronicals_kernels::lora::Segment>, D::Memory)>,
     trains_table: bool,
+    feed: feed::Feed<D>,
 }
 
 /// A failure of the device as this crate tells it.
@@ -205,6 +212,11 @@ impl<D: Machine> CudaBackend<D> {
 
     fn ptr(&self, memory: &D::Memory, at: usize) -> Ptr {
         self.device.ptr(memory).offset(at)
+    }
+
+    /// One of the [step's numbers](extents::scalars).
+    fn scalar(&self, at: usize) -> Ptr {
+        self.ptr(&self.own().batch, self.layout.bytes + at)
     }
 
     /// The first failure.

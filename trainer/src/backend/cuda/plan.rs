@@ -87,7 +87,8 @@ pub fn bytes(
 }
 
 fn parts(e: &Extras, segments: &[usize]) -> Vec<(&'static str, usize)> {
-    let tables = e.batch + e.scalars + 2 * e.rotation + segments.iter().sum::<usize>();
+    // Batch and numbers are there twice: as kernels read them, and as they arrive.
+    let tables = 2 * (e.batch + e.scalars) + 2 * e.rotation + segments.iter().sum::<usize>();
     vec![(MASTERS, e.masters), (SCRATCH, e.scratch), (KEPT, e.pieces.bytes), (BATCH, tables)]
 }
 

@@ -22,7 +22,7 @@ use chronicals_kernels::{
 use super::{
     CudaBackend, batch,
     extents::scalars,
-    failure,
+    feed::{Reading, Staged, Stager},
     submit::{Logged, Rehearsal},
     update,
 };
@@ -76,7 +76,7 @@ impl<D: Machine> CudaBackend<D> {
             x_TD: self.at(x),
             w_VD: self.at(head.value),
             index: self.of_batch(self.layout.labels),
-            loss: self.ptr(&self.own().scalars, scalars::LOSS),
+            loss: self.scalar(scalars::LOSS),
             scratch: self.scratch(),
         }
     }
@@ -96,15 +96,14 @@ impl<D: Machine> CudaBackend<D> {
         };
         Some((group, operands))
     }
-
-    /// Writes into the step's numbers.
-    fn write_scalars(&mut self, at: usize, bytes: &[u8]) {
-        self.run(|b, _| b.device.write(&b.own().scalars, at, bytes));
-    }
 }
 
 impl<D: Machine> Backend for CudaBackend<D> {
-    const REHEARSES: bool = true;
+    const APART: bool = true;
+
+    type Staged = Staged<D>;
+    type Stager = Stager<D>;
+    type Ended = Reading<D>;
 
     fn prepare(&mut self, model: &Model) -> Result<(), Error> {
         update::check_groups(model)?;
@@ -155,27 +154,24 @@ impl<D: Machine> Backend for CudaBackend<D> {
         self.write_values(view, values)
     }
 
+    fn stager(&self) -> Stager<D> {
+        self.make_stager()
+    }
+
     fn begin(&mut self, loss_scale: f32) {
         let mut bytes = [0; scalars::HYPER];
         bytes[scalars::SCALE..][..4].copy_from_slice(&loss_scale.to_le_bytes());
         self.loss_tokens = 0;
-        self.write_scalars(0, &bytes);
+        self.put_numbers(0, &bytes);
     }
 
     fn schedule(&mut self, groups: &[Group], update: &Update) {
         self.max_norm = update.max_grad_norm as f32;
-        self.write_scalars(scalars::HYPER, &update::hyper_bytes(groups, update, self.seed));
+        self.put_numbers(scalars::HYPER, &update::hyper_bytes(groups, update, self.seed));
     }
 
-    fn upload(&mut self, batch: &Batch) {
-        let capacity = self.extents.capacity;
-        let fits = batch.ids.len() <= capacity.tokens && batch.row_slots <= capacity.row_slots;
-        assert!(fits, "the batch is within the capacity that the model was laid out for");
-        let shape = batch::shape(batch, &self.extents);
-        let bytes = batch::encode(batch, shape, &self.extents, &self.layout, self.own().trains_table);
-        self.shape = shape;
-        self.loss_tokens += shape.loss_tokens as u64;
-        self.run(|b, _| b.device.write(&b.own().batch, 0, &bytes));
+    fn feed(&mut self, batch: Staged<D>) {
+        self.feed_batch(batch);
     }
 
     fn submit(&mut self, work: Work, f: impl FnOnce(&mut Self) + Send) {
@@ -374,7 +370,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
     fn loss(&mut self, head: &Param, x: View, dx: View) {
         self.run(|b, on| {
             let gradients = linear_ce::Gradients {
-                scale: b.ptr(&b.own().scalars, scalars::SCALE),
+                scale: b.scalar(scalars::SCALE),
                 dx_TD: b.at(dx),
                 dw_VD: head.grad.map(|g| b.at(g)),
             };
@@ -414,18 +410,11 @@ impl<D: Machine> Backend for CudaBackend<D> {
         self.update_all(groups, grads);
     }
 
-    fn finish(&mut self) -> Result<StepStats, Error> {
-        self.check()?;
-        let read = self.device.read(&self.own().scalars, 0, scalars::HYPER);
-        let bytes = read.map_err(|e| {
-            self.failed = Some(e.clone());
-            failure(e)
-        })?;
-        let (loss, norm) = (&bytes[scalars::LOSS..][..8], &bytes[scalars::CLIP..][..4]);
-        Ok(StepStats {
-            loss_sum: f64::from_le_bytes(loss.try_into().expect("eight bytes")),
-            loss_tokens: self.loss_tokens,
-            grad_norm: f32::from_le_bytes(norm.try_into().expect("four bytes")).into(),
-        })
+    fn end(&mut self) -> Reading<D> {
+        self.ask()
+    }
+
+    fn stats(&mut self, ended: Reading<D>) -> Result<StepStats, Error> {
+        self.answer(ended)
     }
 }

@@ -161,12 +161,12 @@ impl Products for Logged<'_> {
 
 impl<D: Machine> CudaBackend<D> {
     fn key(&self, work: Work) -> Key {
+        let batch::Shape { tokens, rows, row_slots, .. } = self.shape;
+        let max_norm = self.max_norm.to_bits();
         match work {
-            Work::Update => Key { work, tokens: 0, rows: 0, row_slots: 0, max_norm: self.max_norm.to_bits() },
-            Work::Train | Work::Evaluate => {
-                let batch::Shape { tokens, rows, row_slots, .. } = self.shape;
-                Key { work, tokens, rows, row_slots, max_norm: 0 }
-            }
+            Work::Step => Key { work, tokens, rows, row_slots, max_norm },
+            Work::First | Work::More | Work::Evaluate => Key { work, tokens, rows, row_slots, max_norm: 0 },
+            Work::Update => Key { work, tokens: 0, rows: 0, row_slots: 0, max_norm },
         }
     }
 

@@ -71,14 +71,13 @@ impl<D: Machine> CudaBackend<D> {
         let Some(first) = groups.first() else { return };
         self.run(|b, on| {
             let (own, elem, n) = (b.own(), b.elem(), grads.len);
-            let at = |offset| b.ptr(&own.scalars, offset);
-            let (clip, gradients) = (at(scalars::CLIP), Grads::F32(b.at(grads)));
+            let (clip, gradients) = (b.scalar(scalars::CLIP), Grads::F32(b.at(grads)));
             let (state, scratch) = (b.state(first, n), b.ptr(&own.scratch, 0));
             // SAFETY: the arena has n parameters in the formats of its state; the hyper-parameters are those of `schedule`,
             // for the same groups; the scratch is large enough for every kernel.
             unsafe {
                 cuda::norm(on, elem, gradients, n, b.max_norm, scratch, clip)?;
-                let hyper = at(scalars::HYPER);
+                let hyper = b.scalar(scalars::HYPER);
                 if b.is_eager(Seam::Optimizer) {
                     return cuda_eager::update(
                         on,
