@@ -112,6 +112,7 @@ pub const UNITS: &[&Unit] = &[
     &crate::rmsnorm::cuda::UNIT,
     &crate::rmsnorm::cuda_eager::UNIT,
     &crate::swiglu::cuda::UNIT,
+    &crate::swiglu::cuda_adapted::UNIT,
     &crate::swiglu::cuda_eager::UNIT,
 ];
 

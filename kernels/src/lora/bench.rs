@@ -181,7 +181,8 @@ fn forward<B: Testbed>(
     };
     let (inputs, y) = (o.inputs(&o.xa_out), o.y.ptr(on));
     // SAFETY: the operands have the lengths that their docs say and outlive the measurement.
-    let fused = |l: &dyn Launcher, p: &dyn Products| unsafe { cuda::forward(l, p, &o.group, &inputs, y) };
+    let fused =
+        |l: &dyn Launcher, p: &dyn Products| unsafe { cuda::forward(l, p, &o.group, &inputs, Some(y)) };
     subject.counted(f, FUSED, product_bytes(fused)? + o.kernel_bytes(false), |_| {
         fused(on.launcher(), on.products()?)
     })?;

@@ -106,7 +106,7 @@ pub struct Operands {
     pub scratch: Ptr,
 }
 
-/// `xa_TS = x·Aᵀ` and `y_TN += xa·wideᵀ`.
+/// `xa_TS = x·Aᵀ` and `y_TN += xa·wideᵀ`, the latter unless whoever reads y adds it.
 ///
 /// # Safety
 /// As [`Launcher::launch`]: operands have the lengths that their docs say, 16-byte aligned, and outputs overlap nothing. `on`
@@ -119,7 +119,7 @@ pub unsafe fn forward(
     products: &dyn Products,
     group: &Group,
     operands: &Operands,
-    y_TN: Ptr,
+    y_TN: Option<Ptr>,
 ) -> Result<(), GpuError> {
     let Group { shape: Shape { tokens, inputs, outputs }, elem, s, ranks, .. } = *group;
     let down = Product { ldc: s, ..Product::linear_forward(tokens, ranks, inputs, elem) };
@@ -127,8 +127,9 @@ pub unsafe fn forward(
     let Operands { x_TD, a_SD, xa_TS, scratch: wide_NS, .. } = *operands;
     // SAFETY: the caller's promise; the scratch begins with the wide matrix.
     unsafe {
-        widen(on, group, operands)?;
         products.product(&down, x_TD, a_SD, Ptr::NULL, xa_TS)?;
+        let Some(y_TN) = y_TN else { return Ok(()) };
+        widen(on, group, operands)?;
         products.product(&up, xa_TS, wide_NS, Ptr::NULL, y_TN)
     }
 }
@@ -144,7 +145,7 @@ pub struct Gradients {
     pub da_SD: Ptr,
     /// f32; added to.
     pub db: Ptr,
-    /// T × D; added to. None where nothing before the layer trains.
+    /// T × D; added to. None where nothing before the layer trains, or whoever reads it adds `dxa·A`.
     pub dx_TD: Option<Ptr>,
 }
 

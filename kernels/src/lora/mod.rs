@@ -59,12 +59,12 @@ pub struct Shape {
 
 /// A segment with the places of its adapter in the stacked arrays.
 #[derive(Clone, Copy, Debug)]
-struct Placed {
-    segment: Segment,
+pub(crate) struct Placed {
+    pub segment: Segment,
     /// First row of `a_SD`, first column of `xa_TS`.
-    s: usize,
+    pub s: usize,
     /// First element of `b`.
-    b: usize,
+    pub b: usize,
 }
 
 impl Placed {
@@ -74,7 +74,7 @@ impl Placed {
     }
 }
 
-fn placed(segments: &[Segment]) -> impl Iterator<Item = Placed> {
+pub(crate) fn placed(segments: &[Segment]) -> impl Iterator<Item = Placed> {
     segments.iter().scan((0, 0), |(s, b), &segment| {
         let place = Placed { segment, s: *s, b: *b };
         (*s, *b) = (*s + segment.r, *b + segment.width * segment.r);

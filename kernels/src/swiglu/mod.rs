@@ -16,6 +16,7 @@
 pub mod bench;
 pub mod cases;
 pub mod cuda;
+pub mod cuda_adapted;
 pub mod cuda_eager;
 mod eager;
 mod fused;

@@ -100,7 +100,7 @@ impl<'a> Case<'a> {
         // SAFETY: the caller's promise is the same.
         unsafe {
             match self.variant {
-                Variant::Fused => cuda::forward(launcher, products, group, inputs, y_TN),
+                Variant::Fused => cuda::forward(launcher, products, group, inputs, Some(y_TN)),
                 Variant::Eager => cuda_eager::forward(launcher, products, group, self.segments, inputs, y_TN),
             }
         }

@@ -23,6 +23,7 @@ mod qk_rope;
 mod rmsnorm;
 mod smoke;
 mod swiglu;
+mod swiglu_adapted;
 
 /// The same checks on either machine. In this order: checks of kernels, which `smoke` runs too; others; those that
 /// would take the emulator too long.
@@ -85,6 +86,7 @@ parity! {
     qk_rope { forward, backward }
     rmsnorm { forward, backward }
     swiglu { forward, backward }
+    swiglu_adapted { forward, backward }
     ;
     matmul { products, batches }
     ;

@@ -108,6 +108,20 @@ pub struct Linear {
     pub inputs: usize,
     /// Adapters on this projection.
     pub adapter: Option<Adapter>,
+    /// SwiGLU, where it is next to this projection.
+    pub beside: Beside,
+}
+
+/// Where SwiGLU is, seen from a [`Linear`]. What lies between the two may be short of the adapters' part, which SwiGLU then adds:
+/// it has the projection at hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beside {
+    /// Elsewhere.
+    Nothing,
+    /// It reads the output.
+    ReaderOfOutput,
+    /// It writes the input.
+    WriterOfInput,
 }
 
 /// The LoRA adapters of one [`Linear`].
@@ -353,10 +367,10 @@ pub trait Backend: Allocator {
     /// `dqkv = ∂attentionᵀ·dout`.
     fn attention_backward(&mut self, attention: &Attention, dout: View, dqkv: View);
 
-    /// `act_TF = silu(gate)·up`.
-    fn swiglu(&mut self, gate_up: View, act: View);
-    /// Replaces `gate_up` by its gradient.
-    fn swiglu_backward(&mut self, gate_up: View, dact: View);
+    /// `act_TF = silu(gate)·up`; `before` is the projection to gate and up.
+    fn swiglu(&mut self, before: &Linear, gate_up: View, act: View);
+    /// Replaces `gate_up` by its gradient; `behind` is the projection that reads the activation.
+    fn swiglu_backward(&mut self, before: &Linear, behind: &Linear, gate_up: View, dact: View);
 
     /// Loss of the current batch and its gradients, scaled as the step began: `dx = …`, head gradient `+=`.
     fn loss(&mut self, head: &Param, x: View, dx: View);

@@ -5,7 +5,9 @@ use chronicals_kernels::{KernelPlan, Seam, Variant, lora::Segment};
 
 use super::{Block, Model};
 use crate::{
-    backend::{Adapter, Allocator, Attention, Component, Group, Linear, Norm, Param, QkNorm, QkRope, View},
+    backend::{
+        Adapter, Allocator, Attention, Beside, Component, Group, Linear, Norm, Param, QkNorm, QkRope, View,
+    },
     config::ModelConfig,
     error::Error,
     params::{self, Layout, PROJECTION_GROUPS, lora_scale},
@@ -198,6 +200,11 @@ fn linear<A: Allocator>(
         outputs: shapes.clone().map(|(n, _)| n).sum(),
         inputs: shapes.clone().map(|(_, k)| k).next().expect("a group has a projection"),
         adapter: lora.and_then(|lora| adapter(acts, c, lora, l, group)),
+        beside: match group {
+            ["gate_proj", ..] => Beside::ReaderOfOutput,
+            ["down_proj"] => Beside::WriterOfInput,
+            _ => Beside::Nothing,
+        },
     }
 }
 

@@ -20,7 +20,7 @@ pub fn forward<B: Backend>(b: &mut B, m: &Model) {
         b.linear(&k.o, k.attention.out, m.branch);
         b.add_norm(&k.norm2, k.x, m.branch, k.mid, k.y2);
         b.linear(&k.gate_up, k.y2, k.gate_up_out);
-        b.swiglu(k.gate_up_out, k.act);
+        b.swiglu(&k.gate_up, k.gate_up_out, k.act);
         b.linear(&k.down, k.act, m.branch);
     }
     b.add_norm(&m.norm, m.last().mid, m.branch, m.x, m.y);
@@ -32,7 +32,7 @@ pub fn backward<B: Backend>(b: &mut B, m: &Model) {
     b.norm_backward(&m.norm, m.branch, m.x, m.dx, false);
     for (l, k) in m.blocks.iter().enumerate().rev() {
         b.linear_backward(&k.down, m.dx, k.act, Some(m.dact));
-        b.swiglu_backward(k.gate_up_out, m.dact);
+        b.swiglu_backward(&k.gate_up, &k.down, k.gate_up_out, m.dact);
         b.linear_backward(&k.gate_up, k.gate_up_out, k.y2, Some(m.branch));
         b.norm_backward(&k.norm2, m.branch, k.mid, m.dx, true);
 

@@ -292,12 +292,12 @@ impl Backend for CpuBackend {
         attention::backward(variant, &self.act(dout), saved, layout, shape, &mut self.act_mut(dqkv));
     }
 
-    fn swiglu(&mut self, gate_up: View, act: View) {
+    fn swiglu(&mut self, _: &Linear, gate_up: View, act: View) {
         let variant = self.launch(Seam::Mlp, "forward");
         swiglu::forward(variant, &self.act(gate_up), &mut self.act_mut(act), self.tokens(), self.dims.ffn);
     }
 
-    fn swiglu_backward(&mut self, gate_up: View, dact: View) {
+    fn swiglu_backward(&mut self, _: &Linear, _: &Linear, gate_up: View, dact: View) {
         let variant = self.launch(Seam::Mlp, "backward");
         swiglu::backward(variant, &mut self.act_mut(gate_up), &self.act(dact), self.tokens(), self.dims.ffn);
     }

@@ -7,6 +7,7 @@
 //! | `extents` | sizes of whatever else a step needs; [`Buckets`] |
 //! | `batch` | a micro-batch as the kernels read it |
 //! | `feed` | batches on their way to the device, a step's numbers on their way back |
+//! | `adapted` | SwiGLU between projections with adapters |
 //! | `seams` | one call of a kernel for each seam |
 //! | `eager` | the same for the eager variants, and what they keep |
 //! | `update` | gradient norm and AdamW |
@@ -19,6 +20,7 @@
 
 #![allow(non_snake_case)] // x_TD is tokens × hidden; see the crate's legend
 
+mod adapted;
 mod batch;
 mod eager;
 mod extents;

@@ -27,7 +27,9 @@ use super::{
     update,
 };
 use crate::{
-    backend::{About, Attention, Backend, Group, Linear, Norm, Param, QkRope, StepStats, Update, View, Work},
+    backend::{
+        About, Attention, Backend, Beside, Group, Linear, Norm, Param, QkRope, StepStats, Update, View, Work,
+    },
     device::lacking,
     error::Error,
     model::{Model, step},
@@ -243,7 +245,10 @@ impl<D: Machine> Backend for CudaBackend<D> {
                     Some(((group, operands), ad)) if b.is_eager(Seam::Lora) => {
                         lora_eager::forward(on, on, &group, &ad.segments, &operands, b.at(y))
                     }
-                    Some(((group, operands), _)) => lora::forward(on, on, &group, &operands, b.at(y)),
+                    Some(((group, operands), _)) => {
+                        let y = (l.beside != Beside::ReaderOfOutput || !b.leaves_update(l)).then(|| b.at(y));
+                        lora::forward(on, on, &group, &operands, y)
+                    }
                     None => Ok(()),
                 }
             }
@@ -268,6 +273,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
                 return Ok(());
             };
             let [da_SD, db] = [&ad.a, &ad.b].map(|p| b.at(p.grad.expect("adapters train")));
+            let dx_TD = dx_TD.filter(|_| l.beside != Beside::WriterOfInput || !b.leaves_update(l));
             let gradients = lora::Gradients { dy_TN: b.at(dy), dxa_TS: b.at(ad.dxa), da_SD, db, dx_TD };
             // SAFETY: see the module; the forward pass left x·Aᵀ.
             unsafe {
@@ -345,22 +351,28 @@ impl<D: Machine> Backend for CudaBackend<D> {
         });
     }
 
-    fn swiglu(&mut self, gate_up: View, act: View) {
+    fn swiglu(&mut self, before: &Linear, gate_up: View, act: View) {
         self.run(|b, on| {
             let (t, ffn) = (b.shape.tokens, b.extents.dims.ffn);
             if b.is_eager(Seam::Mlp) {
                 return b.eager_swiglu(on, gate_up, act, false);
+            }
+            if b.leaves_update(before) {
+                return b.adapted_swiglu(on, before, gate_up, act);
             }
             // SAFETY: see the module.
             unsafe { swiglu::forward(on, b.elem(), b.at(gate_up), b.at(act), t, ffn) }
         });
     }
 
-    fn swiglu_backward(&mut self, gate_up: View, dact: View) {
+    fn swiglu_backward(&mut self, before: &Linear, behind: &Linear, gate_up: View, dact: View) {
         self.run(|b, on| {
             let (t, ffn) = (b.shape.tokens, b.extents.dims.ffn);
             if b.is_eager(Seam::Mlp) {
                 return b.eager_swiglu(on, gate_up, dact, true);
+            }
+            if b.leaves_update(before) || b.leaves_update(behind) {
+                return b.adapted_swiglu_backward(on, before, behind, gate_up, dact);
             }
             // SAFETY: see the module.
             unsafe { swiglu::backward(on, b.elem(), b.at(gate_up), b.at(dact), t, ffn) }

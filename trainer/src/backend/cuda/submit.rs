@@ -65,7 +65,7 @@ fn seam_of(unit: &'static str, plan: KernelPlan) -> (&'static str, &'static str)
         }
         "rmsnorm" => Seam::Norm,
         "qk_rope" => Seam::QkRope,
-        "swiglu" => Seam::Mlp,
+        "swiglu" | "swiglu_adapted" => Seam::Mlp,
         "linear_ce" => Seam::Loss,
         "lora" => Seam::Lora,
         // The norm of the gradients is one kernel in both variants.

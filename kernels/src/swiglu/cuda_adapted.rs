@@ -1,0 +1,210 @@
+//! Launches of `adapted.cu`: SwiGLU between two linear layers with low-rank adapters, whose updates it adds itself. Beside
+//! [`super::cuda`] it reads the narrow factors alone, where updates written by a product of their own cost six more passes
+//! over the operands. bf16.
+//!
+//! ```text
+//! gate' = gate + xa_gate·(s·B_gate)ᵀ    up' = up + xa_up·(s·B_up)ᵀ    act = silu(gate')·up'
+//! dact' = dact + dxa·A
+//! ```
+//!
+//! Gate and up stay as they are; the backward pass computes `gate'` and `up'` again. Sums are in f32 and rounded once, with the
+//! result; s·B is rounded, as [`crate::lora::cuda`] rounds it.
+
+use crate::{
+    gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit},
+    lora::{Segment, cuda::Group},
+};
+
+/// `adapted.cu`.
+pub static UNIT: Unit = Unit {
+    name: "swiglu_adapted",
+    source: concat!(
+        "#line 1 \"mma.cuh\"\n",
+        include_str!("../gpu/mma.cuh"),
+        "#line 1 \"swiglu/adapted.cu\"\n",
+        include_str!("adapted.cu"),
+    ),
+    entries: &["swiglu_adapted_forward", "swiglu_adapted_backward"],
+    elems: &[Elem::Bf16],
+    needs: Needs::Ampere,
+};
+
+/// As in the kernel: warps of a block, rows of a warp's tile, columns of a block, ranks of a block of products.
+const WARPS: usize = 8;
+const TILE: usize = 16;
+const STRIP: usize = 128;
+const GROUP: usize = 32;
+
+/// Bytes of 32 ranks of a right factor, as `FACTOR`.
+const FACTOR: usize = STRIP * GROUP * 2;
+
+/// Tiles of a block, at most: its factors serve that many.
+const TILES: usize = 4 * WARPS;
+
+/// An adapter of gate or up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Half {
+    /// First column of xa, columns, and first element of B.
+    first: usize,
+    ranks: usize,
+    b: usize,
+}
+
+impl Half {
+    const NONE: Self = Self { first: 0, ranks: 0, b: 0 };
+
+    fn blocks(self) -> usize {
+        if self.ranks == 0 { 0 } else { (self.first % 8 + self.ranks).div_ceil(GROUP) }
+    }
+}
+
+/// Adapters of gate and up, of one group of [`crate::lora`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Layer {
+    gate: Half,
+    up: Half,
+    /// S of the group.
+    s: usize,
+    scale: f32,
+}
+
+impl Layer {
+    /// No adapter.
+    pub const NONE: Self = Self { gate: Half::NONE, up: Half::NONE, s: 0, scale: 0.0 };
+
+    /// Those of the group of `segments`, whose packed output is gate and up.
+    ///
+    /// # Panics
+    /// If a rank is above [`MOST_RANKS`].
+    pub fn new(segments: &[Segment], group: &Group) -> Self {
+        assert!(segments.iter().all(|s| s.r <= MOST_RANKS), "{segments:?} have ranks above {MOST_RANKS}");
+        let half = |offset: usize| {
+            let mut placed = crate::lora::placed(segments);
+            let found = placed.find(|p| p.segment.offset == offset);
+            found.map_or(Half::NONE, |p| Half { first: p.s, ranks: p.segment.r, b: p.b })
+        };
+        Self { gate: half(0), up: half(group.shape.outputs / 2), s: group.s, scale: group.scale }
+    }
+
+    fn args(&self, xa_TS: Ptr, b: Ptr) -> [Arg; 9] {
+        let int = |n: usize| Arg::I32(n as i32);
+        let at = |h: Half| Arg::Ptr(if h.ranks == 0 { Ptr::NULL } else { b.offset(2 * h.b) });
+        let (gate, up) = (self.gate, self.up);
+        [
+            Arg::Ptr(xa_TS),
+            int(self.s),
+            at(gate),
+            int(gate.first),
+            int(gate.ranks),
+            at(up),
+            int(up.first),
+            int(up.ranks),
+            Arg::F32(self.scale),
+        ]
+    }
+}
+
+/// The adapter behind: of the layer that reads the activation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Behind {
+    /// Its rank; 0 for none.
+    pub ranks: usize,
+    /// Row length of its `dxa`.
+    pub s: usize,
+}
+
+/// Bytes of shared memory that the factors of a block take.
+fn shared(layer: &Layer, behind: &Behind) -> usize {
+    FACTOR * (layer.gate.blocks() + layer.up.blocks() + behind.ranks.div_ceil(GROUP))
+}
+
+/// Adapters of a rank up to this are for these kernels: the factors of three then fit the shared memory of every device.
+pub const MOST_RANKS: usize = 64;
+
+/// Operands of both passes.
+#[derive(Clone, Copy, Debug)]
+pub struct Operands {
+    /// Gate and up without the updates, T × 2F; replaced by its gradient on the way back.
+    pub gate_up_T2F: Ptr,
+    /// Left factor of their updates, T × S.
+    pub xa_TS: Ptr,
+    /// The B of the group, one after another.
+    pub b: Ptr,
+}
+
+/// `act_TF`; overwritten.
+///
+/// # Safety
+/// As [`Launcher::launch`]: operands have the lengths that their docs say, in bf16, 16-byte aligned, and overlap nothing.
+///
+/// # Errors
+/// As [`Launcher::launch`].
+///
+/// # Panics
+/// When `ffn` is no multiple of 8.
+pub unsafe fn forward(
+    on: &dyn Launcher,
+    layer: &Layer,
+    o: &Operands,
+    act_TF: Ptr,
+    tokens: usize,
+    ffn: usize,
+) -> Result<(), GpuError> {
+    let (grid, extents) = grid(shared(layer, &Behind { ranks: 0, s: 0 }), tokens, ffn);
+    let mut args = vec![Arg::Ptr(o.gate_up_T2F), Arg::Ptr(act_TF)];
+    args.extend(extents);
+    args.extend(layer.args(o.xa_TS, o.b));
+    // SAFETY: the caller's promise is the same.
+    unsafe { on.launch(UNIT.entry("swiglu_adapted_forward", Elem::Bf16), grid, &args) }
+}
+
+/// Gradient of the activation, without the update.
+#[derive(Clone, Copy, Debug)]
+pub struct Gradient {
+    /// T × F.
+    pub dact_TF: Ptr,
+    /// Left factor of its update, T × [`Behind::s`].
+    pub dxa_TS: Ptr,
+    /// Right factor, [`Behind::ranks`] × F.
+    pub a_RF: Ptr,
+}
+
+/// Replaces `gate_up_T2F` by its gradient.
+///
+/// # Safety
+/// As [`forward`].
+///
+/// # Errors
+/// As [`forward`].
+///
+/// # Panics
+/// As [`forward`].
+pub unsafe fn backward(
+    on: &dyn Launcher,
+    layer: &Layer,
+    behind: &Behind,
+    o: &Operands,
+    d: &Gradient,
+    tokens: usize,
+    ffn: usize,
+) -> Result<(), GpuError> {
+    let (grid, extents) = grid(shared(layer, behind), tokens, ffn);
+    let mut args = vec![Arg::Ptr(o.gate_up_T2F), Arg::Ptr(d.dact_TF)];
+    args.extend(extents);
+    args.extend(layer.args(o.xa_TS, o.b));
+    let [s, ranks] = [behind.s, behind.ranks].map(|n| Arg::I32(n as i32));
+    args.extend([Arg::Ptr(d.dxa_TS), s, Arg::Ptr(d.a_RF), ranks]);
+    // SAFETY: the caller's promise is the same.
+    unsafe { on.launch(UNIT.entry("swiglu_adapted_backward", Elem::Bf16), grid, &args) }
+}
+
+/// Strips by groups of tiles; tokens, F and tiles of a block.
+fn grid(shared: usize, tokens: usize, ffn: usize) -> (Grid, [Arg; 3]) {
+    assert!(ffn > 0 && ffn.is_multiple_of(8), "rows of {ffn} are no multiple of 8");
+    assert!(tokens <= i32::MAX as usize / 2 && ffn <= i32::MAX as usize / 4, "{tokens}×{ffn} are too many");
+    let all = tokens.div_ceil(TILE);
+    let tiles = all.next_multiple_of(WARPS).min(TILES);
+    let blocks = (ffn.div_ceil(STRIP) as u32, all.div_ceil(tiles) as u32);
+    let extents = [tokens, ffn, tiles].map(|n| Arg::I32(n as i32));
+    (Grid { blocks, threads: (32 * WARPS) as u32, shared: shared as u32 }, extents)
+}
