@@ -29,17 +29,20 @@ pub static UNIT: Unit = Unit {
     needs: Needs::Ampere,
 };
 
-/// As in the kernel: warps of a block, rows of a warp's tile, columns of a block, ranks of a block of products.
-const WARPS: usize = 8;
+/// As in the kernel: threads and columns of a block, rows of a tile, ranks of a block of products.
+const THREADS: u32 = 256;
+const STRIP: usize = 256;
 const TILE: usize = 16;
-const STRIP: usize = 128;
 const GROUP: usize = 32;
 
 /// Bytes of 32 ranks of a right factor, as `FACTOR`.
 const FACTOR: usize = STRIP * GROUP * 2;
 
-/// Tiles of a block, at most: its factors serve that many.
-const TILES: usize = 4 * WARPS;
+/// Blocks of one multiprocessor, one after another or two at once: few, since each makes its factors ready first.
+const BLOCKS: usize = 8;
+
+/// Tiles of a block, at least, for the same reason.
+const LEAST_TILES: usize = 4;
 
 /// An adapter of gate or up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,18 +75,17 @@ impl Layer {
     /// No adapter.
     pub const NONE: Self = Self { gate: Half::NONE, up: Half::NONE, s: 0, scale: 0.0 };
 
-    /// Those of the group of `segments`, whose packed output is gate and up.
-    ///
-    /// # Panics
-    /// If a rank is above [`MOST_RANKS`].
-    pub fn new(segments: &[Segment], group: &Group) -> Self {
-        assert!(segments.iter().all(|s| s.r <= MOST_RANKS), "{segments:?} have ranks above {MOST_RANKS}");
+    /// Those of the group of `segments`, whose packed output is gate and up; none where their factors are too large for the shared
+    /// memory of the device.
+    pub fn new(on: &dyn Launcher, segments: &[Segment], group: &Group) -> Option<Self> {
         let half = |offset: usize| {
             let mut placed = crate::lora::placed(segments);
             let found = placed.find(|p| p.segment.offset == offset);
             found.map_or(Half::NONE, |p| Half { first: p.s, ranks: p.segment.r, b: p.b })
         };
-        Self { gate: half(0), up: half(group.shape.outputs / 2), s: group.s, scale: group.scale }
+        let (gate, up) = (half(0), half(group.shape.outputs / 2));
+        let fits = gate.blocks() + up.blocks() <= 2 * blocks_that_fit(on);
+        fits.then_some(Self { gate, up, s: group.s, scale: group.scale })
     }
 
     fn args(&self, xa_TS: Ptr, b: Ptr) -> [Arg; 9] {
@@ -107,19 +109,32 @@ impl Layer {
 /// The adapter behind: of the layer that reads the activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Behind {
-    /// Its rank; 0 for none.
-    pub ranks: usize,
-    /// Row length of its `dxa`.
-    pub s: usize,
+    ranks: usize,
+    s: usize,
 }
 
-/// Bytes of shared memory that the factors of a block take.
+impl Behind {
+    /// No adapter.
+    pub const NONE: Self = Self { ranks: 0, s: 0 };
+
+    /// That of a group of one; none where its factor is too large.
+    pub fn new(on: &dyn Launcher, group: &Group) -> Option<Self> {
+        (group.ranks.div_ceil(GROUP) <= blocks_that_fit(on))
+            .then_some(Self { ranks: group.ranks, s: group.s })
+    }
+}
+
+/// Bytes of shared memory of a block: right factors, and two tiles of left ones.
 fn shared(layer: &Layer, behind: &Behind) -> usize {
-    FACTOR * (layer.gate.blocks() + layer.up.blocks() + behind.ranks.div_ceil(GROUP))
+    let blocks = layer.gate.blocks() + layer.up.blocks() + behind.ranks.div_ceil(GROUP);
+    FACTOR * blocks + 2 * TILE * 2 * (layer.s + behind.s)
 }
 
-/// Adapters of a rank up to this are for these kernels: the factors of three then fit the shared memory of every device.
-pub const MOST_RANKS: usize = 64;
+/// Blocks of 32 ranks that each of three right factors may have: one on every device, and two on those of data centres.
+fn blocks_that_fit(on: &dyn Launcher) -> usize {
+    let of_each = 3 * (FACTOR + 2 * TILE * 2 * GROUP);
+    (on.shared_bytes() / of_each).min(2)
+}
 
 /// Operands of both passes.
 #[derive(Clone, Copy, Debug)]
@@ -150,7 +165,7 @@ pub unsafe fn forward(
     tokens: usize,
     ffn: usize,
 ) -> Result<(), GpuError> {
-    let (grid, extents) = grid(shared(layer, &Behind { ranks: 0, s: 0 }), tokens, ffn);
+    let (grid, extents) = grid(on, shared(layer, &Behind::NONE), tokens, ffn);
     let mut args = vec![Arg::Ptr(o.gate_up_T2F), Arg::Ptr(act_TF)];
     args.extend(extents);
     args.extend(layer.args(o.xa_TS, o.b));
@@ -163,9 +178,9 @@ pub unsafe fn forward(
 pub struct Gradient {
     /// T × F.
     pub dact_TF: Ptr,
-    /// Left factor of its update, T × [`Behind::s`].
+    /// Left factor of its update, T × S of its group.
     pub dxa_TS: Ptr,
-    /// Right factor, [`Behind::ranks`] × F.
+    /// Right factor, its rank × F.
     pub a_RF: Ptr,
 }
 
@@ -188,7 +203,7 @@ pub unsafe fn backward(
     tokens: usize,
     ffn: usize,
 ) -> Result<(), GpuError> {
-    let (grid, extents) = grid(shared(layer, behind), tokens, ffn);
+    let (grid, extents) = grid(on, shared(layer, behind), tokens, ffn);
     let mut args = vec![Arg::Ptr(o.gate_up_T2F), Arg::Ptr(d.dact_TF)];
     args.extend(extents);
     args.extend(layer.args(o.xa_TS, o.b));
@@ -198,13 +213,14 @@ pub unsafe fn backward(
     unsafe { on.launch(UNIT.entry("swiglu_adapted_backward", Elem::Bf16), grid, &args) }
 }
 
-/// Strips by groups of tiles; tokens, F and tiles of a block.
-fn grid(shared: usize, tokens: usize, ffn: usize) -> (Grid, [Arg; 3]) {
+/// Strips by parts of the rows; tokens, F and tiles of a part.
+fn grid(on: &dyn Launcher, shared: usize, tokens: usize, ffn: usize) -> (Grid, [Arg; 3]) {
     assert!(ffn > 0 && ffn.is_multiple_of(8), "rows of {ffn} are no multiple of 8");
     assert!(tokens <= i32::MAX as usize / 2 && ffn <= i32::MAX as usize / 4, "{tokens}×{ffn} are too many");
-    let all = tokens.div_ceil(TILE);
-    let tiles = all.next_multiple_of(WARPS).min(TILES);
-    let blocks = (ffn.div_ceil(STRIP) as u32, all.div_ceil(tiles) as u32);
+    let (strips, all) = (ffn.div_ceil(STRIP), tokens.div_ceil(TILE));
+    let parts = (BLOCKS * on.processors() as usize).div_ceil(strips);
+    let tiles = all.div_ceil(parts).max(LEAST_TILES);
+    let blocks = (strips as u32, all.div_ceil(tiles) as u32);
     let extents = [tokens, ffn, tiles].map(|n| Arg::I32(n as i32));
-    (Grid { blocks, threads: (32 * WARPS) as u32, shared: shared as u32 }, extents)
+    (Grid { blocks, threads: THREADS, shared: shared as u32 }, extents)
 }

@@ -2,7 +2,7 @@
 
 use chronicals_kernels::{
     cases::values,
-    gpu::Elem,
+    gpu::{Elem, Launcher},
     lora::{Segment, Shape, b_len, cuda::Group},
     swiglu::{
         cuda_adapted::{self as cuda, Behind, Gradient, Layer},
@@ -32,14 +32,14 @@ struct Case {
 }
 
 /// One pack; a rank alone; ranks that begin inside a pack; more than a block of products; tokens and columns beyond a tile, a
-/// strip and a block; no adapter on one side, or on any.
+/// strip and the tiles of a block; no adapter on one side, or on any.
 const CASES: [Case; 8] = [
     Case { tokens: 1, ffn: 8, ranks: [8, 8, 8] },
     Case { tokens: 17, ffn: 136, ranks: [32, 32, 32] },
     Case { tokens: 40, ffn: 72, ranks: [17, 5, 1] },
-    Case { tokens: 129, ffn: 24, ranks: [40, 64, 33] },
+    Case { tokens: 129, ffn: 24, ranks: [24, 64, 33] },
     Case { tokens: 530, ffn: 16, ranks: [0, 16, 16] },
-    Case { tokens: 9, ffn: 264, ranks: [1, 0, 0] },
+    Case { tokens: 9, ffn: 520, ranks: [1, 0, 0] },
     Case { tokens: 33, ffn: 128, ranks: [0, 0, 4] },
     Case { tokens: 20, ffn: 40, ranks: [0, 0, 0] },
 ];
@@ -49,8 +49,9 @@ struct Inputs {
     case: Case,
     layer: Layer,
     behind: Behind,
-    /// S of gate and up.
+    /// S of gate and up, and of the adapter behind.
     s: usize,
+    s_behind: usize,
     gate_up: Vec<f32>,
     xa: Vec<f32>,
     b: Vec<f32>,
@@ -60,27 +61,31 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn new(case: Case) -> Self {
+    fn new(on: &dyn Launcher, case: Case) -> Self {
         let Case { tokens, ffn, ranks: [gate, up, down] } = case;
         let halves = [(0, gate), (ffn, up)].into_iter().filter(|(_, r)| *r > 0);
         let segments: Vec<Segment> = halves.map(|(offset, r)| Segment { offset, width: ffn, r }).collect();
         let shape = Shape { tokens, inputs: 8, outputs: 2 * ffn };
         let group = (!segments.is_empty()).then(|| Group::new(&segments, shape, ELEM, SCALE));
         let s = group.as_ref().map_or(0, |g| g.s);
-        let behind = Behind { ranks: down, s: down.next_multiple_of(8) };
+        let one = [Segment { offset: 0, width: 8, r: down }];
+        let behind_group = (down > 0).then(|| Group::new(&one, Shape { outputs: 8, ..shape }, ELEM, SCALE));
+        let s_behind = behind_group.map_or(0, |g| g.s);
+        let behind = behind_group.map_or(Behind::NONE, |g| Behind::new(on, &g).unwrap());
         let random =
             |seed, n: usize, by: f32| rounded(ELEM, values(seed, n).into_iter().map(|x| by * x).collect());
         // What is beyond the ranks counts for nothing, whatever it is.
         Self {
             case,
-            layer: group.map_or(Layer::NONE, |g| Layer::new(&segments, &g)),
+            layer: group.map_or(Layer::NONE, |g| Layer::new(on, &segments, &g).unwrap()),
             behind,
             s,
+            s_behind,
             gate_up: random(1, tokens * 2 * ffn, 1.0),
             xa: random(2, (tokens * s).max(8), 1.0),
             b: random(3, b_len(&segments).max(8), 0.4),
             dact: random(4, tokens * ffn, 1.0),
-            dxa: random(5, (tokens * behind.s).max(8), 1.0),
+            dxa: random(5, (tokens * s_behind).max(8), 1.0),
             a: random(6, (down * ffn).max(8), 0.4),
         }
     }
@@ -104,7 +109,7 @@ impl Inputs {
 
     /// `dact'`.
     fn updated_gradient(&self) -> Vec<f64> {
-        let (ffn, Behind { ranks, s }) = (self.case.ffn, self.behind);
+        let (ffn, ranks, s) = (self.case.ffn, self.case.ranks[2], self.s_behind);
         let mut rows = wide(&self.dact);
         for (t, row) in rows.chunks_mut(ffn).enumerate() {
             for (n, d) in row.iter_mut().enumerate() {
@@ -132,7 +137,7 @@ fn pointers([gate_up, xa, b]: &[Memory; 3]) -> cuda::Operands {
 /// Forward; gate and up do not change.
 pub fn forward(machine: &dyn Machine) {
     for case in cases(machine, &CASES, &[1, 2]) {
-        let (on, i) = (Operands { machine, elem: ELEM }, Inputs::new(case));
+        let (on, i) = (Operands { machine, elem: ELEM }, Inputs::new(machine.launcher(), case));
         let (inputs, act) = (i.operands(&on), on.output(case.tokens * case.ffn));
         let (o, launcher) = (pointers(&inputs), machine.launcher());
         // SAFETY: every operand has the length that its name says.
@@ -146,7 +151,7 @@ pub fn forward(machine: &dyn Machine) {
 /// Backward, in place; twice, to the same bits.
 pub fn backward(machine: &dyn Machine) {
     for case in cases(machine, &CASES, &[1, 2]) {
-        let (on, i) = (Operands { machine, elem: ELEM }, Inputs::new(case));
+        let (on, i) = (Operands { machine, elem: ELEM }, Inputs::new(machine.launcher(), case));
         let run = || {
             let inputs = i.operands(&on);
             let [dact, dxa, a] = [&i.dact, &i.dxa, &i.a].map(|x| on.input(x));

@@ -3,41 +3,49 @@
 use chronicals_kernels::{
     Seam,
     gpu::{Elem, GpuError, Machine, Ptr},
-    lora::cuda::{Group, Operands as LoraOperands},
-    swiglu::cuda_adapted::{self as swiglu, Behind, Layer, MOST_RANKS},
+    lora::cuda::Group,
+    swiglu::cuda_adapted::{self as swiglu, Behind, Layer},
 };
 
 use super::{CudaBackend, submit::Logged};
 use crate::backend::{Adapter, Beside, Linear, View};
 
-/// A projection's adapters with their operands.
-type Adapted<'l> = (&'l Adapter, Group, LoraOperands);
-
 impl<D: Machine> CudaBackend<D> {
-    /// Whether what lies between a projection and SwiGLU is short of the adapters' part. Eager seams are whole by themselves.
-    pub(super) fn leaves_update(&self, l: &Linear) -> bool {
+    /// A projection's adapters, if it is on that side of SwiGLU, which can add their updates. Eager seams are whole by themselves.
+    fn adapted<'l>(&self, l: &'l Linear, side: Beside) -> Option<(&'l Adapter, Group)> {
         let fused = !self.is_eager(Seam::Lora) && !self.is_eager(Seam::Mlp);
-        let narrow = |a: &Adapter| a.segments.iter().all(|s| s.r <= MOST_RANKS);
-        l.beside != Beside::Nothing
-            && fused
-            && self.elem() == Elem::Bf16
-            && l.adapter.as_ref().is_some_and(narrow)
+        let usable = l.beside == side && fused && self.elem() == Elem::Bf16;
+        let adapter = l.adapter.as_ref().filter(|_| usable)?;
+        Some((adapter, self.extents.lora(l, self.shape.tokens)?))
     }
 
-    /// What a projection left to SwiGLU.
-    fn left<'l>(&self, l: &'l Linear) -> Option<Adapted<'l>> {
-        let adapter = l.adapter.as_ref().filter(|_| self.leaves_update(l))?;
-        // Its input is of no interest here.
-        let (group, operands) = self.adapters(l, adapter.xa)?;
-        Some((adapter, group, operands))
+    /// What the projection to gate and up leaves to SwiGLU.
+    fn before<'l>(&self, l: &'l Linear) -> Option<(&'l Adapter, Layer)> {
+        let (adapter, group) = self.adapted(l, Beside::ReaderOfOutput)?;
+        Some((adapter, Layer::new(self.device.launcher(), &adapter.segments, &group)?))
     }
 
-    fn layer(&self, before: Option<&Adapted<'_>>, gate_up: View) -> (Layer, swiglu::Operands) {
+    /// What the gradient of the activation's reader leaves to it.
+    fn behind<'l>(&self, l: &'l Linear) -> Option<(&'l Adapter, Behind)> {
+        let (adapter, group) = self.adapted(l, Beside::WriterOfInput)?;
+        Some((adapter, Behind::new(self.device.launcher(), &group)?))
+    }
+
+    /// Whether a projection's output is short of the adapters' part.
+    pub(super) fn leaves_output(&self, l: &Linear) -> bool {
+        self.before(l).is_some()
+    }
+
+    /// Whether the gradient of its input is.
+    pub(super) fn leaves_gradient(&self, l: &Linear) -> bool {
+        self.behind(l).is_some()
+    }
+
+    fn layer(&self, before: &Linear, gate_up: View) -> (Layer, swiglu::Operands) {
         let gate_up_T2F = self.at(gate_up);
-        match before {
-            Some((adapter, group, o)) => {
-                let operands = swiglu::Operands { gate_up_T2F, xa_TS: o.xa_TS, b: o.b };
-                (Layer::new(&adapter.segments, group), operands)
+        match self.before(before) {
+            Some((a, layer)) => {
+                (layer, swiglu::Operands { gate_up_T2F, xa_TS: self.at(a.xa), b: self.at(a.b.value) })
             }
             None => (Layer::NONE, swiglu::Operands { gate_up_T2F, xa_TS: Ptr::NULL, b: Ptr::NULL }),
         }
@@ -50,7 +58,7 @@ impl<D: Machine> CudaBackend<D> {
         gate_up: View,
         act: View,
     ) -> Result<(), GpuError> {
-        let (layer, operands) = self.layer(self.left(before).as_ref(), gate_up);
+        let (layer, operands) = self.layer(before, gate_up);
         let (t, ffn) = (self.shape.tokens, self.extents.dims.ffn);
         // SAFETY: see `seams`; the projection left x·Aᵀ.
         unsafe { swiglu::forward(on, &layer, &operands, self.at(act), t, ffn) }
@@ -64,16 +72,14 @@ impl<D: Machine> CudaBackend<D> {
         gate_up: View,
         dact: View,
     ) -> Result<(), GpuError> {
-        let (layer, operands) = self.layer(self.left(before).as_ref(), gate_up);
+        let (layer, operands) = self.layer(before, gate_up);
         let dact_TF = self.at(dact);
-        let (behind, gradient) = match self.left(behind) {
-            Some((adapter, group, o)) => (
-                Behind { ranks: group.ranks, s: group.s },
-                swiglu::Gradient { dact_TF, dxa_TS: self.at(adapter.dxa), a_RF: o.a_SD },
-            ),
-            None => {
-                (Behind { ranks: 0, s: 0 }, swiglu::Gradient { dact_TF, dxa_TS: Ptr::NULL, a_RF: Ptr::NULL })
+        let (behind, gradient) = match self.behind(behind) {
+            Some((a, behind)) => {
+                let [dxa_TS, a_RF] = [a.dxa, a.a.value].map(|v| self.at(v));
+                (behind, swiglu::Gradient { dact_TF, dxa_TS, a_RF })
             }
+            None => (Behind::NONE, swiglu::Gradient { dact_TF, dxa_TS: Ptr::NULL, a_RF: Ptr::NULL }),
         };
         let (t, ffn) = (self.shape.tokens, self.extents.dims.ffn);
         // SAFETY: see `seams`; the projections left x·Aᵀ and s·dy·B.

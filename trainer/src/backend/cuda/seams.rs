@@ -27,9 +27,7 @@ use super::{
     update,
 };
 use crate::{
-    backend::{
-        About, Attention, Backend, Beside, Group, Linear, Norm, Param, QkRope, StepStats, Update, View, Work,
-    },
+    backend::{About, Attention, Backend, Group, Linear, Norm, Param, QkRope, StepStats, Update, View, Work},
     device::lacking,
     error::Error,
     model::{Model, step},
@@ -84,7 +82,7 @@ impl<D: Machine> CudaBackend<D> {
     }
 
     /// A projection's adapters and their operands.
-    pub(super) fn adapters(&self, l: &Linear, x: View) -> Option<(lora::Group, lora::Operands)> {
+    fn adapters(&self, l: &Linear, x: View) -> Option<(lora::Group, lora::Operands)> {
         let (ad, group) = (l.adapter.as_ref()?, self.extents.lora(l, self.shape.tokens)?);
         let mut tables = self.own().segments.iter();
         let (_, table) = tables.find(|(list, _)| *list == ad.segments).expect("every list has its table");
@@ -246,7 +244,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
                         lora_eager::forward(on, on, &group, &ad.segments, &operands, b.at(y))
                     }
                     Some(((group, operands), _)) => {
-                        let y = (l.beside != Beside::ReaderOfOutput || !b.leaves_update(l)).then(|| b.at(y));
+                        let y = (!b.leaves_output(l)).then(|| b.at(y));
                         lora::forward(on, on, &group, &operands, y)
                     }
                     None => Ok(()),
@@ -273,7 +271,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
                 return Ok(());
             };
             let [da_SD, db] = [&ad.a, &ad.b].map(|p| b.at(p.grad.expect("adapters train")));
-            let dx_TD = dx_TD.filter(|_| l.beside != Beside::WriterOfInput || !b.leaves_update(l));
+            let dx_TD = dx_TD.filter(|_| !b.leaves_gradient(l));
             let gradients = lora::Gradients { dy_TN: b.at(dy), dxa_TS: b.at(ad.dxa), da_SD, db, dx_TD };
             // SAFETY: see the module; the forward pass left x·Aᵀ.
             unsafe {
@@ -357,7 +355,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
             if b.is_eager(Seam::Mlp) {
                 return b.eager_swiglu(on, gate_up, act, false);
             }
-            if b.leaves_update(before) {
+            if b.leaves_output(before) {
                 return b.adapted_swiglu(on, before, gate_up, act);
             }
             // SAFETY: see the module.
@@ -371,7 +369,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
             if b.is_eager(Seam::Mlp) {
                 return b.eager_swiglu(on, gate_up, dact, true);
             }
-            if b.leaves_update(before) || b.leaves_update(behind) {
+            if b.leaves_output(before) || b.leaves_gradient(behind) {
                 return b.adapted_swiglu_backward(on, before, behind, gate_up, dact);
             }
             // SAFETY: see the module.
