@@ -16,6 +16,12 @@ use serde_json::Value;
 
 use crate::{environment, inputs::Inputs, store::Store};
 
+/// What a guess takes for a GPU that it knows nothing of: half of what dense bf16 products reach on an H100.
+pub const GPU_GFLOPS: f64 = 350e3;
+
+/// Seconds in which a trial on a GPU compiles, loads and tunes its kernels, and saves its weights.
+pub const GPU_START_S: f64 = 10.0;
+
 /// Times of the trials so far, by case.
 #[derive(Default)]
 pub struct Pace {

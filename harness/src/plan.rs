@@ -54,21 +54,28 @@ fn estimates(setup: &Setup, inputs: &Inputs, scratch: &Path) -> Result<(Vec<f64>
         }
     }
     let shape = HfConfig::load(&setup.config)?.shape();
-    let answer = child::answer(&["worker", "calibrate"].map(String::from), scratch, "calibrate")?;
-    let gflops = estimate::rate(&answer).unwrap_or(1.0);
-    let seconds = cases.iter().map(|c| estimate::from_flops(c, &shape, &inputs.counts(c), gflops)).collect();
-    // A GPU is not started for a guess.
-    let on_gpu = if cases.iter().any(|c| c.device != "cpu") {
-        " of the processor, which a GPU is far above"
+    let on_cpu = |c: &Case| c.device == "cpu";
+    let gflops = if cases.iter().any(on_cpu) {
+        let answer = child::answer(&["worker", "calibrate"].map(String::from), scratch, "calibrate")?;
+        estimate::rate(&answer).unwrap_or(1.0)
     } else {
-        ""
+        1.0
     };
-    Ok((
-        seconds,
-        format!(
-            "a rough guess from FLOPs and a matrix product at {gflops:.0} GFLOP/s{on_gpu}; no earlier run here"
-        ),
-    ))
+    let seconds = cases.iter().map(|c| {
+        let counts = inputs.counts(c);
+        if on_cpu(c) {
+            estimate::from_flops(c, &shape, &counts, gflops)
+        } else {
+            estimate::GPU_START_S + estimate::from_flops(c, &shape, &counts, estimate::GPU_GFLOPS)
+        }
+    });
+    let basis = if cases.iter().any(on_cpu) {
+        format!("a matrix product at {gflops:.0} GFLOP/s")
+    } else {
+        // A GPU is not started for a guess.
+        format!("{:.0} TFLOP/s, as a GPU of a data centre has them", estimate::GPU_GFLOPS / 1e3)
+    };
+    Ok((seconds.collect(), format!("a rough guess from FLOPs and {basis}; no earlier run here")))
 }
 
 fn table(resolved: &Resolved, inputs: &Inputs, seconds: &[f64]) -> Table {

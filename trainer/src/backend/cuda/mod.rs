@@ -7,6 +7,7 @@
 //! | `extents` | sizes of whatever else a step needs; [`Buckets`] |
 //! | `batch` | a micro-batch as the kernels read it |
 //! | `feed` | batches on their way to the device, a step's numbers on their way back |
+//! | `linear` | projections and adapters |
 //! | `adapted` | SwiGLU between projections with adapters |
 //! | `seams` | one call of a kernel for each seam |
 //! | `eager` | the same for the eager variants, and what they keep |
@@ -26,6 +27,7 @@ mod eager;
 mod extents;
 mod feed;
 mod formats;
+mod linear;
 mod memory;
 pub mod plan;
 mod seams;

@@ -11,9 +11,8 @@ use chronicals_kernels::{
     Seam, Target,
     attention::cuda as attention,
     embedding::cuda as embedding,
-    gpu::{GpuError, Machine, Product, Products, Ptr},
+    gpu::{GpuError, Machine, Ptr},
     linear_ce::{cuda as linear_ce, cuda_eager as linear_ce_eager},
-    lora::{cuda as lora, cuda_eager as lora_eager},
     qk_rope::cuda as qk_rope,
     rmsnorm::cuda as rmsnorm,
     swiglu::cuda as swiglu,
@@ -79,22 +78,6 @@ impl<D: Machine> CudaBackend<D> {
             loss: self.scalar(scalars::LOSS),
             scratch: self.scratch(),
         }
-    }
-
-    /// A projection's adapters and their operands.
-    fn adapters(&self, l: &Linear, x: View) -> Option<(lora::Group, lora::Operands)> {
-        let (ad, group) = (l.adapter.as_ref()?, self.extents.lora(l, self.shape.tokens)?);
-        let mut tables = self.own().segments.iter();
-        let (_, table) = tables.find(|(list, _)| *list == ad.segments).expect("every list has its table");
-        let operands = lora::Operands {
-            x_TD: self.at(x),
-            a_SD: self.at(ad.a.value),
-            b: self.at(ad.b.value),
-            xa_TS: self.at(ad.xa),
-            table: self.ptr(table, 0),
-            scratch: self.scratch(),
-        };
-        Some((group, operands))
     }
 }
 
@@ -234,53 +217,11 @@ impl<D: Machine> Backend for CudaBackend<D> {
     }
 
     fn linear(&mut self, l: &Linear, x: View, y: View) {
-        self.run(|b, on| {
-            let p = Product::linear_forward(b.shape.tokens, l.outputs, l.inputs, b.elem());
-            // SAFETY: see the module.
-            unsafe {
-                on.product(&p, b.at(x), b.at(l.weight.value), Ptr::NULL, b.at(y))?;
-                match b.adapters(l, x).zip(l.adapter.as_ref()) {
-                    Some(((group, operands), ad)) if b.is_eager(Seam::Lora) => {
-                        lora_eager::forward(on, on, &group, &ad.segments, &operands, b.at(y))
-                    }
-                    Some(((group, operands), _)) => {
-                        let y = (!b.leaves_output(l)).then(|| b.at(y));
-                        lora::forward(on, on, &group, &operands, y)
-                    }
-                    None => Ok(()),
-                }
-            }
-        });
+        self.run(|b, on| b.project(on, l, x, y));
     }
 
     fn linear_backward(&mut self, l: &Linear, dy: View, x: View, dx: Option<View>) {
-        self.run(|b, on| {
-            let (t, n, k, elem) = (b.shape.tokens, l.outputs, l.inputs, b.elem());
-            let dx_TD = dx.map(|v| b.at(v));
-            if let Some(dx) = dx_TD {
-                let p = Product::linear_dgrad(t, n, k, elem);
-                // SAFETY: see the module.
-                unsafe { on.product(&p, b.at(dy), b.at(l.weight.value), Ptr::NULL, dx)? };
-            }
-            if let Some(dw) = l.weight.grad {
-                let p = Product::linear_wgrad(t, n, k, elem);
-                // SAFETY: see the module.
-                unsafe { on.product(&p, b.at(dy), b.at(x), Ptr::NULL, b.at(dw))? };
-            }
-            let Some(((group, operands), ad)) = b.adapters(l, x).zip(l.adapter.as_ref()) else {
-                return Ok(());
-            };
-            let [da_SD, db] = [&ad.a, &ad.b].map(|p| b.at(p.grad.expect("adapters train")));
-            let dx_TD = dx_TD.filter(|_| !b.leaves_gradient(l));
-            let gradients = lora::Gradients { dy_TN: b.at(dy), dxa_TS: b.at(ad.dxa), da_SD, db, dx_TD };
-            // SAFETY: see the module; the forward pass left x·Aᵀ.
-            unsafe {
-                if b.is_eager(Seam::Lora) {
-                    return lora_eager::backward(on, on, &group, &ad.segments, &operands, &gradients);
-                }
-                lora::backward(on, on, &group, &operands, &gradients)
-            }
-        });
+        self.run(|b, on| b.project_back(on, l, dy, x, dx));
     }
 
     fn qk_rope(&mut self, r: &QkRope, qkv: View) {
