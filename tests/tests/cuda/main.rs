@@ -10,6 +10,7 @@ mod feed;
 mod goldens;
 mod graphs;
 mod memory;
+mod recompute;
 mod states;
 mod trial;
 
@@ -63,6 +64,7 @@ checks! {
     feed { as_step_by_step, failures; whenever_copies_arrive, eager_whenever_copies_arrive, ahead }
     graphs { replays, eager_replays, one_graph_a_shape, evaluation_between; log }
     states { losses_fall, masters, seeds; scalars }
+    recompute { levels, eager_levels, replayed }
     memory { as_planned; taken, refusals }
     trial { events }
 }

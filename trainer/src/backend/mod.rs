@@ -21,7 +21,10 @@ use chronibench_protocol::{event::Precision, spec::TrainArgs};
 use chronicals_data::batch::Batch;
 use chronicals_kernels::{linear_ce, lora::Segment};
 
-use crate::{error::Error, model::Model};
+use crate::{
+    error::Error,
+    model::{Model, Setup},
+};
 
 /// A span of one of the backend's buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -297,6 +300,18 @@ pub trait Backend: Allocator {
     type Stager: Stager<Staged = Self::Staged>;
     /// A step whose numbers are not read yet.
     type Ended;
+
+    /// Bytes by component that it would take for a training, itself included; takes nothing.
+    ///
+    /// # Errors
+    /// The method's settings make no sense, or it has no kernels.
+    fn plan(&self, setup: &Setup<'_>) -> Result<BTreeMap<String, u64>, Error>;
+
+    /// Bytes that are free for the rest of a plan: without those that the plan has already, nor what is needed outside of plans.
+    ///
+    /// # Errors
+    /// The device does not tell.
+    fn room(&self, setup: &Setup<'_>) -> Result<u64, Error>;
 
     /// Takes whatever else the steps of `model` need; once, when it is laid out.
     ///

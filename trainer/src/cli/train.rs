@@ -31,6 +31,8 @@ use super::Exit;
   train: {learning_rate: 1e-3, lr_scheduler_type: cosine, warmup_steps: 5}
   max_steps: 100
   output_dir: out
+  recompute: auto                                       # the default: keep what memory has room for; or none, swiglu, norm, ffn, block
+  memory_limit_gb: 40                                   # plan for so much; what is free when left out
 On a GPU also:
   device: cuda                                          # or cuda:1
   precision: {dtype: bf16, states: f32}                 # the default; dtype f32 to debug, states bf16 or 8bit to save memory
@@ -73,7 +75,9 @@ pub fn run(args: &Args) -> Result<(), Exit> {
 
 fn train<B: Backend>(job: &Job, inputs: &Inputs, backend: B) -> Result<Trainer<B>, Exit> {
     let mut metrics = Metrics::create(&job.output_dir).map_err(Exit::usage)?;
-    let mut trainer = job.trainer(inputs, backend).map_err(Exit::usage)?;
+    let chosen = job.choose(inputs, &backend).map_err(Exit::usage)?;
+    eprintln!("recompute: {} ({})", chosen.level, chosen.why);
+    let mut trainer = job.trainer(inputs, backend, chosen.level).map_err(Exit::usage)?;
     let batches = &inputs.batches;
     eprintln!("{}", inputs.report);
     let trained: usize = trainer.trainable().len();

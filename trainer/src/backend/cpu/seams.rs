@@ -15,7 +15,8 @@ use crate::{
         Update, View, Work,
     },
     error::Error,
-    model::Model,
+    memory::{self, Accounting},
+    model::{Model, Setup},
 };
 
 /// The parts of a locked gradient buffer.
@@ -87,6 +88,19 @@ impl Backend for CpuBackend {
     type Staged = Batch;
     type Stager = AsItIs;
     type Ended = StepStats;
+
+    fn plan(&self, setup: &Setup<'_>) -> Result<BTreeMap<String, u64>, Error> {
+        Ok(Accounting::CPU.bytes(&memory::elements(setup)?))
+    }
+
+    /// A tenth is left to temporaries, batches and other programs.
+    fn room(&self, _: &Setup<'_>) -> Result<u64, Error> {
+        let free = memory::available_bytes().ok_or_else(|| {
+            Error::new("the system does not tell how much memory is free", "memory")
+                .hint("set memory_limit_gb, or recompute to other than auto")
+        })?;
+        Ok(free / 10 * 9)
+    }
 
     fn prepare(&mut self, _: &Model) -> Result<(), Error> {
         Ok(())
