@@ -17,7 +17,7 @@
 
 use super::{Segment, Shape, b_len, placed, stacked_rank};
 use crate::gpu::{
-    Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Product, Products, Ptr, Unit, product::Matrix,
+    Arg, Cost, Elem, Entry, GpuError, Grid, Launcher, Needs, Product, Products, Ptr, Unit, product::Matrix,
 };
 
 /// `kernel.cu`.
@@ -44,6 +44,8 @@ pub struct Group {
     pub count: usize,
     /// Factor of the update, α/r.
     pub scale: f32,
+    /// Elements of all B.
+    of_b: usize,
 }
 
 impl Group {
@@ -57,7 +59,7 @@ impl Group {
         let inside = |s: &Segment| s.offset + s.width <= shape.outputs;
         assert!(segments.iter().all(inside), "a segment ends beyond {} columns", shape.outputs);
         assert!(b_len(segments) <= i32::MAX as usize, "{} elements of B", b_len(segments));
-        Self { shape, elem, s, ranks, count: segments.len(), scale }
+        Self { shape, elem, s, ranks, count: segments.len(), scale, of_b: b_len(segments) }
     }
 
     /// Bytes of scratch: `wide_NS`, and its gradient in f32.
@@ -179,6 +181,8 @@ pub unsafe fn backward(
         products.product(&dxa, dy_TN, wide_NS, Ptr::NULL, dxa_TS)?;
         products.product(&dwide, dy_TN, xa_TS, Ptr::NULL, dwide_NS)?;
         let args = group.launch_args([dwide_NS, operands.table, db]);
+        // The blocks of the adapters, and the gradient read and written.
+        on.costs(Cost::bytes(4 * 3 * group.of_b as u64));
         on.launch(group.entry("lora_collect"), group.grid(), &args)?;
         products.product(&da, dxa_TS, x_TD, Ptr::NULL, da_SD)?;
         match dx_TD {
@@ -192,6 +196,7 @@ pub unsafe fn backward(
 /// As [`forward`].
 unsafe fn widen(on: &dyn Launcher, group: &Group, operands: &Operands) -> Result<(), GpuError> {
     let args = group.launch_args([operands.b, operands.table, operands.scratch]);
+    on.costs(Cost::bytes((group.elem.bytes() * (group.of_b + group.shape.outputs * group.s)) as u64));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(group.entry("lora_widen"), group.grid(), &args) }
 }

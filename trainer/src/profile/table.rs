@@ -1,0 +1,156 @@
+//! Sums by seam and kernel.
+
+use std::collections::BTreeMap;
+
+use chronicals_kernels::gpu::Limits;
+use serde::Serialize;
+
+use super::{Profile, Span};
+
+/// What all calls of one kind took, a step in the mean.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// Seam, `gemm`, `embedding`, or `memory` for copies and fills.
+    pub seam: String,
+    /// Variant of the seam; `library`, or `device`.
+    pub variant: String,
+    /// The kernel, the product with its extents, or the operation; `all` for a seam.
+    pub name: String,
+    /// Calls.
+    pub calls: f64,
+    /// µs.
+    pub us: f64,
+    /// µs over those of the step.
+    pub share: f64,
+    /// Bytes read and written; of the calls that say so.
+    pub bytes: f64,
+    /// Floating-point operations; of the calls that say so.
+    pub flops: f64,
+    /// µs at the limits of the device; of the calls that say what they cost.
+    pub limit_us: f64,
+    /// µs of those.
+    pub costed_us: f64,
+}
+
+impl Row {
+    /// Terabytes a second, if it moves any.
+    pub fn terabytes_a_second(&self) -> Option<f64> {
+        (self.bytes > 0.0 && self.costed_us > 0.0).then(|| self.bytes / self.costed_us / 1e6)
+    }
+
+    /// Teraflops, if it computes any.
+    pub fn teraflops(&self) -> Option<f64> {
+        (self.flops > 0.0 && self.costed_us > 0.0).then(|| self.flops / self.costed_us / 1e6)
+    }
+
+    /// The limit's time over that taken; None where nobody says what any call costs.
+    pub fn of_limit(&self) -> Option<f64> {
+        (self.limit_us > 0.0 && self.costed_us > 0.0).then(|| self.limit_us / self.costed_us)
+    }
+}
+
+/// Where a step goes, in the mean.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Table {
+    /// µs of a step, from the end of the one before to its own.
+    pub step_us: f64,
+    /// µs in which nothing ran.
+    pub idle_us: f64,
+    /// µs in which two ran, one of them a second time in the rows.
+    pub overlap_us: f64,
+    /// Seams, those that take most first; each with its kernels.
+    pub seams: Vec<(Row, Vec<Row>)>,
+    /// Kernels of which nobody says what they cost, where there are any.
+    pub without_cost: Vec<String>,
+}
+
+impl Table {
+    /// Of a profile.
+    pub fn of(p: &Profile) -> Self {
+        let steps = p.steps.len() as f64;
+        let step_us = p.steps.iter().map(|s| s.end_ns - s.start_ns).sum::<u64>() as f64 / 1e3 / steps;
+        let mut kernels: BTreeMap<[&str; 3], Row> = BTreeMap::new();
+        for s in p.spans.iter().filter(|s| s.occupies) {
+            let row = kernels
+                .entry([&s.seam, &s.variant, &s.name])
+                .or_insert_with(|| empty(&s.seam, &s.variant, &s.name));
+            add(row, s, &p.limits, steps, step_us);
+        }
+        let mut seams: BTreeMap<String, (Row, Vec<Row>)> = BTreeMap::new();
+        for row in kernels.into_values() {
+            let (all, rows) = seams
+                .entry(row.seam.clone())
+                .or_insert_with(|| (empty(&row.seam, &row.variant, "all"), Vec::new()));
+            if all.variant != row.variant {
+                all.variant = "several".into();
+            }
+            all.calls += row.calls;
+            all.us += row.us;
+            all.share += row.share;
+            all.bytes += row.bytes;
+            all.flops += row.flops;
+            all.limit_us += row.limit_us;
+            all.costed_us += row.costed_us;
+            rows.push(row);
+        }
+        let mut seams: Vec<_> = seams.into_values().collect();
+        seams.iter_mut().for_each(|(_, rows)| rows.sort_by(|a, b| b.us.total_cmp(&a.us)));
+        seams.sort_by(|(a, _), (b, _)| b.us.total_cmp(&a.us));
+        let busy_us = p.steps.iter().map(|step| busy_ns(&p.spans, step.start_ns, step.end_ns)).sum::<u64>()
+            as f64
+            / 1e3
+            / steps;
+        let rows_us: f64 = seams.iter().map(|(all, _)| all.us).sum();
+        let nobody = |r: &&Row| r.costed_us == 0.0;
+        let without_cost = seams
+            .iter()
+            .flat_map(|(_, rows)| rows)
+            .filter(nobody)
+            .map(|r| format!("{}.{}.{}", r.seam, r.variant, r.name));
+        let without_cost = without_cost.collect();
+        Self { step_us, idle_us: step_us - busy_us, overlap_us: rows_us - busy_us, seams, without_cost }
+    }
+}
+
+fn empty(seam: &str, variant: &str, name: &str) -> Row {
+    let [seam, variant, name] = [seam, variant, name].map(String::from);
+    Row {
+        seam,
+        variant,
+        name,
+        calls: 0.0,
+        us: 0.0,
+        share: 0.0,
+        bytes: 0.0,
+        flops: 0.0,
+        limit_us: 0.0,
+        costed_us: 0.0,
+    }
+}
+
+fn add(row: &mut Row, s: &Span, limits: &Limits, steps: f64, step_us: f64) {
+    let us = s.ns() as f64 / 1e3 / steps;
+    row.us += us;
+    row.share += us / step_us;
+    row.calls += if s.part { 0.0 } else { 1.0 / steps };
+    if let Some(cost) = s.cost {
+        row.bytes += cost.bytes as f64 / steps;
+        row.flops += cost.flops as f64 / steps;
+        row.limit_us += 1e6 * limits.seconds(cost) / steps;
+    }
+    // A part's time is that of the call that says the cost.
+    if s.cost.is_some() || s.part {
+        row.costed_us += us;
+    }
+}
+
+/// ns between two times in which something ran; spans are in the order of starts.
+fn busy_ns(spans: &[Span], begin: u64, end: u64) -> u64 {
+    let (mut busy, mut until) = (0, begin);
+    for s in spans.iter().filter(|s| s.occupies && s.end_ns > begin && s.start_ns < end) {
+        let (from, to) = (s.start_ns.max(until), s.end_ns.min(end));
+        busy += to.saturating_sub(from);
+        until = until.max(to);
+    }
+    busy
+}
