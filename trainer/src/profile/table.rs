@@ -60,7 +60,7 @@ pub struct Table {
     pub overlap_us: f64,
     /// Seams, those that take most first; each with its kernels.
     pub seams: Vec<(Row, Vec<Row>)>,
-    /// Kernels of which nobody says what they cost, where there are any.
+    /// Kernels with calls that say no cost, where there are any.
     pub without_cost: Vec<String>,
 }
 
@@ -101,13 +101,7 @@ impl Table {
             / 1e3
             / steps;
         let rows_us: f64 = seams.iter().map(|(all, _)| all.us).sum();
-        let nobody = |r: &&Row| r.costed_us == 0.0;
-        let without_cost = seams
-            .iter()
-            .flat_map(|(_, rows)| rows)
-            .filter(nobody)
-            .map(|r| format!("{}.{}.{}", r.seam, r.variant, r.name));
-        let without_cost = without_cost.collect();
+        let without_cost = without_cost(&p.spans);
         Self { step_us, idle_us: step_us - busy_us, overlap_us: rows_us - busy_us, seams, without_cost }
     }
 }
@@ -153,4 +147,18 @@ fn busy_ns(spans: &[Span], begin: u64, end: u64) -> u64 {
         until = until.max(to);
     }
     busy
+}
+
+/// Kernels with calls that say no cost, and how many where it is not all.
+fn without_cost(spans: &[Span]) -> Vec<String> {
+    let mut calls: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for s in spans.iter().filter(|s| !s.part) {
+        let (silent, all) = calls.entry(format!("{}.{}.{}", s.seam, s.variant, s.name)).or_default();
+        *silent += usize::from(s.cost.is_none());
+        *all += 1;
+    }
+    let named = calls.into_iter().filter(|(_, (silent, _))| *silent > 0);
+    named
+        .map(|(name, (silent, all))| if silent == all { name } else { format!("{name} ({silent} of {all})") })
+        .collect()
 }

@@ -78,17 +78,15 @@ impl Api {
         // SAFETY: NVIDIA's library, which the search has opened already.
         let library = unsafe { Library::open(Some(file), RTLD_NOW) }.map_err(failed)?;
         // SAFETY: the functions have these types in the headers of every version that is known.
-        let api = unsafe {
+        let (mut api, version_of) = unsafe {
             macro_rules! symbol {
                 ($name:literal) => {
                     *library.get(concat!($name, "\0").as_bytes()).map_err(failed)?
                 };
             }
             let version_of: unsafe extern "C" fn(*mut u32) -> Status = symbol!("cuptiGetVersion");
-            let mut version = 0;
-            version_of(&mut version);
-            Self {
-                version,
+            let api = Self {
+                version: 0,
                 enable: symbol!("cuptiActivityEnable"),
                 disable: symbol!("cuptiActivityDisable"),
                 register: symbol!("cuptiActivityRegisterCallbacks"),
@@ -96,9 +94,13 @@ impl Api {
                 next_record: symbol!("cuptiActivityGetNextRecord"),
                 dropped: symbol!("cuptiActivityGetNumDroppedRecords"),
                 words: symbol!("cuptiGetResultString"),
-            }
+            };
+            (api, version_of)
         };
         std::mem::forget(library);
+        // SAFETY: the place outlives the call. Without a driver it fails.
+        let status = unsafe { version_of(&mut api.version) };
+        api.check("cuptiGetVersion", status)?;
         if record::is_known(api.version) {
             return Ok(api);
         }
@@ -120,6 +122,7 @@ impl Api {
             (self.words)(status, &mut words);
             if words.is_null() { c"" } else { CStr::from_ptr(words) }
         };
+        let words = if words.is_empty() { c"no reason given" } else { words };
         Err(GpuError::new(
             format!("{} ({status})", words.to_string_lossy()),
             call,
@@ -193,8 +196,9 @@ pub fn version() -> Result<String, GpuError> {
 /// As [`version`]; and where CUPTI refuses, e.g. since another profiler is there.
 pub fn start() -> Result<(), GpuError> {
     let api = api()?;
+    static REGISTERED: OnceLock<Status> = OnceLock::new();
     // SAFETY: both functions stay as long as the process.
-    let status = unsafe { (api.register)(requested, completed) };
+    let status = *REGISTERED.get_or_init(|| unsafe { (api.register)(requested, completed) });
     api.check("cuptiActivityRegisterCallbacks", status)?;
     for kind in record::KINDS {
         // SAFETY: a kind of every known version.
@@ -244,4 +248,17 @@ fn flush() -> Result<(), GpuError> {
     // SAFETY: a call without operands; no lock is held that `completed` takes.
     let status = unsafe { (api.flush_all)(FORCED) };
     api.check("cuptiActivityFlushAll", status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs a GPU and libcupti"]
+    fn its_version_is_known_and_failures_have_words() {
+        assert!(version().unwrap().starts_with("CUPTI"));
+        let e = api().unwrap().check("a call", NO_MORE).unwrap_err();
+        assert!(e.what.contains("CUPTI_ERROR_MAX_LIMIT_REACHED") && e.at == "a call", "{e}");
+    }
 }
