@@ -6,7 +6,7 @@ use chronibench_protocol::spec::{Dtype, PrecisionArgs, States};
 use chronicals::{
     KernelPlan, Seam, Variant,
     backend::{Backend, cuda::Buckets},
-    fit::fit,
+    fit::{Batches, fit},
     profile::{By, Options, Profile, Row, Table},
 };
 use chronicals_emulator::Training;
@@ -18,21 +18,24 @@ use chronicals_tests::{
 
 const STEPS: u32 = 7;
 
-/// The profile of the last two of seven steps, what they launched by the backend's own log, and the losses.
+fn batches(geometry: Geometry) -> Batches {
+    Golden::load("qwen3").batches(geometry, STEPS as usize)
+}
+
+/// The profile of the last two of seven steps, and the losses of all.
 fn profiled<D: Machine>(
     machine: D,
     model: &Model,
     of: &Case,
-    geometry: Geometry,
+    batches: &Batches,
     by: Option<By>,
 ) -> (Profile, Vec<u64>) {
-    let batches = Golden::load("qwen3").batches(geometry, STEPS as usize);
-    let mut backend = of.on(machine, &model.config, &batches);
+    let mut backend = of.on(machine, &model.config, batches);
     backend.profile(&Options::fit(None, 2, by, STEPS).unwrap()).unwrap();
-    let mut trainer = model.trainer_on(of, &batches, backend);
-    trainer.rehearse(&batches).unwrap();
+    let mut trainer = model.trainer_on(of, batches, backend);
+    trainer.rehearse(batches).unwrap();
     let mut losses = Vec::new();
-    fit(&mut trainer, &batches, STEPS, |_, report| {
+    fit(&mut trainer, batches, STEPS, |_, report| {
         losses.push(report.loss.to_bits());
         Ok(())
     })
@@ -139,7 +142,7 @@ fn cases() -> Vec<(Model, Case)> {
 pub fn complete<D: Machine>(machine: &dyn Fn() -> D) {
     for (model, of) in cases() {
         for by in [By::Cupti, By::Events] {
-            let (p, _) = profiled(machine(), &model, &of, Geometry::Packed, Some(by));
+            let (p, _) = profiled(machine(), &model, &of, &batches(Geometry::Packed), Some(by));
             assert_eq!(p.by, by);
             check_nesting(&p);
             check_sums(&p);
@@ -163,13 +166,13 @@ fn check_complete_by(p: &Profile, of: &Case) {
 /// A profile changes nothing of the training, and is the same whenever it is made.
 pub fn the_same(machine: &dyn Fn() -> Training) {
     let (model, of) = (Model::new("qwen3", 16), &cases()[0].1);
-    let batches = Golden::load("qwen3").batches(Geometry::Accumulated, STEPS as usize);
+    let batches = batches(Geometry::Accumulated);
     let buckets = Some(Buckets { tokens: 8, rows: 4 });
     let of = &Case { buckets, ..of.clone() };
     let mut plain = model.trainer_on(of, &batches, of.on(machine(), &model.config, &batches));
     let step = |s| plain.train_step(&batches.step(s).unwrap()).unwrap().loss.to_bits();
     let losses: Vec<u64> = (0..STEPS).map(step).collect();
-    let run = |by| profiled(machine(), &model, of, Geometry::Accumulated, by);
+    let run = |by| profiled(machine(), &model, of, &batches, by);
     let [(a, of_a), (b, of_b), (events, of_events)] = [None, Some(By::Cupti), Some(By::Events)].map(run);
     assert!(of_a == losses && of_b == losses && of_events == losses);
     assert_eq!((a.by, &a.steps, &a.spans), (b.by, &b.steps, &b.spans));
@@ -185,7 +188,7 @@ pub fn the_same(machine: &dyn Fn() -> Training) {
 pub fn as_logged(machine: &dyn Fn() -> Training) {
     for (model, of) in cases() {
         let count = |profile: bool| {
-            let batches = Golden::load("qwen3").batches(Geometry::Packed, STEPS as usize);
+            let batches = batches(Geometry::Packed);
             let mut backend = of.on(machine(), &model.config, &batches);
             if profile {
                 backend.profile(&Options::fit(Some(0), STEPS, Some(By::Cupti), STEPS).unwrap()).unwrap();
@@ -215,10 +218,10 @@ pub fn as_logged(machine: &dyn Fn() -> Training) {
 /// Without CUPTI: events, or an error where it was asked for.
 pub fn without_cupti(_: &dyn Fn() -> Training) {
     let (model, of) = (Model::new("qwen3", 16), cases().swap_remove(0).1);
-    let (p, _) = profiled(Training::blind(), &model, &of, Geometry::Packed, None);
+    let (p, _) = profiled(Training::blind(), &model, &of, &batches(Geometry::Packed), None);
     assert_eq!((p.by, p.clock.as_str()), (By::Events, "device events"));
     assert!(p.markdown().contains("Times by events"), "{}", p.markdown());
-    let batches = Golden::load("qwen3").batches(Geometry::Packed, 7);
+    let batches = batches(Geometry::Packed);
     let mut backend = of.on(Training::blind(), &model.config, &batches);
     let options = Options::fit(None, 2, Some(By::Cupti), STEPS).unwrap();
     let e = backend.profile(&options).unwrap_err();
@@ -228,9 +231,15 @@ pub fn without_cupti(_: &dyn Fn() -> Training) {
 /// Attention's operations are those of the documents of the very batch that a graph is run on.
 pub fn documents(machine: &dyn Fn() -> Training) {
     let (model, of) = (Model::new("qwen3", 16), cases().swap_remove(0).1);
-    let batches = Golden::load("qwen3").batches(Geometry::Packed, STEPS as usize);
-    let (p, _) = profiled(machine(), &model, &of, Geometry::Packed, Some(By::Cupti));
+    let packed = batches(Geometry::Packed);
+    let mut plan = packed.plan().clone();
+    // Of 7, 7 and 1 tokens in place of 7, 1 and 12: as many slots, so that one graph runs both.
+    plan.steps.iter_mut().step_by(2).for_each(|step| step.micro_batches[0].rows = vec![vec![0, 0, 1]]);
+    let batches = Batches::new(packed.tokens().clone(), plan, &model.config, "two batches").unwrap();
+    let (p, _) = profiled(machine(), &model, &of, &batches, Some(By::Cupti));
+    assert!(p.spans.iter().filter(|s| s.seam == "attention").all(|s| s.in_graph));
     let c = &model.config;
+    let mut all = BTreeSet::new();
     for step in &p.steps {
         let of_step = batches.step(step.step).unwrap();
         let pairs: u64 = of_step
@@ -242,5 +251,7 @@ pub fn documents(machine: &dyn Fn() -> Training) {
         let forward = p.spans.iter().filter(|s| s.step == step.step && s.name == "attention_plain_forward");
         let flops: u64 = forward.map(|s| s.cost.unwrap().flops).sum();
         assert_eq!(flops, 2 * 4 * pairs * (c.heads * c.head_dim) as u64, "two layers, step {}", step.step);
+        all.insert(flops);
     }
+    assert_eq!(all.len(), 2, "the steps have other documents");
 }

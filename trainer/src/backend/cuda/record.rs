@@ -96,11 +96,6 @@ impl Recording {
 
     fn begin(&mut self, step: u32, tracer: &dyn Tracer) -> Result<(), Error> {
         self.step = step;
-        if step == 0 && self.by == By::Cupti {
-            // Not before: what was tuned in a rehearsal would be tuned by other times. Not later: graphs that were captured before
-            // are not seen.
-            tracer.watch().map_err(failure)?;
-        }
         if step == self.options.lead() {
             match self.by {
                 By::Cupti => tracer.forget(),
@@ -268,14 +263,18 @@ impl<D: Machine> CudaBackend<D> {
         Ok(())
     }
 
-    /// A step begins. What fails of the record does not end the training: it is told when the record is asked for.
+    /// A step begins. What fails of the record later on does not end the training: it is told when the record is asked for.
     pub(super) fn begin_recording(&mut self, step: u32) {
         if self.failed.is_none() {
             self.finish_record(step);
-            if let Some(r) = self.record.0.as_mut().filter(|r| r.done.is_none()) {
-                if let Err(e) = r.begin(step, self.device.tracer()) {
-                    (r.active, r.done) = (false, Some(Err(e)));
-                }
+            let Some(r) = self.record.0.as_mut().filter(|r| r.done.is_none()) else { return };
+            if step == 0 && r.by == By::Cupti {
+                // Not before: a rehearsal would tune products by other times. Not later: graphs that were captured before are not
+                // seen. Nothing is lost yet, so that this failure does end the training.
+                self.failed = self.device.tracer().watch().err();
+            }
+            if let Err(e) = r.begin(step, self.device.tracer()) {
+                (r.active, r.done) = (false, Some(Err(e)));
             }
         }
     }
