@@ -42,8 +42,8 @@ Writes to output_dir: model.safetensors or adapter_model.safetensors, config.jso
 Where a step goes:
   chronicals train --config train.yaml --profile prof   # prof/trace.json opens in ui.perfetto.dev or chrome://tracing
   chronicals train --config train.yaml --profile prof --profile-steps 5 --profile-warmup 20
-It prints, and writes to prof/profile.md, a table by seam and kernel: time, bytes, FLOPs, and how near that is to a copy and to a
-matrix product on the same device; profile.csv and profile.json are the same for programs. The training goes on as the file says: set
+It prints, and writes to prof/profile.md, a table by seam and kernel: time, bytes, FLOPs, and how near that is to a copy and a product
+measured on the same device. profile.csv and profile.json are the same for programs. The training goes on to its last step: set
 max_steps to a few dozen where the profile is all that is wanted."
 )]
 pub struct Args {

@@ -33,6 +33,14 @@ pub struct Row {
 }
 
 impl Row {
+    /// Sums of so many steps as those of one.
+    fn mean(self, steps: f64, step_us: f64) -> Self {
+        let Row { calls, us, bytes, flops, limit_us, costed_us, .. } = self;
+        let [calls, us, bytes, flops, limit_us, costed_us] =
+            [calls, us, bytes, flops, limit_us, costed_us].map(|sum| sum / steps);
+        Self { calls, us, share: us / step_us, bytes, flops, limit_us, costed_us, ..self }
+    }
+
     /// Terabytes a second, if it moves any.
     pub fn terabytes_a_second(&self) -> Option<f64> {
         (self.bytes > 0.0 && self.costed_us > 0.0).then(|| self.bytes / self.costed_us / 1e6)
@@ -67,42 +75,36 @@ pub struct Table {
 impl Table {
     /// Of a profile.
     pub fn of(p: &Profile) -> Self {
-        let steps = p.steps.len() as f64;
-        let step_us = p.steps.iter().map(|s| s.end_ns - s.start_ns).sum::<u64>() as f64 / 1e3 / steps;
-        let mut kernels: BTreeMap<[&str; 3], Row> = BTreeMap::new();
+        let per_step = |ns: u64| ns as f64 / 1e3 / p.steps.len() as f64;
+        let step_ns: u64 = p.steps.iter().map(|s| s.end_ns - s.start_ns).sum();
+        let mut seams: BTreeMap<&str, (Row, BTreeMap<[&str; 2], Row>)> = BTreeMap::new();
         for s in p.spans.iter().filter(|s| s.occupies) {
-            let row = kernels
-                .entry([&s.seam, &s.variant, &s.name])
-                .or_insert_with(|| empty(&s.seam, &s.variant, &s.name));
-            add(row, s, &p.limits, steps, step_us);
-        }
-        let mut seams: BTreeMap<String, (Row, Vec<Row>)> = BTreeMap::new();
-        for row in kernels.into_values() {
-            let (all, rows) = seams
-                .entry(row.seam.clone())
-                .or_insert_with(|| (empty(&row.seam, &row.variant, "all"), Vec::new()));
-            if all.variant != row.variant {
+            let (all, rows) =
+                seams.entry(&s.seam).or_insert_with(|| (empty(&s.seam, &s.variant, "all"), BTreeMap::new()));
+            if all.variant != s.variant {
                 all.variant = "several".into();
             }
-            all.calls += row.calls;
-            all.us += row.us;
-            all.share += row.share;
-            all.bytes += row.bytes;
-            all.flops += row.flops;
-            all.limit_us += row.limit_us;
-            all.costed_us += row.costed_us;
-            rows.push(row);
+            let own = rows.entry([&s.variant, &s.name]);
+            add(own.or_insert_with(|| empty(&s.seam, &s.variant, &s.name)), s, &p.limits);
+            add(all, s, &p.limits);
         }
-        let mut seams: Vec<_> = seams.into_values().collect();
-        seams.iter_mut().for_each(|(_, rows)| rows.sort_by(|a, b| b.us.total_cmp(&a.us)));
+        let mean = |row: Row| row.mean(p.steps.len() as f64, per_step(step_ns));
+        let sorted = |rows: BTreeMap<_, Row>| {
+            let mut rows: Vec<Row> = rows.into_values().map(mean).collect();
+            rows.sort_by(|a, b| b.us.total_cmp(&a.us));
+            rows
+        };
+        let mut seams: Vec<_> = seams.into_values().map(|(all, rows)| (mean(all), sorted(rows))).collect();
         seams.sort_by(|(a, _), (b, _)| b.us.total_cmp(&a.us));
-        let busy_us = p.steps.iter().map(|step| busy_ns(&p.spans, step.start_ns, step.end_ns)).sum::<u64>()
-            as f64
-            / 1e3
-            / steps;
-        let rows_us: f64 = seams.iter().map(|(all, _)| all.us).sum();
-        let without_cost = without_cost(&p.spans);
-        Self { step_us, idle_us: step_us - busy_us, overlap_us: rows_us - busy_us, seams, without_cost }
+        let busy_ns: u64 = p.steps.iter().map(|step| busy_ns(&p.spans, step.start_ns, step.end_ns)).sum();
+        let all_ns: u64 = p.spans.iter().filter(|s| s.occupies).map(Span::ns).sum();
+        Self {
+            step_us: per_step(step_ns),
+            idle_us: per_step(step_ns - busy_ns),
+            overlap_us: per_step(all_ns - busy_ns),
+            seams,
+            without_cost: without_cost(&p.spans),
+        }
     }
 }
 
@@ -122,15 +124,15 @@ fn empty(seam: &str, variant: &str, name: &str) -> Row {
     }
 }
 
-fn add(row: &mut Row, s: &Span, limits: &Limits, steps: f64, step_us: f64) {
-    let us = s.ns() as f64 / 1e3 / steps;
+/// Adds a span to the sums of all steps.
+fn add(row: &mut Row, s: &Span, limits: &Limits) {
+    let us = s.ns() as f64 / 1e3;
     row.us += us;
-    row.share += us / step_us;
-    row.calls += if s.part { 0.0 } else { 1.0 / steps };
+    row.calls += if s.part { 0.0 } else { 1.0 };
     if let Some(cost) = s.cost {
-        row.bytes += cost.bytes as f64 / steps;
-        row.flops += cost.flops as f64 / steps;
-        row.limit_us += 1e6 * limits.seconds(cost) / steps;
+        row.bytes += cost.bytes as f64;
+        row.flops += cost.flops as f64;
+        row.limit_us += 1e6 * limits.seconds(cost);
     }
     // A part's time is that of the call that says the cost.
     if s.cost.is_some() || s.part {

@@ -115,7 +115,9 @@ impl Profile {
                 let _ = writeln!(out, "{}", line(row, ""));
             }
         }
-        for (name, us) in [("nothing ran", t.idle_us), ("two at once", -t.overlap_us), ("step", t.step_us)] {
+        for (name, us) in
+            [("nothing ran", t.idle_us), ("two at once", 0.0 - t.overlap_us), ("step", t.step_us)]
+        {
             let _ = writeln!(out, "| **{name}** | | | | {us:.1} | {:.1} | | | | | |", 100.0 * us / t.step_us);
         }
         if !t.without_cost.is_empty() {
