@@ -21,8 +21,9 @@ IGNORE = -100
 def build(request, dtype):
     config = AutoConfig.from_pretrained(request["config"])
     config._attn_implementation = "sdpa"
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    missing = model.load_state_dict(load_file(request["weights"]), strict=False)
+    with torch.device(request["device"]):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    missing = model.load_state_dict(load_file(request["weights"], device=request["device"]), strict=False)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     assert set(missing.missing_keys) <= tied and not missing.unexpected_keys, missing
     model.tie_weights()
