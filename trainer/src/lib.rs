@@ -14,6 +14,7 @@ pub mod job;
 pub mod memory;
 pub mod model;
 pub mod params;
+pub mod profile;
 pub mod trainer;
 pub mod weights;
 pub mod worker;

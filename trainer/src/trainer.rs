@@ -16,6 +16,7 @@ use crate::{
     init,
     model::{Model, Setup, step},
     params::Layout,
+    profile::Profile,
     weights,
 };
 
@@ -292,6 +293,14 @@ impl<B: Backend> Trainer<B> {
     pub fn save_trainable(&self, path: &Path) -> Result<(), Error> {
         let values = self.model.adapters.unwrap_or(self.model.weights);
         weights::save(&self.backend, &[(self.trainable(), values)], path)
+    }
+
+    /// When the calls of some steps ran, where the backend was asked to [keep](Backend::profile) it.
+    ///
+    /// # Errors
+    /// See [`Backend::profiled`].
+    pub fn profiled(&mut self) -> Result<Option<Profile>, Error> {
+        self.backend.profiled()
     }
 
     /// The backend, to look at.

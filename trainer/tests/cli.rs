@@ -118,3 +118,66 @@ fn memory_of_a_gpu_is_counted_without_one() {
     assert!(f32.contains("master weights") && f32.contains("workspace of products"), "{f32}");
     assert!(!bf16.contains("master weights") && bf16.contains("scratch"), "{bf16}");
 }
+
+fn json(path: &std::path::Path) -> serde_json::Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_profile_says_where_the_steps_of_the_processor_go() {
+    let dir = job("{type: lora, r: 4, lora_alpha: 8}", "");
+    let run = |more: &[&str], code| {
+        let mut command = chronicals();
+        command.current_dir(&dir).args(["train", "--config", "job.yaml"]).args(more);
+        let output = command.output().unwrap();
+        let text = [&output.stdout, &output.stderr].map(|b| String::from_utf8_lossy(b).into_owned());
+        assert_eq!(output.status.code(), Some(code), "{text:?}");
+        text
+    };
+    let [table, log] = run(&["--profile", "prof", "--profile-steps", "2"], 0);
+    assert!(log.contains("prof/trace.json"), "{log}");
+    for part in
+        ["Steps 4 to 5", "wall", "| **attention** |", "| lora |", "| **nothing ran** |", "TB/s by a copy"]
+    {
+        assert!(table.contains(part), "{part} in {table}");
+    }
+    let prof = dir.path().join("prof");
+    assert_eq!(std::fs::read_to_string(prof.join("profile.md")).unwrap(), table);
+    let csv = std::fs::read_to_string(prof.join("profile.csv")).unwrap();
+    assert!(csv.lines().all(|line| line.split(',').count() == 11), "{csv}");
+
+    let summary = json(&prof.join("profile.json"));
+    assert_eq!(summary["no_model"], serde_json::json!([]));
+    let us = |v: &serde_json::Value| v.as_f64().unwrap();
+    let rows: f64 = summary["kernels"].as_array().unwrap().iter().map(|r| us(&r["us"])).sum();
+    let whole = rows + us(&summary["idle_us"]) - us(&summary["overlap_us"]);
+    assert!((whole - us(&summary["step_us"])).abs() < 1e-3, "{whole} of {summary}");
+    let seams: Vec<&str> =
+        summary["seams"].as_array().unwrap().iter().map(|r| r["seam"].as_str().unwrap()).collect();
+    for seam in ["norm", "qk_rope", "attention", "mlp", "loss", "lora", "optimizer", "gemm", "embedding"] {
+        assert!(seams.contains(&seam), "{seam} in {seams:?}");
+    }
+
+    let trace = json(&prof.join("trace.json"));
+    let events = trace["traceEvents"].as_array().unwrap();
+    let of = |cat: &'static str| {
+        events.iter().filter(move |e| e["ph"] == "X" && (e["cat"] == "step") == (cat == "step"))
+    };
+    assert_eq!(of("step").count(), 2);
+    for e in of("call") {
+        let step = of("step").find(|s| s["args"]["step"] == e["args"]["step"]).expect("its step is there");
+        let (begin, end) = (us(&step["ts"]), us(&step["ts"]) + us(&step["dur"]));
+        assert!(us(&e["ts"]) >= begin && us(&e["ts"]) + us(&e["dur"]) <= end + 1e-3, "{e} in {step}");
+    }
+
+    for (more, word) in [
+        (&["--profile", "prof", "--profile-steps", "7"][..], "training of 6"),
+        (&["--profile", "prof", "--profile-steps", "0"], "no steps"),
+        (&["--profile", "prof", "--profile-by", "cupti"], "those of a GPU"),
+        (&["--profile", "job.yaml/prof"], "job.yaml/prof"),
+        (&["--profile-steps", "2"], "--profile <DIR>"),
+    ] {
+        let [_, log] = run(more, 2);
+        assert!(log.contains(word), "{word} in {log}");
+    }
+}

@@ -8,11 +8,13 @@
 //! | `source.rs`, `module.rs` | the text of a unit, its library |
 //! | `machine.rs` | memory, and captures that run again |
 //! | `streams.rs` | launches and copies beside them, in the order that marks give |
+//! | `clock.rs` | a time that depends on what ran alone, for traces |
 //! | `sanitizer.rs` | a test binary once more, under sanitizers |
 //!
 //! Tests of all this are beside those of the kernels. With `CHRONICALS_SANITIZE=1`, and AddressSanitizer's runtime preloaded, kernels run under AddressSanitizer and
 //! UndefinedBehaviorSanitizer, which end the process at a fault; the test `sanitized` does so.
 
+mod clock;
 mod machine;
 mod module;
 pub mod sanitizer;

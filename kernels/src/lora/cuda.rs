@@ -18,7 +18,7 @@
 
 use super::{Segment, Shape, b_len, placed, stacked_rank};
 use crate::gpu::{
-    Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Product, Products, Ptr, Unit,
+    Arg, Cost, Elem, Entry, GpuError, Grid, Launcher, Needs, Product, Products, Ptr, Unit,
     product::{Batch, Factor, Matrix},
 };
 
@@ -48,6 +48,8 @@ pub struct Group {
     pub scale: f32,
     /// Columns and rank of every adapter, where these are equal and a batch.
     even: Option<Even>,
+    /// Elements of all B.
+    of_b: usize,
 }
 
 /// Adapters side by side, each of so many columns and so many ranks.
@@ -78,7 +80,8 @@ impl Group {
         let inside = |s: &Segment| s.offset + s.width <= shape.outputs;
         assert!(segments.iter().all(inside), "a segment ends beyond {} columns", shape.outputs);
         assert!(b_len(segments) <= i32::MAX as usize, "{} elements of B", b_len(segments));
-        Self { shape, elem, s, ranks, count: segments.len(), scale, even: Even::of(segments, shape.outputs) }
+        let (even, of_b) = (Even::of(segments, shape.outputs), b_len(segments));
+        Self { shape, elem, s, ranks, count: segments.len(), scale, even, of_b }
     }
 
     /// Bytes of scratch: none of a batch, else `wide_NS` and its gradient in f32.
@@ -240,6 +243,8 @@ pub unsafe fn backward(
             products.product(&dxa, dy_TN, wide_NS, Ptr::NULL, dxa_TS)?;
             products.product(&dwide, dy_TN, xa_TS, Ptr::NULL, dwide_NS)?;
             let args = group.launch_args([dwide_NS, operands.table, db]);
+            // The blocks of the adapters, and the gradient read and written.
+            on.costs(Cost::bytes(4 * 3 * group.of_b as u64));
             on.launch(group.entry("lora_collect"), group.grid(), &args)?;
         }
         products.product(&da, dxa_TS, x_TD, Ptr::NULL, da_SD)?;
@@ -254,6 +259,7 @@ pub unsafe fn backward(
 /// As [`forward`].
 unsafe fn widen(on: &dyn Launcher, group: &Group, operands: &Operands) -> Result<(), GpuError> {
     let args = group.launch_args([operands.b, operands.table, operands.scratch]);
+    on.costs(Cost::bytes((group.elem.bytes() * (group.of_b + group.shape.outputs * group.s)) as u64));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(group.entry("lora_widen"), group.grid(), &args) }
 }

@@ -10,6 +10,7 @@ mod feed;
 mod goldens;
 mod graphs;
 mod memory;
+mod profile;
 mod states;
 mod trial;
 
@@ -64,6 +65,7 @@ checks! {
     graphs { replays, eager_replays, one_graph_a_shape, evaluation_between; log }
     states { losses_fall, masters, seeds; scalars }
     memory { as_planned; taken, refusals }
+    profile { complete; the_same, as_logged, without_cupti, documents }
     trial { events }
 }
 

@@ -21,7 +21,11 @@ use chronibench_protocol::{event::Precision, spec::TrainArgs};
 use chronicals_data::batch::Batch;
 use chronicals_kernels::{linear_ce, lora::Segment};
 
-use crate::{error::Error, model::Model};
+use crate::{
+    error::Error,
+    model::Model,
+    profile::{self, Profile},
+};
 
 /// A span of one of the backend's buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -316,6 +320,17 @@ pub trait Backend: Allocator {
     fn planned_bytes(&self) -> BTreeMap<String, u64>;
     /// Kernel → launches so far; a name is `seam.variant.operation`.
     fn launches(&self) -> BTreeMap<String, u64>;
+
+    /// Keeps when the calls of some steps ran, and what they cost; before anything is allocated.
+    ///
+    /// # Errors
+    /// The device has no such clock, or its limits cannot be measured.
+    fn profile(&mut self, options: &profile::Options) -> Result<(), Error>;
+    /// What was kept, when the last of those steps was handed over; nothing where nobody asked for it.
+    ///
+    /// # Errors
+    /// The device fails, or what ran is not what was asked for.
+    fn profiled(&mut self) -> Result<Option<Profile>, Error>;
 
     /// Copies a view to the host; not for use inside a step.
     ///

@@ -15,6 +15,7 @@ use chronicals::{
     fit::fit,
     job::{Inputs, Job},
     memory::peak_rss_bytes,
+    profile::{By, Options},
     trainer::StepReport,
 };
 use indicatif::{ProgressBar, ProgressStyle};
@@ -23,7 +24,8 @@ use super::Exit;
 
 /// Arguments of `train`.
 #[derive(clap::Args)]
-#[command(after_help = "Example (paths are relative to the file):
+#[command(
+    after_help = "Example: chronicals train --config train.yaml, where train.yaml has (paths are relative to the file)
   model: {config: scenarios/models/tiny-qwen2.json}     # weights: model.safetensors to start from
   data: {path: data/chat-instruct/train.jsonl, tokenizer: data/chat-instruct/tokenizer.json, max_length: 512}
   method: {type: lora, r: 16, lora_alpha: 32, loraplus_lr_ratio: 16}      # or {type: full}
@@ -35,16 +37,53 @@ On a GPU also:
   device: cuda                                          # or cuda:1
   precision: {dtype: bf16, states: f32}                 # the default; dtype f32 to debug, states bf16 or 8bit to save memory
 
-Writes to output_dir: model.safetensors or adapter_model.safetensors, config.json, metrics.jsonl.")]
+Writes to output_dir: model.safetensors or adapter_model.safetensors, config.json, metrics.jsonl.
+
+Where a step goes:
+  chronicals train --config train.yaml --profile prof   # prof/trace.json opens in ui.perfetto.dev or chrome://tracing
+  chronicals train --config train.yaml --profile prof --profile-steps 5 --profile-warmup 20
+It prints, and writes to prof/profile.md, a table by seam and kernel: time, bytes, FLOPs, and how near that is to a copy and a product
+measured on the same device. profile.csv and profile.json are the same for programs. The training goes on to its last step: set
+max_steps to a few dozen where the profile is all that is wanted."
+)]
 pub struct Args {
     /// YAML file that describes the training
     #[arg(long)]
     config: PathBuf,
+    /// Traces a few steps by kernel, and writes trace and table to this folder
+    #[arg(long, value_name = "DIR")]
+    profile: Option<PathBuf>,
+    /// Steps that are traced
+    #[arg(long, value_name = "N", default_value_t = 3, requires = "profile")]
+    profile_steps: u32,
+    /// Steps before those [default: 10, or what max_steps leaves]; on a GPU each shape of batch is launched once and captured once
+    /// before it is replayed
+    #[arg(long, value_name = "N", requires = "profile")]
+    profile_warmup: Option<u32>,
+    /// What takes the time on a GPU: cupti (kernels of the very steps that are replayed) or events (around every launch, launched one
+    /// by one) [default: cupti if libcupti is found, else events]
+    #[arg(long, value_name = "HOW", requires = "profile")]
+    profile_by: Option<By>,
+}
+
+impl Args {
+    fn profile(&self, job: &Job) -> Result<Option<Profiling<'_>>, Error> {
+        let Some(dir) = &self.profile else { return Ok(None) };
+        let options = Options::fit(self.profile_warmup, self.profile_steps, self.profile_by, job.max_steps)?;
+        Ok(Some(Profiling { dir, options }))
+    }
+}
+
+/// A profile that is wanted.
+struct Profiling<'a> {
+    dir: &'a Path,
+    options: Options,
 }
 
 /// Trains.
 pub fn run(args: &Args) -> Result<(), Exit> {
     let job = Job::load(&args.config).map_err(Exit::usage)?;
+    let profiling = args.profile(&job).map_err(Exit::usage)?;
     if let Some(n) = job.threads {
         rayon::ThreadPoolBuilder::new().num_threads(n).build_global().map_err(|e| {
             Exit::usage(
@@ -56,13 +95,14 @@ pub fn run(args: &Args) -> Result<(), Exit> {
     let inputs = job.inputs().map_err(Exit::usage)?;
     match inputs.device {
         Device::Cpu => {
-            let trainer = train(&job, &inputs, job.on_cpu(&inputs).map_err(Exit::usage)?)?;
+            let trainer = train(&job, &inputs, job.on_cpu(&inputs).map_err(Exit::usage)?, profiling)?;
             if let Some(peak) = peak_rss_bytes() {
                 report_memory(&trainer, peak.saturating_sub(before), "measured above the start");
             }
         }
         Device::Cuda(ordinal) => {
-            let trainer = train(&job, &inputs, job.on_gpu(ordinal, &inputs).map_err(Exit::usage)?)?;
+            let trainer =
+                train(&job, &inputs, job.on_gpu(ordinal, &inputs).map_err(Exit::usage)?, profiling)?;
             if let Ok((free, total)) = trainer.backend().device().gpu().memory() {
                 report_memory(&trainer, (total - free) as u64, "in use on the device");
             }
@@ -71,7 +111,17 @@ pub fn run(args: &Args) -> Result<(), Exit> {
     Ok(())
 }
 
-fn train<B: Backend>(job: &Job, inputs: &Inputs, backend: B) -> Result<Trainer<B>, Exit> {
+fn train<B: Backend>(
+    job: &Job,
+    inputs: &Inputs,
+    mut backend: B,
+    profiling: Option<Profiling<'_>>,
+) -> Result<Trainer<B>, Exit> {
+    if let Some(Profiling { dir, options }) = &profiling {
+        // A folder that cannot be made is told before the training, not behind it.
+        std::fs::create_dir_all(dir).map_err(|e| Exit::usage(Error::io(dir, &e)))?;
+        backend.profile(options).map_err(Exit::usage)?;
+    }
     let mut metrics = Metrics::create(&job.output_dir).map_err(Exit::usage)?;
     let mut trainer = job.trainer(inputs, backend).map_err(Exit::usage)?;
     let batches = &inputs.batches;
@@ -97,7 +147,19 @@ fn train<B: Backend>(job: &Job, inputs: &Inputs, backend: B) -> Result<Trainer<B
     trainer.save_trainable(&path).map_err(Exit::failed)?;
     copy_config(job).map_err(Exit::failed)?;
     eprintln!("saved {}", path.display());
+    if let Some(Profiling { dir, .. }) = &profiling {
+        write_profile(&mut trainer, dir).map_err(Exit::failed)?;
+    }
     Ok(trainer)
+}
+
+fn write_profile<B: Backend>(trainer: &mut Trainer<B>, dir: &Path) -> Result<(), Error> {
+    let profile = trainer.profiled()?.ok_or_else(|| Error::new("no step was profiled", "--profile"))?;
+    for file in profile.write(dir)? {
+        eprintln!("wrote {}", file.display());
+    }
+    print!("{}", profile.markdown());
+    Ok(())
 }
 
 fn report_memory<B: Backend>(trainer: &Trainer<B>, measured: u64, how: &str) {

@@ -30,6 +30,7 @@ use crate::{
     device::lacking,
     error::Error,
     model::{Model, step},
+    profile::{self, Profile},
 };
 
 impl<D: Machine> CudaBackend<D> {
@@ -38,7 +39,8 @@ impl<D: Machine> CudaBackend<D> {
         if self.failed.is_none() {
             let (launcher, products) = (self.device.launcher(), self.device.products());
             let rehearsal: Option<&dyn Rehearsal> = if self.rehearses { Some(&*self.device) } else { None };
-            let on = Logged { launcher, products, rehearsal, log: &self.log, plan: self.plan };
+            let record = self.record.calls_of(&*self.device, self.shape.pairs).filter(|_| !self.rehearses);
+            let on = Logged { launcher, products, rehearsal, record, log: &self.log, plan: self.plan };
             self.failed = launch(self, &on).err();
         }
     }
@@ -98,7 +100,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
 
     fn rehearse(&mut self, model: &Model, batch: &Batch) -> Result<(), Error> {
         let shape = batch::shape(batch, &self.extents);
-        if !self.rehearsed.insert(batch::Shape { loss_tokens: 0, ..shape }) {
+        if !self.rehearsed.insert(batch::Shape { loss_tokens: 0, pairs: 0, ..shape }) {
             return Ok(());
         }
         (self.shape, self.rehearses) = (shape, true);
@@ -125,6 +127,14 @@ impl<D: Machine> Backend for CudaBackend<D> {
         some.map(|(name, b)| (name.to_string(), *b)).collect()
     }
 
+    fn profile(&mut self, options: &profile::Options) -> Result<(), Error> {
+        self.start_record(options)
+    }
+
+    fn profiled(&mut self) -> Result<Option<Profile>, Error> {
+        self.end_record()
+    }
+
     fn launches(&self) -> BTreeMap<String, u64> {
         self.log.counts()
     }
@@ -149,6 +159,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
     }
 
     fn schedule(&mut self, groups: &[Group], update: &Update) {
+        self.begin_recording(update.step - 1);
         self.max_norm = update.max_grad_norm as f32;
         self.put_numbers(scalars::HYPER, &update::hyper_bytes(groups, update, self.seed));
     }
@@ -266,6 +277,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
 
     fn attention(&mut self, a: &Attention) {
         self.run(|b, on| {
+            on.within(Seam::Attention);
             if b.is_eager(Seam::Attention) {
                 return b.eager_attention(on, a);
             }
@@ -278,6 +290,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
 
     fn attention_backward(&mut self, a: &Attention, dout: View, dqkv: View) {
         self.run(|b, on| {
+            on.within(Seam::Attention);
             if b.is_eager(Seam::Attention) {
                 return b.eager_attention_backward(on, a, dout, dqkv);
             }
@@ -326,6 +339,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
                 dw_VD: head.grad.map(|g| b.at(g)),
             };
             let (operands, plan) = (b.loss_operands(head, x), b.loss_plan());
+            on.within(Seam::Loss);
             // SAFETY: see the module.
             unsafe {
                 if b.is_eager(Seam::Loss) {
@@ -339,6 +353,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
     fn loss_forward(&mut self, head: &Param, x: View) {
         self.run(|b, on| {
             let (operands, plan) = (b.loss_operands(head, x), b.loss_plan());
+            on.within(Seam::Loss);
             // SAFETY: see the module.
             unsafe {
                 if b.is_eager(Seam::Loss) {
@@ -350,10 +365,10 @@ impl<D: Machine> Backend for CudaBackend<D> {
     }
 
     fn zero(&mut self, view: View) {
-        self.run(|b, _| {
+        self.run(|b, on| {
             let bytes = b.buffers[view.buffer].elem.bytes();
             let memory = b.memory(view.buffer).expect("no failure, no lack of memory");
-            b.device.zero(memory, bytes * view.offset, bytes * view.len)
+            on.fill(bytes * view.len, || b.device.zero(memory, bytes * view.offset, bytes * view.len))
         });
     }
 
