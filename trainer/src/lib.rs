@@ -4,6 +4,7 @@
 //! QKV, `K` head dimension.
 
 pub mod backend;
+pub mod checkpoint;
 pub mod config;
 pub mod describe;
 pub mod device;

@@ -303,6 +303,35 @@ impl<B: Backend> Trainer<B> {
         self.backend.profiled()
     }
 
+    /// Loads what trains, as [`save_trainable`](Self::save_trainable) wrote it.
+    ///
+    /// # Errors
+    /// See [`weights::load`].
+    pub fn load_trainable(&mut self, path: &Path) -> Result<(), Error> {
+        let values = self.model.adapters.unwrap_or(self.model.weights);
+        let layout = self.adapters.as_ref().unwrap_or(&self.layout);
+        weights::load(&mut self.backend, layout, values, path)
+    }
+
+    /// Name of the file of what trains.
+    pub fn trainable_file(&self) -> &'static str {
+        if self.adapters.is_some() { "adapter_model.safetensors" } else { "model.safetensors" }
+    }
+
+    /// Steps taken.
+    pub fn step(&self) -> u32 {
+        self.step
+    }
+
+    /// Takes so many steps for taken: what is loaded besides is of that step.
+    pub(crate) fn set_step(&mut self, step: u32) {
+        self.step = step;
+    }
+
+    pub(crate) fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
     /// The backend, to look at.
     pub fn backend(&self) -> &B {
         &self.backend

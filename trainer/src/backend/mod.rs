@@ -290,6 +290,14 @@ pub trait Stager: Send {
     fn stage(&self, batch: Batch) -> Result<Self::Staged, Error>;
 }
 
+/// Of bytes that are to be put back.
+fn check_stored(got: usize, expected: usize) -> Result<(), Error> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(Error::new(format!("{got} bytes of optimizer states, not {expected}"), "optimizer states"))
+}
+
 /// A device that can train.
 pub trait Backend: Allocator {
     /// Whether it is a device of its own: one that [`rehearse`](Self::rehearse) readies, and that works while its caller goes on.
@@ -342,6 +350,17 @@ pub trait Backend: Allocator {
     /// # Errors
     /// As [`read`](Self::read).
     fn write(&mut self, view: View, values: &[f32]) -> Result<(), Error>;
+
+    /// Bytes of a whole buffer as the device keeps them, for [`restore`](Self::restore).
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    fn stored(&self, view: View) -> Result<Vec<u8>, Error>;
+    /// Puts them back.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); also when they are not of a buffer of this size and format.
+    fn restore(&mut self, view: View, bytes: &[u8]) -> Result<(), Error>;
 
     /// What readies batches for it.
     fn stager(&self) -> Self::Stager;

@@ -7,12 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chronibench_protocol::spec::Method;
 use chronicals::{
     Error, Trainer,
     backend::Backend,
+    checkpoint::{self, Identity},
     device::Device,
-    fit::fit,
+    fit::{Batches, fit},
     job::{Inputs, Job},
     memory::peak_rss_bytes,
     profile::{By, Options},
@@ -37,7 +37,12 @@ On a GPU also:
   device: cuda                                          # or cuda:1
   precision: {dtype: bf16, states: f32}                 # the default; dtype f32 to debug, states bf16 or 8bit to save memory
 
-Writes to output_dir: model.safetensors or adapter_model.safetensors, config.json, metrics.jsonl.
+Writes to output_dir: model.safetensors or adapter_model.safetensors, config.json, metrics.jsonl, and with
+  save_steps: 50                                        # a checkpoint every 50 steps
+  save_total_limit: 2                                   # of which the newest two are kept
+folders checkpoint-50 and so on, from which a training that ended early goes on, to the bit:
+  chronicals train --config train.yaml --resume                 # from the newest checkpoint, or from the beginning
+  chronicals train --config train.yaml --resume-from out/checkpoint-50
 
 Where a step goes:
   chronicals train --config train.yaml --profile prof   # prof/trace.json opens in ui.perfetto.dev or chrome://tracing
@@ -50,6 +55,12 @@ pub struct Args {
     /// YAML file that describes the training
     #[arg(long)]
     config: PathBuf,
+    /// Goes on from the newest checkpoint in output_dir; begins where there is none
+    #[arg(long)]
+    resume: bool,
+    /// Goes on from this checkpoint
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    resume_from: Option<PathBuf>,
     /// Traces a few steps by kernel, and writes trace and table to this folder
     #[arg(long, value_name = "DIR")]
     profile: Option<PathBuf>,
@@ -72,6 +83,14 @@ impl Args {
         let options = Options::fit(self.profile_warmup, self.profile_steps, self.profile_by, job.max_steps)?;
         Ok(Some(Profiling { dir, options }))
     }
+
+    /// The checkpoint to go on from.
+    fn checkpoint(&self, job: &Job) -> Result<Option<PathBuf>, Error> {
+        if self.resume {
+            return Ok(checkpoint::all(&job.output_dir)?.into_values().next_back());
+        }
+        Ok(self.resume_from.clone())
+    }
 }
 
 /// A profile that is wanted.
@@ -84,6 +103,7 @@ struct Profiling<'a> {
 pub fn run(args: &Args) -> Result<(), Exit> {
     let job = Job::load(&args.config).map_err(Exit::usage)?;
     let profiling = args.profile(&job).map_err(Exit::usage)?;
+    let from = args.checkpoint(&job).map_err(Exit::usage)?;
     if let Some(n) = job.threads {
         rayon::ThreadPoolBuilder::new().num_threads(n).build_global().map_err(|e| {
             Exit::usage(
@@ -95,14 +115,14 @@ pub fn run(args: &Args) -> Result<(), Exit> {
     let inputs = job.inputs().map_err(Exit::usage)?;
     match inputs.device {
         Device::Cpu => {
-            let trainer = train(&job, &inputs, job.on_cpu(&inputs).map_err(Exit::usage)?, profiling)?;
+            let trainer = train(&job, &inputs, job.on_cpu(&inputs).map_err(Exit::usage)?, from, profiling)?;
             if let Some(peak) = peak_rss_bytes() {
                 report_memory(&trainer, peak.saturating_sub(before), "measured above the start");
             }
         }
         Device::Cuda(ordinal) => {
             let trainer =
-                train(&job, &inputs, job.on_gpu(ordinal, &inputs).map_err(Exit::usage)?, profiling)?;
+                train(&job, &inputs, job.on_gpu(ordinal, &inputs).map_err(Exit::usage)?, from, profiling)?;
             if let Ok((free, total)) = trainer.backend().device().gpu().memory() {
                 report_memory(&trainer, (total - free) as u64, "in use on the device");
             }
@@ -115,6 +135,7 @@ fn train<B: Backend>(
     job: &Job,
     inputs: &Inputs,
     mut backend: B,
+    from: Option<PathBuf>,
     profiling: Option<Profiling<'_>>,
 ) -> Result<Trainer<B>, Exit> {
     if let Some(Profiling { dir, options }) = &profiling {
@@ -122,28 +143,23 @@ fn train<B: Backend>(
         std::fs::create_dir_all(dir).map_err(|e| Exit::usage(Error::io(dir, &e)))?;
         backend.profile(options).map_err(Exit::usage)?;
     }
-    let mut metrics = Metrics::create(&job.output_dir).map_err(Exit::usage)?;
     let mut trainer = job.trainer(inputs, backend).map_err(Exit::usage)?;
+    let precision = trainer.backend().about().precision;
+    let identity = job.identity(inputs, &precision).map_err(Exit::usage)?;
+    if let Some(dir) = &from {
+        checkpoint::load(&mut trainer, dir, &identity).map_err(Exit::usage)?;
+        eprintln!("resumed from {}, after step {}", dir.display(), trainer.step());
+    }
+    let mut metrics = Metrics::open(&job.output_dir, trainer.step()).map_err(Exit::usage)?;
     let batches = &inputs.batches;
     eprintln!("{}", inputs.report);
     let trained: usize = trainer.trainable().len();
     eprintln!("training {trained} of {} parameters for {} steps", trainer.total_params(), batches.steps());
 
     trainer.rehearse(batches).map_err(Exit::usage)?;
-    let bar = progress(u64::from(batches.steps()));
-    fit(&mut trainer, batches, batches.steps(), |step, r| {
-        metrics.step(step, &r)?;
-        show(&bar, step, batches.steps(), &r);
-        Ok(())
-    })
-    .map_err(Exit::failed)?;
-    bar.finish_and_clear();
+    steps(job, &mut trainer, batches, &identity, &mut metrics).map_err(Exit::failed)?;
 
-    let name = match job.method {
-        Method::Full {} => "model.safetensors",
-        Method::Lora(_) => "adapter_model.safetensors",
-    };
-    let path = job.output_dir.join(name);
+    let path = job.output_dir.join(trainer.trainable_file());
     trainer.save_trainable(&path).map_err(Exit::failed)?;
     copy_config(job).map_err(Exit::failed)?;
     eprintln!("saved {}", path.display());
@@ -151,6 +167,33 @@ fn train<B: Backend>(
         write_profile(&mut trainer, dir).map_err(Exit::failed)?;
     }
     Ok(trainer)
+}
+
+/// The steps that are left, and checkpoints between them.
+fn steps<B: Backend>(
+    job: &Job,
+    trainer: &mut Trainer<B>,
+    batches: &Batches,
+    identity: &Identity,
+    metrics: &mut Metrics,
+) -> Result<(), Error> {
+    let all = batches.steps();
+    let bar = progress(u64::from(all));
+    bar.set_position(trainer.step().into());
+    while trainer.step() < all {
+        let every = job.save_steps.unwrap_or(all).max(1);
+        let to = (trainer.step() / every + 1).saturating_mul(every).min(all);
+        fit(trainer, batches, to, |step, r| {
+            metrics.step(step, &r)?;
+            show(&bar, step, all, &r);
+            Ok(())
+        })?;
+        if job.save_steps.is_some() {
+            checkpoint::save(trainer, &job.output_dir, identity, job.save_total_limit)?;
+        }
+    }
+    bar.finish_and_clear();
+    Ok(())
 }
 
 fn write_profile<B: Backend>(trainer: &mut Trainer<B>, dir: &Path) -> Result<(), Error> {
@@ -195,7 +238,7 @@ fn show(bar: &ProgressBar, step: u32, steps: u32, r: &StepReport) {
     }
 }
 
-/// `metrics.jsonl`: a line a step.
+/// `metrics.jsonl`: a line a step, of this training and of those that it goes on from.
 struct Metrics {
     path: PathBuf,
     out: BufWriter<File>,
@@ -203,11 +246,22 @@ struct Metrics {
 }
 
 impl Metrics {
-    fn create(dir: &Path) -> Result<Self, Error> {
+    /// Keeps the lines of the steps before `step`.
+    fn open(dir: &Path, step: u32) -> Result<Self, Error> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
         let path = dir.join("metrics.jsonl");
-        let out = BufWriter::new(File::create(&path).map_err(|e| Error::io(&path, &e))?);
-        Ok(Self { path, out, last: Instant::now() })
+        let failed = |e: std::io::Error| Error::io(&path, &e);
+        let before =
+            if step == 0 { String::new() } else { std::fs::read_to_string(&path).unwrap_or_default() };
+        let out = File::create(&path).map_err(failed)?;
+        let mut metrics = Self { path: path.clone(), out: BufWriter::new(out), last: Instant::now() };
+        let kept = |line: &&str| {
+            let line: Option<serde_json::Value> = serde_json::from_str(line).ok();
+            line.and_then(|l| l["step"].as_u64()).is_some_and(|s| s < u64::from(step))
+        };
+        let text: String = before.lines().filter(kept).map(|line| format!("{line}\n")).collect();
+        metrics.out.write_all(text.as_bytes()).and_then(|()| metrics.out.flush()).map_err(failed)?;
+        Ok(metrics)
     }
 
     fn step(&mut self, step: u32, r: &StepReport) -> Result<(), Error> {

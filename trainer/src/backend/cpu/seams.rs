@@ -12,7 +12,7 @@ use super::CpuBackend;
 use crate::{
     backend::{
         About, Adapter, Attention, Backend, Component, Group, Linear, Norm, Param, QkRope, Stager, StepStats,
-        Update, View, Work,
+        Update, View, Work, check_stored,
     },
     error::Error,
     model::Model,
@@ -131,6 +131,17 @@ impl Backend for CpuBackend {
 
     fn write(&mut self, view: View, values: &[f32]) -> Result<(), Error> {
         self.get_mut(view).copy_from_slice(values);
+        Ok(())
+    }
+
+    fn stored(&self, view: View) -> Result<Vec<u8>, Error> {
+        Ok(self.get(view).iter().flat_map(|x| x.to_le_bytes()).collect())
+    }
+
+    fn restore(&mut self, view: View, bytes: &[u8]) -> Result<(), Error> {
+        check_stored(bytes.len(), 4 * view.len)?;
+        let values = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+        self.get_mut(view).iter_mut().zip(values).for_each(|(to, x)| *to = x);
         Ok(())
     }
 

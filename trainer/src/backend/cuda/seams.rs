@@ -147,6 +147,14 @@ impl<D: Machine> Backend for CudaBackend<D> {
         self.write_values(view, values)
     }
 
+    fn stored(&self, view: View) -> Result<Vec<u8>, Error> {
+        self.read_stored(view)
+    }
+
+    fn restore(&mut self, view: View, bytes: &[u8]) -> Result<(), Error> {
+        self.write_stored(view, bytes)
+    }
+
     fn stager(&self) -> Stager<D> {
         self.make_stager()
     }
