@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use chronibench_protocol::{
     TokenStore,
+    digest::{sha256_hex, sha256_of_file},
+    event::Precision,
     record::BatchArgs,
     spec::{Method, PrecisionArgs, Recompute, TrainArgs},
 };
@@ -15,6 +17,7 @@ use chronicals_data::{
 };
 use chronicals_kernels::{KernelPlan, gpu::machine::Cuda};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::{
     backend::{
@@ -23,6 +26,7 @@ use crate::{
         cuda::{CudaBackend, Options},
         loss_options,
     },
+    checkpoint,
     config::ModelConfig,
     device::{Device, check_cpu_precision},
     error::Error,
@@ -71,8 +75,14 @@ pub struct Job {
     /// Worker threads; all cores when left out.
     #[serde(default)]
     pub threads: Option<usize>,
-    /// Folder for weights, metrics and a copy of the config.
+    /// Folder for weights, metrics, checkpoints and a copy of the config.
     pub output_dir: PathBuf,
+    /// Steps between checkpoints; none are written when left out.
+    #[serde(default)]
+    pub save_steps: Option<u32>,
+    /// How many checkpoints are kept, the newest; all when left out.
+    #[serde(default)]
+    pub save_total_limit: Option<u32>,
 }
 
 /// Architecture and starting weights.
@@ -167,6 +177,36 @@ impl Job {
         let kernels = device.kernels(&self.kernels, "kernels")?;
         let (batches, report) = self.batches(&config)?;
         Ok(Inputs { config, batches, report, device, kernels })
+    }
+
+    /// What must be equal for a checkpoint to be taken up: everything that decides a step.
+    ///
+    /// # Errors
+    /// The weights that stay as they are cannot be read.
+    pub fn identity(&self, i: &Inputs, precision: &Precision) -> Result<checkpoint::Identity, Error> {
+        let plan = serde_json::to_vec(i.batches.plan()).expect("plain data");
+        let mut method = self.method.clone();
+        let frozen = match &mut method {
+            // The checkpoint has whatever trains, wherever that began.
+            Method::Full {} => None,
+            Method::Lora(lora) => {
+                lora.adapter_weights = None;
+                self.model.weights.as_deref()
+            }
+        };
+        let frozen = frozen.map(|path| sha256_of_file(path).map_err(|e| Error::io(path, &e))).transpose()?;
+        let named = [
+            ("max_steps", json!(self.max_steps)),
+            ("seed", json!(self.seed)),
+            ("method", json!(method)),
+            ("train", json!(self.train)),
+            ("precision", json!(precision)),
+            ("model", json!(format!("{:?}", i.config))),
+            ("frozen weights", json!(frozen)),
+            ("tokens", json!(i.batches.tokens().sha256())),
+            ("batches", json!(sha256_hex(&plan))),
+        ];
+        Ok(named.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
     }
 
     /// The processor's backend.

@@ -16,6 +16,7 @@ use crate::{
     init,
     model::{Model, Setup, step},
     params::Layout,
+    profile::Profile,
     weights,
 };
 
@@ -292,6 +293,43 @@ impl<B: Backend> Trainer<B> {
     pub fn save_trainable(&self, path: &Path) -> Result<(), Error> {
         let values = self.model.adapters.unwrap_or(self.model.weights);
         weights::save(&self.backend, &[(self.trainable(), values)], path)
+    }
+
+    /// When the calls of some steps ran, where the backend was asked to [keep](Backend::profile) it.
+    ///
+    /// # Errors
+    /// See [`Backend::profiled`].
+    pub fn profiled(&mut self) -> Result<Option<Profile>, Error> {
+        self.backend.profiled()
+    }
+
+    /// Loads what trains, as [`save_trainable`](Self::save_trainable) wrote it.
+    ///
+    /// # Errors
+    /// See [`weights::load`].
+    pub fn load_trainable(&mut self, path: &Path) -> Result<(), Error> {
+        let values = self.model.adapters.unwrap_or(self.model.weights);
+        let layout = self.adapters.as_ref().unwrap_or(&self.layout);
+        weights::load(&mut self.backend, layout, values, path)
+    }
+
+    /// Name of the file of what trains.
+    pub fn trainable_file(&self) -> &'static str {
+        if self.adapters.is_some() { "adapter_model.safetensors" } else { "model.safetensors" }
+    }
+
+    /// Steps taken.
+    pub fn step(&self) -> u32 {
+        self.step
+    }
+
+    /// Takes so many steps for taken: what is loaded besides is of that step.
+    pub(crate) fn set_step(&mut self, step: u32) {
+        self.step = step;
+    }
+
+    pub(crate) fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
     }
 
     /// The backend, to look at.

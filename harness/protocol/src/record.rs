@@ -20,6 +20,7 @@ pub const SCHEMA: &str = "chronibench.trial/1";
 /// One line of `events/<trial>.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant)] // a trial has few lines, and an event's are most of them
 pub enum Line {
     /// First line: what was asked, and what the harness expects to see.
     Trial(Box<TrialHeader>),

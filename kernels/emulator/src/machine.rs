@@ -8,10 +8,13 @@ use std::{
     thread::ThreadId,
 };
 
-use chronicals_kernels::gpu::{Arg, Entry, GpuError, Grid, Launcher, Machine, Needs, Product, Products, Ptr};
+use chronicals_kernels::gpu::{
+    Activity, Arg, Entry, GpuError, Grid, Launcher, Limits, Machine, Needs, Product, Products, Ptr, Tracer,
+};
 
 use crate::{
     Block, Emulator,
+    clock::{Clock, LIMITS, Origin},
     streams::{Arrival, Host, Mark, Memory, Shared, Step},
 };
 
@@ -24,6 +27,9 @@ pub struct Training {
     capture: RefCell<Option<Vec<Step>>>,
     taken: Cell<usize>,
     tuned: RefCell<HashSet<Product>>,
+    /// Whether it has nothing that watches.
+    blind: bool,
+    watched: Cell<bool>,
 }
 
 /// What it says it has: as much as a card of 80 GB.
@@ -42,6 +48,8 @@ impl Counter {
 /// Captured work.
 pub struct Replay {
     steps: Arc<[Step]>,
+    /// Whether a watch was kept when it was captured.
+    watched: bool,
     kernels: BTreeMap<String, u64>,
 }
 
@@ -56,6 +64,11 @@ impl Training {
         let machine = Self::default();
         machine.streams.set_arrival(arrival);
         machine
+    }
+
+    /// One that can be stamped, but not watched.
+    pub fn blind() -> Self {
+        Self { blind: true, ..Self::default() }
     }
 
     /// How often something was sent, for whoever looks on while the machine is lent.
@@ -95,7 +108,7 @@ impl Training {
             return Ok(());
         }
         // SAFETY: the caller's promise is the same.
-        unsafe { self.streams.launch([step]) };
+        unsafe { self.streams.launch([step], Origin::Launched) };
         Ok(())
     }
 
@@ -264,21 +277,71 @@ impl Machine for Training {
             let name = match step {
                 Step::Launch(entry, ..) => entry.name,
                 Step::Product(..) => "product",
-                Step::Zero(..) | Step::Copy(..) => continue,
+                Step::Zero(..) | Step::Copy(..) | Step::Stamp => continue,
             };
             *kernels.entry(name.to_string()).or_default() += 1;
         }
-        Ok(Replay { steps: steps.into(), kernels })
+        Ok(Replay { steps: steps.into(), watched: self.watched.get(), kernels })
     }
 
     unsafe fn replay(&self, graph: &Replay) -> Result<(), GpuError> {
         self.idle("a replay")?;
         // SAFETY: the caller's promise: the operands are alive.
-        unsafe { self.streams.launch(graph.steps.clone()) };
+        unsafe { self.streams.launch(graph.steps.clone(), Origin::Graph { watched: graph.watched }) };
         Ok(())
+    }
+
+    fn tracer(&self) -> &dyn Tracer {
+        self
     }
 
     fn kernels<'g>(&self, graph: &'g Replay) -> &'g BTreeMap<String, u64> {
         &graph.kernels
+    }
+}
+
+impl Tracer for Training {
+    fn limits(&self) -> Result<Limits, GpuError> {
+        Ok(LIMITS)
+    }
+
+    fn watcher(&self) -> Result<String, GpuError> {
+        if self.blind {
+            let (what, hint) = ("nothing watches this machine", "stamp its launches");
+            return Err(GpuError { what: what.into(), at: "emulated clock".into(), hint: hint.into() });
+        }
+        Ok("emulated clock".into())
+    }
+
+    fn watch(&self) -> Result<(), GpuError> {
+        self.watcher()?;
+        self.idle("a watch")?;
+        self.watched.set(true);
+        self.streams.clock(Clock::watch)
+    }
+
+    fn forget(&self) -> Result<(), GpuError> {
+        self.idle("forgetting")?;
+        self.streams.clock(|clock| drop(clock.seen()))
+    }
+
+    fn seen(&self) -> Result<Vec<Activity>, GpuError> {
+        self.idle("ending a watch")?;
+        self.watched.set(false);
+        self.streams.clock(|clock| {
+            clock.end();
+            clock.seen()
+        })
+    }
+
+    fn stamp(&self) -> Result<(), GpuError> {
+        self.idle("a stamp")?;
+        // SAFETY: it reads the clock alone.
+        unsafe { self.put(Step::Stamp) }
+    }
+
+    fn stamps(&self) -> Result<Vec<u64>, GpuError> {
+        self.idle("reading stamps")?;
+        self.streams.clock(Clock::stamps)
     }
 }

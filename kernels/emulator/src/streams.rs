@@ -10,7 +10,10 @@ use std::{
 
 use chronicals_kernels::gpu::{Arg, Entry, GpuError, Grid, Launcher, Product, Products, Ptr, Wait};
 
-use crate::{Block, Emulator};
+use crate::{
+    Block, Emulator,
+    clock::{Clock, Origin},
+};
 
 /// When what is sent arrives, of all times that the marks allow. What is right is so with either.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub(super) enum Step {
     Product(Product, [Ptr; 4]),
     Zero(Ptr, usize),
     Copy(Ptr, Ptr, usize),
+    /// Reads the clock.
+    Stamp,
 }
 
 impl Step {
@@ -48,6 +53,7 @@ impl Step {
                     address(*to).copy_from(address(*from), *len);
                     Ok(())
                 }
+                Step::Stamp => Ok(()),
             }
         }
     }
@@ -58,7 +64,7 @@ fn address(at: Ptr) -> *mut u8 {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Line {
+pub(super) enum Line {
     Launches,
     Copies,
 }
@@ -72,7 +78,7 @@ struct Place {
 
 /// What is on a stream.
 enum Work {
-    Steps(Arc<[Step]>),
+    Steps(Arc<[Step]>, Origin),
     /// Steps that read or write host memory.
     OfHost(Step, Range<usize>),
     Follow(Place),
@@ -98,6 +104,7 @@ pub(super) struct Streams {
     copies: Stream,
     arrival: Arrival,
     failed: Option<GpuError>,
+    clock: Clock,
     sent: usize,
     writers: HashSet<ThreadId>,
 }
@@ -143,15 +150,16 @@ impl Streams {
 
     fn advance(&mut self, line: Line) {
         let work = self.of(line).waiting.pop_front().expect("a place is on its stream");
-        let steps = match &work {
-            Work::Steps(steps) => &**steps,
-            Work::OfHost(step, _) => std::slice::from_ref(step),
-            Work::Follow(_) => &[],
+        let (steps, origin) = match &work {
+            Work::Steps(steps, origin) => (&**steps, *origin),
+            Work::OfHost(step, _) => (std::slice::from_ref(step), Origin::Launched),
+            Work::Follow(_) => (&[][..], Origin::Launched),
         };
         for step in steps {
             if self.failed.is_none() {
                 // SAFETY: who put it there promised that it may run until it is waited for.
                 self.failed = unsafe { step.run() }.err();
+                self.clock.ran(step, line, origin);
             }
         }
         self.of(line).done += 1;
@@ -193,8 +201,17 @@ impl Shared {
     ///
     /// # Safety
     /// As [`Launcher::launch`], of each.
-    pub(super) unsafe fn launch(&self, steps: impl Into<Arc<[Step]>>) {
-        self.lock().put(Line::Launches, Work::Steps(steps.into()));
+    pub(super) unsafe fn launch(&self, steps: impl Into<Arc<[Step]>>, origin: Origin) {
+        self.lock().put(Line::Launches, Work::Steps(steps.into(), origin));
+    }
+
+    /// The clock, when everything has run.
+    ///
+    /// # Errors
+    /// Something failed.
+    pub(super) fn clock<T>(&self, f: impl FnOnce(&mut Clock) -> T) -> Result<T, GpuError> {
+        self.finish()?;
+        Ok(f(&mut self.lock().clock))
     }
 
     /// Waits for everything.

@@ -3,10 +3,14 @@
 use std::{collections::BTreeMap, ops::DerefMut};
 
 use super::{
-    Buffer, Entry, Gpu, GpuError, Graph, Launcher, Needs, Pinned, Product, Products, Ptr,
+    Activity, Buffer, Entry, Gpu, GpuError, Graph, Launcher, Limits, Needs, Pinned, Product, Products, Ptr,
+    Tracer,
+    bench::{Ceiling, Device, ceilings},
     compile::Cache,
+    cupti,
     events::Event,
     matmul::{Matmul, WORKSPACE_BYTES},
+    stamps::Stamps,
 };
 
 /// A point in the order of what a machine does.
@@ -172,6 +176,9 @@ pub trait Machine {
     /// As [`write`](Self::write).
     unsafe fn replay(&self, graph: &Self::Graph) -> Result<(), GpuError>;
 
+    /// Its clocks.
+    fn tracer(&self) -> &dyn Tracer;
+
     /// Its kernels by name, and how many of each.
     fn kernels<'g>(&self, graph: &'g Self::Graph) -> &'g BTreeMap<String, u64>;
 }
@@ -180,6 +187,7 @@ pub trait Machine {
 pub struct Cuda {
     gpu: &'static Gpu,
     products: Matmul<'static>,
+    stamps: Stamps,
 }
 
 impl Cuda {
@@ -191,7 +199,7 @@ impl Cuda {
     pub fn open(ordinal: usize) -> Result<Self, GpuError> {
         super::library::require(&["libcuda", "libnvrtc", "libcublasLt"])?;
         let gpu: &'static Gpu = Box::leak(Box::new(Gpu::open(ordinal, Cache::of_user())?));
-        Ok(Self { gpu, products: Matmul::new(gpu, Cache::folder("products"))? })
+        Ok(Self { gpu, products: Matmul::new(gpu, Cache::folder("products"))?, stamps: Stamps::default() })
     }
 
     /// The GPU.
@@ -301,7 +309,53 @@ impl Machine for Cuda {
         unsafe { graph.launch() }
     }
 
+    fn tracer(&self) -> &dyn Tracer {
+        self
+    }
+
     fn kernels<'g>(&self, graph: &'g Graph<'static>) -> &'g BTreeMap<String, u64> {
         graph.kernels()
+    }
+}
+
+impl Tracer for Cuda {
+    fn limits(&self) -> Result<Limits, GpuError> {
+        let measured = ceilings(&Device::new(self.gpu), 10)?;
+        let rate = |amount: fn(&Ceiling) -> u64| {
+            let rates = measured.iter().flat_map(|c| c.seconds.iter().map(move |s| amount(c) as f64 / s));
+            rates.fold(0.0, f64::max)
+        };
+        Ok(Limits {
+            bytes_a_second: rate(|c| c.bytes),
+            flops_a_second: rate(|c| c.flops),
+            product: "bf16 product of 8192³",
+        })
+    }
+
+    fn watcher(&self) -> Result<String, GpuError> {
+        cupti::version()
+    }
+
+    fn watch(&self) -> Result<(), GpuError> {
+        self.gpu.synchronise()?;
+        cupti::start()
+    }
+
+    fn forget(&self) -> Result<(), GpuError> {
+        self.gpu.synchronise()?;
+        cupti::forget()
+    }
+
+    fn seen(&self) -> Result<Vec<Activity>, GpuError> {
+        self.gpu.synchronise()?;
+        cupti::stop()
+    }
+
+    fn stamp(&self) -> Result<(), GpuError> {
+        self.stamps.stamp(self.gpu)
+    }
+
+    fn stamps(&self) -> Result<Vec<u64>, GpuError> {
+        self.stamps.read(self.gpu)
     }
 }

@@ -11,7 +11,9 @@
 //!   bits for the same plan.
 
 use super::{IGNORE_INDEX, Options, Shape};
-use crate::gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Product, Products, Ptr, Unit, product::Matrix};
+use crate::gpu::{
+    Arg, Cost, Elem, GpuError, Grid, Launcher, Needs, Product, Products, Ptr, Unit, product::Matrix,
+};
 
 /// `kernel.cu`.
 pub static UNIT: Unit = Unit {
@@ -248,6 +250,7 @@ unsafe fn run(
     if rows > 0 {
         let args = [Arg::Ptr(scratch.losses), Arg::Ptr(operands.loss), Arg::I32(rows as i32)];
         let grid = Grid { blocks: (1, 1), threads: 1024, shared: 0 };
+        on.costs(Cost::bytes(4 * rows as u64 + 16));
         // SAFETY: as above.
         unsafe { on.launch(UNIT.entry("linear_ce_sum", elem), grid, &args)? };
     }
@@ -325,6 +328,9 @@ pub(super) unsafe fn rows(
     let extents = [count, v, stride(v), in_shared].map(|n| Arg::I32(n as i32));
     let terms = [opts.label_smoothing, opts.z_loss].map(Arg::F32);
     let args = [pointers.into_iter().map(Arg::Ptr).collect(), extents.to_vec(), terms.to_vec()].concat();
+    // Logits are read, and written where they become their gradient.
+    let passes = if scale.is_some() { 2 } else { 1 };
+    on.costs(Cost::bytes((count * (passes * v * elem.bytes() + 8)) as u64));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(UNIT.entry(name, elem), grid, &args) }
 }
@@ -356,6 +362,8 @@ unsafe fn move_rows(
     let threads = (d / 8).next_multiple_of(32).min(256) as u32;
     let grid = Grid { blocks: (blocks as u32, 1), threads, shared: 0 };
     let args = [Arg::Ptr(from), Arg::Ptr(places), Arg::Ptr(to), Arg::I32(d as i32)];
+    // As many rows are read as have a loss, and all are written.
+    on.costs(Cost::bytes(((plan.rows + blocks) * d * plan.elem.bytes() + 4 * blocks) as u64));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(UNIT.entry(name, plan.elem), grid, &args) }
 }

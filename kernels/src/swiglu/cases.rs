@@ -49,7 +49,11 @@ const TENSORS: [(&str, u64); 2] = [
     ("swiglu_backward", 5), // gate, up, dact, dgate, dup
 ];
 
-fn bytes(op: &str, tokens: usize, ffn: usize, element: u64) -> u64 {
+/// Bytes that one pass reads and writes, by the size of an element.
+///
+/// # Panics
+/// When the operation is none of this kernel.
+pub fn bytes(op: &str, tokens: usize, ffn: usize, element: u64) -> u64 {
     let (_, tensors) = TENSORS.iter().find(|(name, _)| *name == op).expect("an operation of this kernel");
     tensors * element * (tokens * ffn) as u64
 }

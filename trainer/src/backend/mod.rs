@@ -11,6 +11,7 @@
 //! Unless a method says `+=`, it overwrites its outputs. Widths come from the views' layout at set-up, the number of
 //! tokens `T` from the uploaded batch; the first `T` rows of an activation buffer are in use.
 
+mod buffers;
 pub mod cpu;
 pub mod cuda;
 mod dims;
@@ -21,75 +22,12 @@ use chronibench_protocol::{event::Precision, spec::TrainArgs};
 use chronicals_data::batch::Batch;
 use chronicals_kernels::{linear_ce, lora::Segment};
 
+pub use self::buffers::{Allocator, Component, View};
 use crate::{
     error::Error,
     model::{Model, Setup},
+    profile::{self, Profile},
 };
-
-/// A span of one of the backend's buffers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct View {
-    /// Which buffer.
-    pub buffer: usize,
-    /// First element.
-    pub offset: usize,
-    /// Elements.
-    pub len: usize,
-}
-
-impl View {
-    /// A part of this view.
-    pub fn slice(self, offset: usize, len: usize) -> Self {
-        assert!(offset + len <= self.len, "a part lies inside its view");
-        Self { buffer: self.buffer, offset: self.offset + offset, len }
-    }
-}
-
-/// What a buffer is for, in memory plans.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Component {
-    /// Model parameters.
-    Weights,
-    /// LoRA parameters.
-    Adapters,
-    /// Gradients of whatever trains.
-    Gradients,
-    /// AdamW's two moments.
-    OptimizerStates,
-    /// Kept from forward to backward, and gradients of activations.
-    Activations,
-    /// Sums over a row that the backward pass reads again: f32 whatever the element type.
-    Statistics,
-    /// Temporaries of the loss.
-    Logits,
-}
-
-impl Component {
-    /// Name in plans and records.
-    pub fn name(self) -> &'static str {
-        match self {
-            Component::Weights => "weights",
-            Component::Adapters => "adapters",
-            Component::Gradients => "gradients",
-            Component::OptimizerStates => "optimizer states",
-            Component::Activations => "activations",
-            Component::Statistics => "statistics",
-            Component::Logits => "logits",
-        }
-    }
-}
-
-/// Hands out buffers, whose element type follows from the component. A backend allocates them; a memory plan only adds
-/// them up.
-pub trait Allocator {
-    /// A buffer of `len` zeros.
-    fn alloc(&mut self, component: Component, len: usize) -> View;
-
-    /// Whether the probabilities that unfused attention keeps are a buffer of the model; else they are the backend's own.
-    fn keeps_probabilities(&self) -> bool {
-        true
-    }
-}
 
 /// A parameter and, when it trains, its gradient.
 #[derive(Clone, Copy, Debug)]
@@ -289,6 +227,14 @@ pub trait Stager: Send {
     fn stage(&self, batch: Batch) -> Result<Self::Staged, Error>;
 }
 
+/// Of bytes that are to be put back.
+fn check_stored(got: usize, expected: usize) -> Result<(), Error> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(Error::new(format!("{got} bytes of optimizer states, not {expected}"), "optimizer states"))
+}
+
 /// A device that can train.
 pub trait Backend: Allocator {
     /// Whether it is a device of its own: one that [`rehearse`](Self::rehearse) readies, and that works while its caller goes on.
@@ -332,6 +278,17 @@ pub trait Backend: Allocator {
     /// Kernel → launches so far; a name is `seam.variant.operation`.
     fn launches(&self) -> BTreeMap<String, u64>;
 
+    /// Keeps when the calls of some steps ran, and what they cost; before anything is allocated.
+    ///
+    /// # Errors
+    /// The device has no such clock, or its limits cannot be measured.
+    fn profile(&mut self, options: &profile::Options) -> Result<(), Error>;
+    /// What was kept, when the last of those steps was handed over; nothing where nobody asked for it.
+    ///
+    /// # Errors
+    /// The device fails, or what ran is not what was asked for.
+    fn profiled(&mut self) -> Result<Option<Profile>, Error>;
+
     /// Copies a view to the host; not for use inside a step.
     ///
     /// # Errors
@@ -342,6 +299,17 @@ pub trait Backend: Allocator {
     /// # Errors
     /// As [`read`](Self::read).
     fn write(&mut self, view: View, values: &[f32]) -> Result<(), Error>;
+
+    /// Bytes of a whole buffer as the device keeps them, for [`restore`](Self::restore).
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    fn stored(&self, view: View) -> Result<Vec<u8>, Error>;
+    /// Puts them back.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); also when they are not of a buffer of this size and format.
+    fn restore(&mut self, view: View, bytes: &[u8]) -> Result<(), Error>;
 
     /// What readies batches for it.
     fn stager(&self) -> Self::Stager;

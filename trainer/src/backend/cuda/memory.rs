@@ -14,7 +14,7 @@ use super::{
     plan::{BATCH, KEPT, MASTERS, SCRATCH},
 };
 use crate::{
-    backend::{Allocator, Component, View},
+    backend::{Allocator, Component, View, check_stored},
     error::Error,
     model::Model,
 };
@@ -126,6 +126,29 @@ impl<D: Machine> CudaBackend<D> {
             self.device.write(copy, elem.bytes() * view.offset, &elem.encode(values)).map_err(failure)?;
         }
         Ok(())
+    }
+
+    /// Memory of a whole buffer, and its bytes.
+    fn whole(&self, view: View) -> Result<(&D::Memory, usize), Error> {
+        self.check()?;
+        let Buffer { memory, elem, coded } = &self.buffers[view.buffer];
+        let bytes = if *coded {
+            self.formats.bytes(Component::OptimizerStates, view.len)
+        } else {
+            elem.bytes() * view.len
+        };
+        Ok((memory.as_ref().expect("no failure, no lack of memory"), bytes))
+    }
+
+    pub(super) fn read_stored(&self, view: View) -> Result<Vec<u8>, Error> {
+        let (memory, bytes) = self.whole(view)?;
+        self.device.read(memory, 0, bytes).map_err(failure)
+    }
+
+    pub(super) fn write_stored(&mut self, view: View, bytes: &[u8]) -> Result<(), Error> {
+        let (memory, expected) = self.whole(view)?;
+        check_stored(bytes.len(), expected)?;
+        self.device.write(memory, 0, bytes).map_err(failure)
     }
 }
 

@@ -13,6 +13,7 @@
 //! | `eager` | the same for the eager variants, and what they keep |
 //! | `update` | gradient norm and AdamW |
 //! | `submit` | graphs, and the log of launches |
+//! | `record` | the calls of some steps, and when they ran |
 //! | `plan` | bytes by component without a device |
 //!
 //! All memory is taken before the first step. Kernels that run one after another share their scratch. Products of a shape are
@@ -30,6 +31,7 @@ mod formats;
 mod linear;
 mod memory;
 pub mod plan;
+mod record;
 mod seams;
 mod submit;
 mod update;
@@ -55,6 +57,7 @@ pub use self::{
 use self::{
     extents::{BatchLayout, Extents},
     memory::{Buffer, Masters},
+    record::Record,
     submit::{Kept, Key, Log},
 };
 use super::dims;
@@ -103,6 +106,7 @@ pub struct CudaBackend<D: Machine> {
     own: Option<Own<D>>,
     planned: BTreeMap<&'static str, u64>,
     log: Log,
+    record: Record,
     shape: batch::Shape,
     /// Loss tokens of the step that is handed over.
     loss_tokens: u64,
@@ -186,6 +190,7 @@ impl<D: Machine> CudaBackend<D> {
             own: None,
             planned,
             log: Log::default(),
+            record: Record::default(),
             shape: batch::Shape::default(),
             loss_tokens: 0,
             max_norm: 0.0,

@@ -31,6 +31,7 @@ use crate::{
     device::lacking,
     error::Error,
     model::{Model, Setup, step},
+    profile::{self, Profile},
 };
 
 impl<D: Machine> CudaBackend<D> {
@@ -39,7 +40,8 @@ impl<D: Machine> CudaBackend<D> {
         if self.failed.is_none() {
             let (launcher, products) = (self.device.launcher(), self.device.products());
             let rehearsal: Option<&dyn Rehearsal> = if self.rehearses { Some(&*self.device) } else { None };
-            let on = Logged { launcher, products, rehearsal, log: &self.log, plan: self.plan };
+            let record = self.record.calls_of(&*self.device, self.shape.pairs).filter(|_| !self.rehearses);
+            let on = Logged { launcher, products, rehearsal, record, log: &self.log, plan: self.plan };
             self.failed = launch(self, &on).err();
         }
     }
@@ -108,7 +110,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
 
     fn rehearse(&mut self, model: &Model, batch: &Batch) -> Result<(), Error> {
         let shape = batch::shape(batch, &self.extents);
-        if !self.rehearsed.insert(batch::Shape { loss_tokens: 0, ..shape }) {
+        if !self.rehearsed.insert(batch::Shape { loss_tokens: 0, pairs: 0, ..shape }) {
             return Ok(());
         }
         (self.shape, self.rehearses) = (shape, true);
@@ -135,6 +137,14 @@ impl<D: Machine> Backend for CudaBackend<D> {
         some.map(|(name, b)| (name.to_string(), *b)).collect()
     }
 
+    fn profile(&mut self, options: &profile::Options) -> Result<(), Error> {
+        self.start_record(options)
+    }
+
+    fn profiled(&mut self) -> Result<Option<Profile>, Error> {
+        self.end_record()
+    }
+
     fn launches(&self) -> BTreeMap<String, u64> {
         self.log.counts()
     }
@@ -145,6 +155,14 @@ impl<D: Machine> Backend for CudaBackend<D> {
 
     fn write(&mut self, view: View, values: &[f32]) -> Result<(), Error> {
         self.write_values(view, values)
+    }
+
+    fn stored(&self, view: View) -> Result<Vec<u8>, Error> {
+        self.read_stored(view)
+    }
+
+    fn restore(&mut self, view: View, bytes: &[u8]) -> Result<(), Error> {
+        self.write_stored(view, bytes)
     }
 
     fn stager(&self) -> Stager<D> {
@@ -159,6 +177,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
     }
 
     fn schedule(&mut self, groups: &[Group], update: &Update) {
+        self.begin_recording(update.step - 1);
         self.max_norm = update.max_grad_norm as f32;
         self.put_numbers(scalars::HYPER, &update::hyper_bytes(groups, update, self.seed));
     }
@@ -279,6 +298,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
 
     fn attention(&mut self, a: &Attention) {
         self.run(|b, on| {
+            on.within(Seam::Attention);
             if b.is_eager(Seam::Attention) {
                 return b.eager_attention(on, a);
             }
@@ -291,6 +311,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
 
     fn attention_backward(&mut self, a: &Attention, dout: View, dqkv: View) {
         self.run(|b, on| {
+            on.within(Seam::Attention);
             if b.is_eager(Seam::Attention) {
                 return b.eager_attention_backward(on, a, dout, dqkv);
             }
@@ -339,6 +360,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
                 dw_VD: head.grad.map(|g| b.at(g)),
             };
             let (operands, plan) = (b.loss_operands(head, x), b.loss_plan());
+            on.within(Seam::Loss);
             // SAFETY: see the module.
             unsafe {
                 if b.is_eager(Seam::Loss) {
@@ -352,6 +374,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
     fn loss_forward(&mut self, head: &Param, x: View) {
         self.run(|b, on| {
             let (operands, plan) = (b.loss_operands(head, x), b.loss_plan());
+            on.within(Seam::Loss);
             // SAFETY: see the module.
             unsafe {
                 if b.is_eager(Seam::Loss) {
@@ -363,10 +386,10 @@ impl<D: Machine> Backend for CudaBackend<D> {
     }
 
     fn zero(&mut self, view: View) {
-        self.run(|b, _| {
+        self.run(|b, on| {
             let bytes = b.buffers[view.buffer].elem.bytes();
             let memory = b.memory(view.buffer).expect("no failure, no lack of memory");
-            b.device.zero(memory, bytes * view.offset, bytes * view.len)
+            on.fill(bytes * view.len, || b.device.zero(memory, bytes * view.offset, bytes * view.len))
         });
     }
 
