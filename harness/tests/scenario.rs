@@ -255,7 +255,7 @@ fn the_native_arm_alone_has_levels_of_recomputation() {
     let case = resolved(&native).unwrap().resolved.cases.swap_remove(0);
     let recorded = serde_json::to_value(&case).unwrap();
     assert_eq!((&recorded["recompute"], &recorded["memory_limit_gb"]), (&"ffn".into(), &40.0.into()));
-    for setting in ["recompute: block", "memory_limit_gb: 40"] {
+    for setting in ["recompute: block", "offload: true", "memory_limit_gb: 40"] {
         let e = resolved(&arm(&format!("steady: {{ runner: candle, {setting} }}"))).unwrap_err();
         assert!(e.contains("runner 'candle' has no") && e.contains("use `runner: native`"), "{e}");
     }

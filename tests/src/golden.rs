@@ -179,6 +179,8 @@ pub struct Case {
     pub precision: PrecisionArgs,
     /// What the backward pass makes again.
     pub recompute: Level,
+    /// Blocks' entries wait on the host.
+    pub offload: bool,
     /// Extents that occur on a GPU.
     pub buckets: Option<Buckets>,
 }
@@ -199,6 +201,7 @@ impl Case {
             loss: Default::default(),
             precision: PrecisionArgs::default(),
             recompute: Level::None,
+            offload: false,
             buckets: None,
         }
     }
@@ -228,7 +231,14 @@ impl Case {
     /// Layout of a model for this case.
     pub fn setup<'a>(&'a self, config: &'a ModelConfig, batches: &Batches) -> Setup<'a> {
         let (method, capacity) = (&self.method, batches.capacity());
-        Setup { config, method, capacity, plan: self.kernels, recompute: self.recompute }
+        Setup {
+            config,
+            method,
+            capacity,
+            plan: self.kernels,
+            recompute: self.recompute,
+            offload: self.offload,
+        }
     }
 
     /// A GPU's backend on a machine.

@@ -69,6 +69,9 @@ pub struct Job {
     /// What the backward pass makes again; what memory has room for when left out.
     #[serde(default)]
     pub recompute: Recompute,
+    /// Blocks' entries wait for the backward pass in the host's memory; on a GPU alone.
+    #[serde(default)]
+    pub offload: bool,
     /// Most that the plan of memory may come to, GB (10⁹ bytes); what is free when left out.
     #[serde(default)]
     pub memory_limit_gb: Option<f64>,
@@ -236,7 +239,7 @@ impl Job {
 
     fn setup<'a>(&'a self, i: &'a Inputs, recompute: Level) -> Setup<'a> {
         let (config, method, capacity) = (&i.config, &self.method, i.batches.capacity());
-        Setup { config, method, capacity, plan: i.kernels, recompute }
+        Setup { config, method, capacity, plan: i.kernels, recompute, offload: self.offload }
     }
 
     /// What the backward pass makes again, before anything is taken.
@@ -244,7 +247,8 @@ impl Job {
     /// # Errors
     /// As [`room::choose`].
     pub fn choose<B: Backend>(&self, i: &Inputs, backend: &B) -> Result<Choice, Error> {
-        let asked = Asked { recompute: self.recompute, limit_gb: self.memory_limit_gb };
+        let asked =
+            Asked { recompute: self.recompute, offload: self.offload, limit_gb: self.memory_limit_gb };
         room::choose(backend, &self.setup(i, Level::None), asked)
     }
 

@@ -24,6 +24,22 @@ impl Allocator for DryRun {
     }
 }
 
+/// What a training takes of a device, and of the host's page-locked memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Bytes on the device by component.
+    pub bytes: BTreeMap<String, u64>,
+    /// Bytes of activations on the host.
+    pub host_bytes: u64,
+}
+
+impl Plan {
+    /// Bytes on the device.
+    pub fn total(&self) -> u64 {
+        self.bytes.values().sum()
+    }
+}
+
 /// Elements (not bytes) of every component.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Elements(pub BTreeMap<Component, u64>);
@@ -122,7 +138,7 @@ pub fn elements_for(
     recompute: Level,
 ) -> Result<Elements, Error> {
     let capacity = Capacity { tokens: rows * row_slots, row_slots };
-    elements(&Setup { config: c, method, capacity, plan: Default::default(), recompute })
+    elements(&Setup { config: c, method, capacity, plan: Default::default(), recompute, offload: false })
 }
 
 /// Memory that programs can have without others being put aside, bytes: what the system or this process's group has left.

@@ -16,6 +16,8 @@ use crate::{
 pub struct Asked {
     /// What the backward pass makes again.
     pub recompute: Recompute,
+    /// Blocks' entries wait for the backward pass on the host.
+    pub offload: bool,
     /// Most that the plan may come to, GB (10⁹ bytes).
     pub limit_gb: Option<f64>,
 }
@@ -25,6 +27,8 @@ pub struct Asked {
 pub struct Choice {
     /// What the backward pass makes again.
     pub level: Level,
+    /// Blocks' entries wait for the backward pass on the host.
+    pub offload: bool,
     /// Why, for people.
     pub why: String,
 }
@@ -46,15 +50,19 @@ pub fn level(asked: Recompute) -> Option<Level> {
 /// # Errors
 /// The limit is no number of GB, the plan exceeds it, or nothing fits; and whatever is wrong with the method's settings.
 pub fn choose<B: Backend>(backend: &B, setup: &Setup<'_>, asked: Asked) -> Result<Choice, Error> {
+    check_offload::<B>(asked.offload)?;
     let limit = asked.limit_gb.map(limit_bytes).transpose()?;
-    let total = |recompute| -> Result<u64, Error> {
-        Ok(backend.plan(&Setup { recompute, ..*setup })?.values().sum())
+    let plan = |recompute| backend.plan(&Setup { recompute, offload: asked.offload, ..*setup });
+    let host = match plan(Level::Block)?.host_bytes {
+        0 => String::new(),
+        bytes => format!(", and {} of page-locked host memory", gigabytes(bytes)),
     };
+    let choice = |level, why: String| Choice { level, offload: asked.offload, why: why + &host };
     if let Some(level) = level(asked.recompute) {
-        let planned = total(level)?;
+        let planned = plan(level)?.total();
         return match limit.filter(|limit| planned > *limit) {
             Some(limit) => Err(too_much(&BTreeMap::from([(level, planned)]), limit, true)),
-            None => Ok(Choice { level, why: format!("asked for; {} planned", gigabytes(planned)) }),
+            None => Ok(choice(level, format!("asked for; {} planned", gigabytes(planned)))),
         };
     }
     let most = match limit {
@@ -63,13 +71,25 @@ pub fn choose<B: Backend>(backend: &B, setup: &Setup<'_>, asked: Asked) -> Resul
     };
     let mut tried = BTreeMap::new();
     for level in Level::ALL {
-        let planned = total(level)?;
+        let planned = plan(level)?.total();
         tried.insert(level, planned);
         if planned <= most {
-            return Ok(Choice { level, why: why(&tried, level, most, limit.is_some()) });
+            return Ok(choice(level, why(&tried, level, most, limit.is_some())));
         }
     }
     Err(too_much(&tried, most, limit.is_some()))
+}
+
+/// Whether a backend can keep activations on the host.
+///
+/// # Errors
+/// It is asked to, and cannot.
+pub fn check_offload<B: Backend>(offload: bool) -> Result<(), Error> {
+    if !offload || B::OFFLOADS {
+        return Ok(());
+    }
+    Err(Error::new("a processor has no other memory to move activations to", "offload")
+        .hint("leave offload out, or use device: cuda; recompute: block keeps least"))
 }
 
 fn limit_bytes(gb: f64) -> Result<u64, Error> {
@@ -100,7 +120,7 @@ fn too_much(tried: &BTreeMap<Level, u64>, most: u64, limited: bool) -> Error {
     let mend = [
         if level_is_last { "" } else { "recompute: block or auto, " },
         "a smaller per_device_train_batch_size (with more gradient_accumulation_steps), a smaller max_length, ",
-        "method lora, on a GPU precision: {states: bf16} or {states: 8bit}",
+        "method lora, on a GPU offload: true, and precision: {states: bf16} or {states: 8bit}",
         if limited { ", or raise memory_limit_gb" } else { ", or a device with more memory" },
         "; `chronicals memory` prints the plan",
     ];

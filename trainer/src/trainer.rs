@@ -17,7 +17,7 @@ use crate::{
     model::{Model, Setup, step},
     params::Layout,
     profile::Profile,
-    weights,
+    room, weights,
 };
 
 /// What one optimizer step did.
@@ -83,6 +83,7 @@ impl<B: Backend> Trainer<B> {
     /// The settings make no sense, or the device has no room.
     pub fn new(mut backend: B, setup: &Setup<'_>, args: &TrainArgs, total_steps: u32) -> Result<Self, Error> {
         check_args(args)?;
+        room::check_offload::<B>(setup.offload)?;
         let adapters = match setup.method {
             Method::Full {} => None,
             Method::Lora(_) => Some(init::trainable(setup.config, setup.method)?),
@@ -267,7 +268,7 @@ impl<B: Backend> Trainer<B> {
         for batch in batches {
             b.feed(stager.stage(batch.clone())?);
             b.submit(Work::Evaluate, |b| {
-                step::forward(b, m);
+                step::forward(b, m, step::Purpose::Evaluation);
                 b.loss_forward(&m.head, m.y);
             });
         }
@@ -345,7 +346,7 @@ impl<B: Backend> Trainer<B> {
 
 /// Forward and backward of a micro-batch.
 fn train<B: Backend>(b: &mut B, m: &Model) {
-    step::forward(b, m);
+    step::forward(b, m, step::Purpose::Training);
     step::backward(b, m);
 }
 

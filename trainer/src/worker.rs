@@ -88,7 +88,7 @@ fn trial<B: Backend>(spec: &Spec, inputs: &Inputs, backend: B, emit: Emit<'_>) -
             Error::new(format!("cannot write events: {e}"), "the event file").hint("check the disk")
         })
     };
-    let asked = Asked { recompute: spec.recompute, limit_gb: spec.memory_limit_gb };
+    let asked = Asked { recompute: spec.recompute, offload: spec.offload, limit_gb: spec.memory_limit_gb };
     let chosen = room::choose(&backend, &inputs.setup(spec, Level::None), asked)?;
     emit(Event::Hello(hello(spec, inputs, backend.about(), &chosen)))?;
     let mut trainer = inputs.trainer(spec, backend, chosen.level)?;
@@ -146,7 +146,8 @@ impl Inputs {
 
     fn setup<'a>(&'a self, spec: &'a Spec, recompute: Level) -> Setup<'a> {
         let capacity = self.batches.capacity();
-        Setup { config: &self.config, method: &spec.method, capacity, plan: self.kernels, recompute }
+        let (config, method) = (&self.config, &spec.method);
+        Setup { config, method, capacity, plan: self.kernels, recompute, offload: spec.offload }
     }
 
     fn trainer<B: Backend>(&self, spec: &Spec, backend: B, recompute: Level) -> Result<Trainer<B>, Error> {
@@ -184,6 +185,7 @@ fn hello(spec: &Spec, inputs: &Inputs, about: About, chosen: &Choice) -> Hello {
     let mut settings = settings(spec, inputs);
     settings.extend(about.settings);
     settings.insert("recompute".into(), chosen.level.name().into());
+    settings.insert("offload".into(), chosen.offload.into());
     Hello {
         protocol: PROTOCOL.into(),
         name: "chronicals".into(),

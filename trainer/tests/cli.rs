@@ -159,6 +159,8 @@ fn the_first_level_of_recomputation_that_fits_is_taken_and_changes_no_loss() {
             assert!(text.contains(part), "{part} in {text}");
         }
     }
+    let (text, _) = run("offload: true\n", 2);
+    assert!(text.contains("device: cuda"), "{text}");
     let (text, _) = run("memory_limit_gb: 0\n", 2);
     assert!(text.contains("above 0"), "{text}");
 }
@@ -176,6 +178,12 @@ fn memory_lists_every_level() {
         assert_eq!(levels, ["none", "swiglu", "norm", "ffn", "block"]);
         assert!(text.contains("within 0.001 GB: nothing fits"), "{text}");
     }
+    let mut command = chronicals();
+    command.args(["memory", "--accounting", "cuda", "--offload", "--model"]).arg(&config);
+    let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    assert!(text.contains("page-locked on host"), "{text}");
+    let text = stderr(chronicals().args(["memory", "--offload", "--model"]).arg(&config), 2);
+    assert!(text.contains("--accounting cuda"), "{text}");
     let text = stderr(chronicals().args(["memory", "--params", "7e9", "--memory-limit-gb", "40"]), 2);
     assert!(text.contains("--memory-limit-gb"), "{text}");
 }

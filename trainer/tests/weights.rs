@@ -45,6 +45,7 @@ impl Files {
             capacity,
             plan,
             recompute: Default::default(),
+            offload: false,
         };
         let backend = CpuBackend::new(&self.config, capacity, plan, Default::default());
         Trainer::new(backend, &setup, &TrainArgs::default(), 1).unwrap()

@@ -305,6 +305,9 @@ pub struct Case {
     /// What is kept from the forward to the backward pass.
     #[serde(default, skip_serializing_if = "crate::spec::Recompute::is_default")]
     pub recompute: crate::spec::Recompute,
+    /// Inputs of blocks wait for the backward pass in the host's memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub offload: bool,
     /// Most that the plan of memory may come to, GB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit_gb: Option<f64>,

@@ -42,6 +42,9 @@ pub struct Spec {
     /// What is kept from the forward to the backward pass, for arms that can make it again.
     #[serde(default, skip_serializing_if = "Recompute::is_default")]
     pub recompute: Recompute,
+    /// Inputs of blocks wait for the backward pass in the host's memory, for arms on a GPU that can do so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub offload: bool,
     /// Most that the plan of memory may come to, GB (10⁹ bytes); what is free when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit_gb: Option<f64>,

@@ -104,6 +104,7 @@ impl Bench<'_> {
             device: case.device.clone(),
             precision: case.precision,
             recompute: case.recompute,
+            offload: case.offload,
             memory_limit_gb: case.memory_limit_gb,
             save_weights: Some(dir.join("weights.safetensors")),
         }

@@ -118,6 +118,7 @@ impl Combination<'_> {
             device: raw.device.as_ref().map_or("cpu", Word::as_str).to_string(),
             precision: def.precision,
             recompute: def.recompute,
+            offload: def.offload,
             memory_limit_gb: def.memory_limit_gb,
             ablation: None,
         })
@@ -182,6 +183,7 @@ fn only_native(arm: &Word, def: &RawArm, source: &Source) -> Result<()> {
     let given = [
         ("precision", !def.precision.is_default(), "choice of number formats"),
         ("recompute", !def.recompute.is_default(), "choice of what it keeps"),
+        ("offload", def.offload, "activations to move to the host"),
         ("memory_limit_gb", def.memory_limit_gb.is_some(), "plan of memory to limit"),
     ];
     match given.into_iter().find(|(_, is_given, _)| *is_given) {

@@ -155,6 +155,9 @@ pub struct RawArm {
     /// What the native arm keeps from the forward to the backward pass; what memory has room for when left out.
     #[serde(default, skip_serializing_if = "Recompute::is_default")]
     pub recompute: Recompute,
+    /// Inputs of the native arm's blocks wait for the backward pass in the host's memory; on a GPU alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub offload: bool,
     /// Most that the native arm's plan of memory may come to, GB (10⁹ bytes); what is free when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit_gb: Option<f64>,

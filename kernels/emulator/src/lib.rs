@@ -14,8 +14,10 @@
 //! Tests of all this are beside those of the kernels. With `CHRONICALS_SANITIZE=1`, and AddressSanitizer's runtime preloaded, kernels run under AddressSanitizer and
 //! UndefinedBehaviorSanitizer, which end the process at a fault; the test `sanitized` does so.
 
+mod capture;
 mod clock;
 mod machine;
+mod memory;
 mod module;
 pub mod sanitizer;
 mod source;
@@ -25,8 +27,10 @@ use std::{alloc::Layout, ptr::NonNull};
 
 use chronicals_kernels::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Product, Products, Ptr};
 
-pub use machine::{Counter, Replay, Training};
-pub use streams::{Arrival, Host, Mark, Memory};
+pub use capture::Replay;
+pub use machine::{Counter, Training};
+pub use memory::{Host, Mark, Memory};
+pub use streams::Arrival;
 
 /// Multiprocessors: few, so that persistent kernels go round more than once.
 const PROCESSORS: u32 = 3;

@@ -4,7 +4,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashSet},
-    sync::Arc,
+    ops::Range,
     thread::ThreadId,
 };
 
@@ -13,9 +13,11 @@ use chronicals_kernels::gpu::{
 };
 
 use crate::{
-    Block, Emulator,
+    Block, Emulator, Replay,
+    capture::Capture,
     clock::{Clock, LIMITS, Origin},
-    streams::{Arrival, Host, Mark, Memory, Shared, Step},
+    memory::{Host, Mark, Memory},
+    streams::{Arrival, Shared, Step},
 };
 
 /// The emulator with memory, streams and captures. Once a product was tuned, others that were not are errors. A kernel that fails
@@ -24,7 +26,7 @@ use crate::{
 pub struct Training {
     pub(super) streams: Shared,
     /// What is being captured.
-    capture: RefCell<Option<Vec<Step>>>,
+    capture: RefCell<Option<Capture>>,
     taken: Cell<usize>,
     tuned: RefCell<HashSet<Product>>,
     /// Whether it has nothing that watches.
@@ -43,14 +45,6 @@ impl Counter {
     pub fn sent(&self) -> usize {
         self.0.sent()
     }
-}
-
-/// Captured work.
-pub struct Replay {
-    steps: Arc<[Step]>,
-    /// Whether a watch was kept when it was captured.
-    watched: bool,
-    kernels: BTreeMap<String, u64>,
 }
 
 impl Training {
@@ -103,13 +97,25 @@ impl Training {
     /// # Safety
     /// As [`Launcher::launch`].
     unsafe fn put(&self, step: Step) -> Result<(), GpuError> {
-        if let Some(steps) = self.capture.borrow_mut().as_mut() {
-            steps.push(step);
+        if let Some(capture) = self.capture.borrow_mut().as_mut() {
+            capture.launch(step);
             return Ok(());
         }
         // SAFETY: the caller's promise is the same.
         unsafe { self.streams.launch([step], Origin::Launched) };
         Ok(())
+    }
+
+    /// Runs a copy beside the launches, or keeps it.
+    ///
+    /// # Safety
+    /// As [`Machine::put_aside`].
+    unsafe fn beside(&self, step: Step, host: Range<usize>) -> Mark {
+        match self.capture.borrow_mut().as_mut() {
+            Some(capture) => self.streams.captured(capture.beside(step, host)),
+            // SAFETY: the caller's promise is the same.
+            None => unsafe { self.streams.beside(step, host) },
+        }
     }
 
     /// Waiting is an error while something is captured, as it is on a GPU.
@@ -245,9 +251,37 @@ impl Machine for Training {
         Ok(unsafe { self.streams.send(from, to.block.ptr(), bytes, after) })
     }
 
+    unsafe fn put_aside(&self, from: &Memory, at: usize, to: &Host, bytes: usize) -> Result<Mark, GpuError> {
+        check(from, at, bytes);
+        assert!(bytes <= to.bytes(), "{bytes} bytes to {} of the host", to.bytes());
+        let step = Step::Copy(from.block.ptr().offset(at), to.ptr(), bytes);
+        // SAFETY: that many bytes are there; the rest is the caller's promise.
+        Ok(unsafe { self.beside(step, to.range()) })
+    }
+
+    unsafe fn bring_back(&self, from: &Host, to: &Memory, at: usize, bytes: usize) -> Result<Mark, GpuError> {
+        check(to, at, bytes);
+        assert!(bytes <= from.bytes(), "{bytes} bytes of {} of the host", from.bytes());
+        let step = Step::Copy(from.ptr(), to.block.ptr().offset(at), bytes);
+        // SAFETY: as above.
+        Ok(unsafe { self.beside(step, from.range()) })
+    }
+
     fn follow(&self, mark: &Mark) -> Result<(), GpuError> {
-        self.idle("waiting for a mark")?;
-        self.streams.follow(mark);
+        let mut capture = self.capture.borrow_mut();
+        match (capture.as_mut(), mark.of_capture()) {
+            (None, None) => self.streams.follow(mark),
+            (Some(capture), Some(copy)) => capture.follow(copy),
+            (inside, _) => {
+                let (of, whom) =
+                    if inside.is_some() { ("outside", "a capture") } else { ("a capture", "others") };
+                return Err(GpuError {
+                    what: format!("a mark of {of} means nothing to {whom}"),
+                    at: "emulated capture".into(),
+                    hint: "follow marks where they are made".into(),
+                });
+            }
+        }
         Ok(())
     }
 
@@ -268,26 +302,17 @@ impl Machine for Training {
 
     fn capture(&self, work: &mut dyn FnMut() -> Result<(), GpuError>) -> Result<Replay, GpuError> {
         self.idle("a capture")?;
-        *self.capture.borrow_mut() = Some(Vec::new());
+        *self.capture.borrow_mut() = Some(Capture::default());
         let worked = work();
-        let steps = self.capture.borrow_mut().take().expect("a capture is under way");
+        let capture = self.capture.borrow_mut().take().expect("a capture is under way");
         worked?;
-        let mut kernels = BTreeMap::new();
-        for step in &steps {
-            let name = match step {
-                Step::Launch(entry, ..) => entry.name,
-                Step::Product(..) => "product",
-                Step::Zero(..) | Step::Copy(..) | Step::Stamp => continue,
-            };
-            *kernels.entry(name.to_string()).or_default() += 1;
-        }
-        Ok(Replay { steps: steps.into(), watched: self.watched.get(), kernels })
+        capture.end(self.watched.get())
     }
 
     unsafe fn replay(&self, graph: &Replay) -> Result<(), GpuError> {
         self.idle("a replay")?;
         // SAFETY: the caller's promise: the operands are alive.
-        unsafe { self.streams.launch(graph.steps.clone(), Origin::Graph { watched: graph.watched }) };
+        unsafe { self.streams.replay(&graph.pieces, graph.origin) };
         Ok(())
     }
 

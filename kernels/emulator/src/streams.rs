@@ -3,16 +3,18 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    ops::{Deref, DerefMut, Range},
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::ThreadId,
 };
 
-use chronicals_kernels::gpu::{Arg, Entry, GpuError, Grid, Launcher, Product, Products, Ptr, Wait};
+use chronicals_kernels::gpu::{Arg, Entry, GpuError, Grid, Launcher, Product, Products, Ptr};
 
 use crate::{
     Block, Emulator,
+    capture::Piece,
     clock::{Clock, Origin},
+    memory::{At, Host, Mark},
 };
 
 /// When what is sent arrives, of all times that the marks allow. What is right is so with either.
@@ -59,7 +61,7 @@ impl Step {
     }
 }
 
-fn address(at: Ptr) -> *mut u8 {
+pub(super) fn address(at: Ptr) -> *mut u8 {
     std::ptr::with_exposed_provenance_mut(at.0 as usize)
 }
 
@@ -71,7 +73,7 @@ pub(super) enum Line {
 
 /// So much of a stream.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+pub(super) struct Place {
     line: Line,
     count: usize,
 }
@@ -103,10 +105,10 @@ pub(super) struct Streams {
     launches: Stream,
     copies: Stream,
     arrival: Arrival,
-    failed: Option<GpuError>,
+    pub(super) failed: Option<GpuError>,
     clock: Clock,
     sent: usize,
-    writers: HashSet<ThreadId>,
+    pub(super) writers: HashSet<ThreadId>,
 }
 
 impl Streams {
@@ -120,6 +122,13 @@ impl Streams {
     fn put(&mut self, line: Line, work: Work) {
         self.of(line).waiting.push_back(work);
         self.hurry();
+    }
+
+    fn beside(&mut self, step: Step, host: Range<usize>) -> Place {
+        let behind = self.end(Line::Launches);
+        self.put(Line::Copies, Work::Follow(behind));
+        self.put(Line::Copies, Work::OfHost(step, host));
+        self.end(Line::Copies)
     }
 
     /// The end of a stream as it is now.
@@ -137,7 +146,7 @@ impl Streams {
     }
 
     /// Runs the streams up to a place, and as much of the other one as that waits for. Behind a failure nothing runs.
-    fn reach(&mut self, place: Place) {
+    pub(super) fn reach(&mut self, place: Place) {
         while !self.has_passed(place) {
             let next = self.of(place.line).waiting.front().and_then(Work::awaited);
             match next.filter(|other| !self.has_passed(*other)) {
@@ -177,7 +186,7 @@ impl Streams {
     }
 
     /// Whether work that waits has to do with host memory.
-    fn touches(&self, host: &Range<usize>) -> bool {
+    pub(super) fn touches(&self, host: &Range<usize>) -> bool {
         let of_host =
             |work: &Work| matches!(work, Work::OfHost(_, r) if r.start < host.end && host.start < r.end);
         self.launches.waiting.iter().chain(&self.copies.waiting).any(of_host)
@@ -189,7 +198,7 @@ impl Streams {
 pub(super) struct Shared(Arc<Mutex<Streams>>);
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Streams> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Streams> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -225,11 +234,41 @@ impl Shared {
     }
 
     pub(super) fn mark(&self) -> Mark {
-        Mark { place: self.lock().end(Line::Launches), streams: self.clone() }
+        Mark { at: At::Place(self.lock().end(Line::Launches)), streams: self.clone() }
     }
 
     pub(super) fn follow(&self, mark: &Mark) {
-        self.lock().put(Line::Launches, Work::Follow(mark.place));
+        self.lock().put(Line::Launches, Work::Follow(mark.place()));
+    }
+
+    /// A copy beside later launches, behind those so far.
+    ///
+    /// # Safety
+    /// As `Machine::put_aside`.
+    pub(super) unsafe fn beside(&self, step: Step, host: Range<usize>) -> Mark {
+        let place = self.lock().beside(step, host);
+        Mark { at: At::Place(place), streams: self.clone() }
+    }
+
+    /// The mark of a copy of a capture.
+    pub(super) fn captured(&self, copy: usize) -> Mark {
+        Mark { at: At::Captured(copy), streams: self.clone() }
+    }
+
+    /// Puts captured work behind the launches, and its copies beside them.
+    ///
+    /// # Safety
+    /// As `Machine::replay`.
+    pub(super) unsafe fn replay(&self, pieces: &[Piece], origin: Origin) {
+        let mut streams = self.lock();
+        let mut copies = Vec::new();
+        for piece in pieces {
+            match piece {
+                Piece::Launches(steps) => streams.put(Line::Launches, Work::Steps(steps.clone(), origin)),
+                Piece::Beside(step, host) => copies.push(streams.beside(step.clone(), host.clone())),
+                Piece::Follow(copy) => streams.put(Line::Launches, Work::Follow(copies[*copy])),
+            }
+        }
     }
 
     /// # Safety
@@ -238,11 +277,11 @@ impl Shared {
         let mut streams = self.lock();
         streams.sent += 1;
         if let Some(after) = after {
-            streams.put(Line::Copies, Work::Follow(after.place));
+            streams.put(Line::Copies, Work::Follow(after.place()));
         }
         let step = Step::Copy(from.block.ptr(), to, bytes);
         streams.put(Line::Copies, Work::OfHost(step, from.range()));
-        Mark { place: streams.end(Line::Copies), streams: self.clone() }
+        Mark { at: At::Place(streams.end(Line::Copies)), streams: self.clone() }
     }
 
     /// # Safety
@@ -265,84 +304,9 @@ impl Shared {
     }
 }
 
-/// A point in the order of a stream.
-pub struct Mark {
-    place: Place,
-    streams: Shared,
-}
-
-impl Wait for Mark {
-    fn wait(&self) -> Result<(), GpuError> {
-        let mut streams = self.streams.lock();
-        streams.reach(self.place);
-        streams.failed.clone().map_or(Ok(()), Err)
-    }
-}
-
-/// Memory of the host that copies read and write. It is an error to touch or to free it before those have passed.
-pub struct Host {
-    block: Block,
-    streams: Shared,
-}
-
-// SAFETY: it is memory and nothing else, which its owner alone reaches.
-unsafe impl Send for Host {}
-
-impl Host {
-    fn range(&self) -> Range<usize> {
-        let begin = self.block.ptr().0 as usize;
-        begin..begin + self.block.len()
-    }
-
-    fn check(&self, what: &str) {
-        let busy = self.streams.lock().touches(&self.range());
-        assert!(!busy, "host memory is {what} while a copy of it waits");
-    }
-}
-
-impl Deref for Host {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        self.check("read");
-        // SAFETY: as many bytes were allocated and written; no copy has them.
-        unsafe { std::slice::from_raw_parts(address(self.block.ptr()), self.block.len()) }
-    }
-}
-
-impl DerefMut for Host {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        self.check("written");
-        self.streams.lock().writers.insert(std::thread::current().id());
-        // SAFETY: as above.
-        unsafe { std::slice::from_raw_parts_mut(address(self.block.ptr()), self.block.len()) }
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            self.check("freed");
-        }
-    }
-}
-
-/// Memory of the machine. Who frees it waits for what may use it, as on a GPU.
-pub struct Memory {
-    pub(super) block: Block,
-    pub(super) streams: Shared,
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // A failure is told to whoever waits next.
-        let _ = self.streams.finish();
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use chronicals_kernels::gpu::Machine;
+    use chronicals_kernels::gpu::{Machine, Wait};
 
     use super::*;
     use crate::Training;
@@ -380,6 +344,73 @@ mod tests {
         }
         assert_eq!(sent(Arrival::Late, [false, true]), [0, 0]);
         assert_eq!(sent(Arrival::Early, [true, false]), [2, 2]);
+    }
+
+    /// The byte that comes back of one that was put aside before its place was overwritten, where the launches wait for the copy
+    /// there or not, and for the one back or not.
+    fn put_aside(arrival: Arrival, follows: [bool; 2], captured: bool) -> Result<u8, GpuError> {
+        let machine = Training::arriving(arrival);
+        let [memory, result] = [(); 2].map(|()| machine.alloc(1).unwrap());
+        machine.write(&memory, 0, &[7])?;
+        let aside = machine.host(1)?;
+        let mut work = || {
+            // SAFETY: the host memory is kept until everything has passed; the order is the test.
+            let left = unsafe { machine.put_aside(&memory, 0, &aside, 1)? };
+            if follows[0] {
+                machine.follow(&left)?;
+            }
+            machine.zero(&memory, 0, 1)?;
+            // SAFETY: as above.
+            let back = unsafe { machine.bring_back(&aside, &memory, 0, 1)? };
+            if follows[1] {
+                machine.follow(&back)?;
+            }
+            machine.copy(&memory, &result, 1)
+        };
+        if captured {
+            let graph = machine.capture(&mut work)?;
+            // SAFETY: everything is kept.
+            unsafe { machine.replay(&graph)? };
+        } else {
+            work()?;
+        }
+        Ok(machine.read(&result, 0, 1)?[0])
+    }
+
+    #[test]
+    fn what_is_put_aside_comes_back_where_somebody_waits_for_it() {
+        for captured in [false, true] {
+            for arrival in [Arrival::Late, Arrival::Early] {
+                assert_eq!(put_aside(arrival, [true, true], captured).unwrap(), 7, "{arrival:?}");
+            }
+            // Overwritten before it left.
+            assert_eq!(put_aside(Arrival::Late, [false, true], captured).unwrap(), 0);
+        }
+        // Read before it came back.
+        assert_eq!(put_aside(Arrival::Late, [true, false], false).unwrap(), 0);
+        let e = put_aside(Arrival::Late, [true, false], true).unwrap_err();
+        assert!(e.what.contains("nothing waits for the last"), "{e}");
+    }
+
+    #[test]
+    fn a_mark_stays_in_its_capture() {
+        let machine = Training::new();
+        let (memory, aside) = (machine.alloc(1).unwrap(), machine.host(1).unwrap());
+        let outside = machine.mark().unwrap();
+        let e = machine.capture(&mut || machine.follow(&outside)).err().unwrap();
+        assert!(e.what.contains("means nothing"), "{e}");
+        let mut inside = None;
+        machine
+            .capture(&mut || {
+                // SAFETY: nothing runs.
+                let mark = unsafe { machine.put_aside(&memory, 0, &aside, 1)? };
+                machine.follow(&mark)?;
+                inside = Some(mark);
+                Ok(())
+            })
+            .unwrap();
+        let e = machine.follow(&inside.unwrap()).unwrap_err();
+        assert!(e.what.contains("means nothing"), "{e}");
     }
 
     #[test]

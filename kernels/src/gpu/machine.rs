@@ -134,6 +134,45 @@ pub trait Machine {
         after: Option<&Self::Mark>,
     ) -> Result<Self::Mark, GpuError>;
 
+    /// Copies bytes from byte `at` of memory to the beginning of host memory, behind every launch so far and in order with whatever
+    /// else is sent, put aside or brought back, but beside later launches: those wait that [follow](Self::follow) the mark. It can
+    /// be captured; the work then follows the last of its marks before it ends.
+    ///
+    /// # Safety
+    /// Until the mark has passed nobody looks at the host memory or frees it, and launches that write the bytes follow the mark. A
+    /// mark of a capture is followed in the same capture alone.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    ///
+    /// # Panics
+    /// If either is shorter.
+    unsafe fn put_aside(
+        &self,
+        from: &Self::Memory,
+        at: usize,
+        to: &Self::Host,
+        bytes: usize,
+    ) -> Result<Self::Mark, GpuError>;
+
+    /// The way back of [`put_aside`](Self::put_aside), in the same order.
+    ///
+    /// # Safety
+    /// As there; launches that touch the bytes follow the mark.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    ///
+    /// # Panics
+    /// As there.
+    unsafe fn bring_back(
+        &self,
+        from: &Self::Host,
+        to: &Self::Memory,
+        at: usize,
+        bytes: usize,
+    ) -> Result<Self::Mark, GpuError>;
+
     /// Later launches wait for a mark.
     ///
     /// # Errors
@@ -285,6 +324,28 @@ impl Machine for Cuda {
     ) -> Result<Event, GpuError> {
         // SAFETY: the caller's promise is the same.
         unsafe { self.gpu.send(from, to, bytes, after) }
+    }
+
+    unsafe fn put_aside(
+        &self,
+        from: &Buffer,
+        at: usize,
+        to: &Pinned,
+        bytes: usize,
+    ) -> Result<Event, GpuError> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.gpu.put_aside(from, at, to, bytes) }
+    }
+
+    unsafe fn bring_back(
+        &self,
+        from: &Pinned,
+        to: &Buffer,
+        at: usize,
+        bytes: usize,
+    ) -> Result<Event, GpuError> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.gpu.bring_back(from, to, at, bytes) }
     }
 
     fn follow(&self, mark: &Event) -> Result<(), GpuError> {

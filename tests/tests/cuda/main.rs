@@ -65,7 +65,7 @@ checks! {
     feed { as_step_by_step, failures; whenever_copies_arrive, eager_whenever_copies_arrive, ahead }
     graphs { replays, eager_replays, one_graph_a_shape, evaluation_between; log }
     states { losses_fall, resumed, masters, seeds; scalars }
-    recompute { levels, eager_levels, replayed }
+    recompute { levels, eager_levels, replayed, offloaded; whenever_entries_come, limits }
     memory { as_planned; taken, refusals }
     profile { complete; the_same, as_logged, without_cupti, documents }
     trial { events }

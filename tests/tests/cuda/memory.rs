@@ -30,6 +30,7 @@ fn each(check: impl Fn(&Model, &Case)) {
                     let fused = Case { precision, ..of };
                     check(&model, &fused);
                     check(&model, &Case { recompute: Level::Block, ..fused.clone() });
+                    check(&model, &Case { offload: true, ..fused.clone() });
                     if states != States::Eight {
                         check(&model, &fused.with(KernelPlan::uniform(Variant::Eager)));
                     }
@@ -50,7 +51,8 @@ pub fn as_planned<D: Machine>(machine: &dyn Fn() -> D) {
         let planned = plan::bytes(&setup, case.loss, Formats::from(case.precision), gpu).unwrap();
         let backend = case.on(device, &model.config, &batches);
         let trainer = model.trainer_on(case, &batches, backend);
-        assert_eq!(trainer.backend().planned_bytes(), planned, "{:?}", case.precision);
+        assert_eq!(trainer.backend().planned_bytes(), planned.bytes, "{:?}", case.precision);
+        assert_eq!(trainer.backend().planned_host_bytes(), planned.host_bytes);
     });
 }
 

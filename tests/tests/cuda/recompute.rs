@@ -2,8 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use chronibench_protocol::spec::{Dtype, PrecisionArgs};
-use chronicals::{KernelPlan, Trainer, Variant, backend::Backend, backend::cuda::CudaBackend, model::Level};
+use chronibench_protocol::spec::{Dtype, PrecisionArgs, Recompute};
+use chronicals::{
+    KernelPlan, Variant,
+    backend::Backend,
+    model::{Level, Setup},
+    room::{Asked, choose},
+};
+use chronicals_emulator::{Arrival, Training};
 use chronicals_kernels::gpu::Machine;
 use chronicals_tests::{
     golden::{Case, Geometry, Golden},
@@ -17,6 +23,9 @@ struct Run {
     gradients: Gradients,
     launches: BTreeMap<String, u64>,
     planned: u64,
+    planned_host: u64,
+    /// Bytes of a block's entry.
+    entry: u64,
 }
 
 fn run<D: Machine>(machine: D, model: &Model, case: &Case) -> Run {
@@ -27,7 +36,10 @@ fn run<D: Machine>(machine: D, model: &Model, case: &Case) -> Run {
     trainer.gradients(&micro_batches).unwrap();
     let gradients = trainer.gradients(&micro_batches).unwrap();
     let (launches, planned) = (trainer.backend().launches(), trainer.backend().planned_bytes());
-    Run { gradients, launches, planned: planned.values().sum() }
+    let planned_host = trainer.backend().planned_host_bytes();
+    let elem = case.precision.dtype.map_or(2, |dtype| if dtype == Dtype::F32 { 4 } else { 2 });
+    let entry = elem * (batches.capacity().tokens * model.config.hidden_size) as u64;
+    Run { gradients, launches, planned: planned.values().sum(), planned_host, entry }
 }
 
 /// The bf16 kernels' heads are 64 wide at least.
@@ -70,25 +82,89 @@ pub fn eager_levels<D: Machine>(machine: &dyn Fn() -> D) {
     }
 }
 
-fn losses<D: Machine>(mut trainer: Trainer<CudaBackend<D>>, steps: u32) -> Vec<(f64, f64)> {
-    let batches = Golden::load("qwen3").batches(Geometry::Accumulated, steps as usize);
-    let step = |s| trainer.train_step(&batches.step(s).unwrap()).unwrap();
-    (0..steps).map(step).map(|r| (r.loss, r.grad_norm)).collect()
+/// Losses and norms of a few steps: launched, captured and replayed, with an evaluation between them.
+fn losses<D: Machine>(machine: D, model: &Model, case: &Case) -> Vec<(f64, f64)> {
+    let batches = Golden::load("qwen3").batches(Geometry::Accumulated, 4);
+    let backend = case.on(machine, &model.config, &batches);
+    let mut trainer = model.trainer_on(case, &batches, backend);
+    trainer.rehearse(&batches).unwrap();
+    let step = |s| {
+        let batches = batches.step(s).unwrap();
+        let r = trainer.train_step(&batches).unwrap();
+        let evaluated = trainer.evaluate(&batches.micro_batches).unwrap();
+        (r.loss + evaluated, r.grad_norm)
+    };
+    (0..4).map(step).collect()
 }
 
-/// Captured and replayed, step after step.
 pub fn replayed<D: Machine>(machine: &dyn Fn() -> D) {
     let model = model("qwen2", Dtype::Bf16);
-    let batches = Golden::load("qwen3").batches(Geometry::Accumulated, 4);
     for of in [Case::full(), Case::adapters(8)] {
-        let at = |recompute| {
-            let case = Case { recompute, ..of.clone() };
-            let backend = case.on(machine(), &model.config, &batches);
-            losses(model.trainer_on(&case, &batches, backend), 4)
-        };
+        let at = |recompute| losses(machine(), &model, &Case { recompute, ..of.clone() });
         let kept = at(Level::None);
         for level in [Level::Norm, Level::Block] {
             assert_eq!(at(level), kept, "{level}");
         }
     }
+}
+
+/// Enough layers that entries leave, and that their places are written again.
+const LAYERS: usize = 5;
+
+fn offloads<D: Machine>(machine: &dyn Fn() -> D) {
+    let model = Model::deep("qwen3", 16, LAYERS);
+    let precision = PrecisionArgs { dtype: Some(Dtype::F32), states: None };
+    for of in [Case::full(), Case::lora()] {
+        let at = |recompute, offload| {
+            losses(machine(), &model, &Case { precision, recompute, offload, ..of.clone() })
+        };
+        let kept = at(Level::None, false);
+        for level in [Level::None, Level::Ffn, Level::Block] {
+            assert_eq!(at(level, true), kept, "{level} {}", of.prefix());
+        }
+    }
+}
+
+pub fn offloaded<D: Machine>(machine: &dyn Fn() -> D) {
+    offloads(machine);
+    let model = Model::deep("qwen3", 16, LAYERS);
+    let precision = PrecisionArgs { dtype: Some(Dtype::F32), states: None };
+    let of = |offload| {
+        run(machine(), &model, &Case { precision, recompute: Level::Block, offload, ..Case::full() })
+    };
+    let (kept, away) = (of(false), of(true));
+    assert!(away.gradients == kept.gradients);
+    assert_eq!(away.launches, kept.launches, "copies are no kernels");
+    assert_eq!(away.planned_host, (LAYERS as u64 - 2) * away.entry);
+    assert_eq!(kept.planned - away.planned, (LAYERS as u64 - 2) * away.entry);
+}
+
+/// As late as the marks allow, and as early.
+pub fn whenever_entries_come(_: &dyn Fn() -> Training) {
+    offloads(&|| Training::arriving(Arrival::Early));
+}
+
+/// What a limit leaves room for, with and without the host's.
+pub fn limits(_: &dyn Fn() -> Training) {
+    let model = Model::deep("qwen3", 16, LAYERS);
+    let batches = Golden::load("qwen3").batches(Geometry::Packed, 1);
+    let case = Case { precision: PrecisionArgs { dtype: Some(Dtype::F32), states: None }, ..Case::full() };
+    let backend = case.on(Training::new(), &model.config, &batches);
+    let setup = case.setup(&model.config, &batches);
+    let total = |recompute, offload| backend.plan(&Setup { recompute, offload, ..setup }).unwrap().total();
+    let chosen = |limit: u64, offload| {
+        let limit_gb = Some((limit as f64 + 0.5) / 1e9);
+        choose(&backend, &setup, Asked { recompute: Recompute::Auto, offload, limit_gb })
+    };
+    for offload in [false, true] {
+        for level in Level::ALL {
+            let choice = chosen(total(level, offload), offload).unwrap();
+            assert_eq!((choice.level, choice.offload), (level, offload));
+            assert_eq!(choice.why.contains("page-locked"), offload, "{}", choice.why);
+        }
+    }
+    let e = chosen(total(Level::Block, true) - 1, true).unwrap_err();
+    assert!(e.to_string().contains("recompute: block"), "{e}");
+    let free = choose(&backend, &setup, Asked::default()).unwrap();
+    assert!(free.level == Level::None && free.why.contains("free"), "{}", free.why);
 }

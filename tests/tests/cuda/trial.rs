@@ -82,6 +82,7 @@ fn spec(model: &Model, dir: &std::path::Path, of: &Case, states: States, kernels
         device: "cuda".into(),
         precision: PrecisionArgs { dtype: None, states: Some(states) },
         recompute: Recompute::Auto,
+        offload: false,
         memory_limit_gb: None,
         save_weights: Some(dir.join("saved.safetensors")),
     }

@@ -19,6 +19,10 @@ impl View {
     }
 }
 
+/// A place for a copy of an activation in the host's memory, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostPlace(pub usize);
+
 /// What a buffer is for, in memory plans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Component {

@@ -22,9 +22,10 @@ use chronibench_protocol::{event::Precision, spec::TrainArgs};
 use chronicals_data::batch::Batch;
 use chronicals_kernels::{linear_ce, lora::Segment};
 
-pub use self::buffers::{Allocator, Component, View};
+pub use self::buffers::{Allocator, Component, HostPlace, View};
 use crate::{
     error::Error,
+    memory::Plan,
     model::{Model, Setup},
     profile::{self, Profile},
 };
@@ -240,6 +241,9 @@ pub trait Backend: Allocator {
     /// Whether it is a device of its own: one that [`rehearse`](Self::rehearse) readies, and that works while its caller goes on.
     const APART: bool;
 
+    /// Whether it can keep activations in the host's memory; where not, no model has them there.
+    const OFFLOADS: bool;
+
     /// A batch that is ready.
     type Staged: Send;
     /// What readies them.
@@ -251,7 +255,7 @@ pub trait Backend: Allocator {
     ///
     /// # Errors
     /// The method's settings make no sense, or it has no kernels.
-    fn plan(&self, setup: &Setup<'_>) -> Result<BTreeMap<String, u64>, Error>;
+    fn plan(&self, setup: &Setup<'_>) -> Result<Plan, Error>;
 
     /// Bytes that are free for the rest of a plan: without those that the plan has already, nor what is needed outside of plans.
     ///
@@ -275,6 +279,8 @@ pub trait Backend: Allocator {
     fn about(&self) -> About;
     /// Bytes by component that it took, and the most that a step takes for its temporaries.
     fn planned_bytes(&self) -> BTreeMap<String, u64>;
+    /// Bytes of page-locked memory that it took for activations.
+    fn planned_host_bytes(&self) -> u64;
     /// Kernel → launches so far; a name is `seam.variant.operation`.
     fn launches(&self) -> BTreeMap<String, u64>;
 
@@ -359,6 +365,13 @@ pub trait Backend: Allocator {
     fn loss(&mut self, head: &Param, x: View, dx: View);
     /// Loss of the current batch only.
     fn loss_forward(&mut self, head: &Param, x: View);
+
+    /// Copies the rows of a residual stream that are in use to the host, beside what follows.
+    fn to_host(&mut self, x: View, place: HostPlace);
+    /// Copies them back, beside what follows.
+    fn from_host(&mut self, place: HostPlace, x: View);
+    /// What follows waits for the last copy to or from a place. Each copy is waited for in the work that it is of.
+    fn await_host(&mut self, place: HostPlace);
 
     /// Sets a buffer to zero.
     fn zero(&mut self, view: View);

@@ -1,9 +1,6 @@
 //! `chronicals memory`.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-};
+use std::{collections::BTreeSet, path::PathBuf};
 
 use chronibench_protocol::spec::{Dtype, LoraArgs, Method, PrecisionArgs, States};
 use chronicals::{
@@ -16,7 +13,7 @@ use chronicals::{
         },
     },
     config::ModelConfig,
-    memory::{Accounting, Elements, elements, elements_for, elements_of, gigabytes},
+    memory::{Accounting, Elements, Plan, elements, elements_for, elements_of, gigabytes},
     model::{Capacity, Level, Setup},
 };
 use clap::ValueEnum;
@@ -57,6 +54,9 @@ pub struct Args {
     /// What the optimizer keeps on a GPU
     #[arg(long, value_enum, default_value = "f32")]
     states: StatesName,
+    /// Let blocks' inputs wait for the backward pass in the host's memory
+    #[arg(long)]
+    offload: bool,
     /// Say which level `recompute: auto` takes within so many GB (10⁹ bytes)
     #[arg(long)]
     memory_limit_gb: Option<f64>,
@@ -95,11 +95,12 @@ enum Rule {
     Paper,
 }
 
-/// Bytes by component.
-type Plan = BTreeMap<String, u64>;
-
 /// Prints the plan, of every level of recomputation where it tells them apart.
 pub fn run(args: &Args) -> Result<(), Error> {
+    if args.offload && args.accounting != Rule::Cuda {
+        return Err(Error::new("a processor has no other memory to move activations to", "--offload")
+            .hint("use --accounting cuda"));
+    }
     let (title, elements) = count(args)?;
     println!("{title}\n");
     let limit = match args.memory_limit_gb {
@@ -122,7 +123,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
         }
         (None, _) | (_, Rule::Paper) => {
             let rule = if args.accounting == Rule::Paper { Accounting::PAPER } else { Accounting::CPU };
-            table(&[("", rule.bytes(&elements))]);
+            table(&[("", Plan { bytes: rule.bytes(&elements), host_bytes: 0 })]);
         }
         (Some(path), Rule::Cpu | Rule::Cuda) => {
             let config = ModelConfig::load(path)?;
@@ -150,17 +151,20 @@ fn table(columns: &[(&str, Plan)]) {
     if columns.len() > 1 {
         line("", &mut columns.iter().map(|(name, _)| name.to_string()));
     }
-    let names: BTreeSet<&String> = columns.iter().flat_map(|(_, plan)| plan.keys()).collect();
+    let names: BTreeSet<&String> = columns.iter().flat_map(|(_, plan)| plan.bytes.keys()).collect();
     for name in names {
-        let cell = |plan: &Plan| plan.get(name).map_or("-".into(), |bytes| gigabytes(*bytes));
+        let cell = |plan: &Plan| plan.bytes.get(name).map_or("-".into(), |bytes| gigabytes(*bytes));
         line(name, &mut columns.iter().map(|(_, plan)| cell(plan)));
     }
-    line("total", &mut columns.iter().map(|(_, plan)| gigabytes(plan.values().sum())));
+    line("total", &mut columns.iter().map(|(_, plan)| gigabytes(plan.total())));
+    if columns.iter().any(|(_, plan)| plan.host_bytes > 0) {
+        line("page-locked on host", &mut columns.iter().map(|(_, plan)| gigabytes(plan.host_bytes)));
+    }
 }
 
 /// What `recompute: auto` takes under a limit.
 fn first_within(columns: &[(&str, Plan)], gb: f64) -> String {
-    let fits = columns.iter().find(|(_, plan)| plan.values().sum::<u64>() as f64 <= gb * 1e9);
+    let fits = columns.iter().find(|(_, plan)| plan.total() as f64 <= gb * 1e9);
     match fits {
         Some((name, _)) => format!("within {gb} GB: recompute: auto takes {name}"),
         None => format!("within {gb} GB: nothing fits"),
@@ -170,9 +174,16 @@ fn first_within(columns: &[(&str, Plan)], gb: f64) -> String {
 fn plan(args: &Args, config: &ModelConfig, recompute: Level) -> Result<Plan, Error> {
     let (_, method) = method(args);
     let capacity = Capacity { tokens: args.rows * args.row_slots, row_slots: args.row_slots };
-    let setup = Setup { config, method: &method, capacity, plan: Default::default(), recompute };
+    let setup = Setup {
+        config,
+        method: &method,
+        capacity,
+        plan: Default::default(),
+        recompute,
+        offload: args.offload,
+    };
     if args.accounting == Rule::Cpu {
-        return Ok(Accounting::CPU.bytes(&elements(&setup)?));
+        return Ok(Plan { bytes: Accounting::CPU.bytes(&elements(&setup)?), host_bytes: 0 });
     }
     let dtype = match args.dtype {
         DtypeName::Bf16 => Dtype::Bf16,

@@ -37,6 +37,7 @@ use super::Exit;
   memory_limit_gb: 40                                   # plan for so much; what is free when left out
 On a GPU also:
   device: cuda                                          # or cuda:1
+  offload: true                                         # blocks' inputs wait for the backward pass in the host's memory
   precision: {dtype: bf16, states: f32}                 # the default; dtype f32 to debug, states bf16 or 8bit to save memory
 
 Writes to output_dir: model.safetensors or adapter_model.safetensors, config.json, metrics.jsonl, and with
@@ -211,7 +212,11 @@ fn write_profile<B: Backend>(trainer: &mut Trainer<B>, dir: &Path) -> Result<(),
 
 fn report_memory<B: Backend>(trainer: &Trainer<B>, measured: u64, how: &str) {
     let planned: u64 = trainer.backend().planned_bytes().values().sum();
-    eprintln!("memory: {} MB planned, {} MB {how}", planned / 1_000_000, measured / 1_000_000);
+    let host = match trainer.backend().planned_host_bytes() {
+        0 => String::new(),
+        bytes => format!(", {} MB page-locked on the host", bytes / 1_000_000),
+    };
+    eprintln!("memory: {} MB planned, {} MB {how}{host}", planned / 1_000_000, measured / 1_000_000);
 }
 
 fn copy_config(job: &Job) -> Result<(), Error> {

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use chronibench_protocol::spec::Method;
 use chronicals_kernels::{KernelPlan, Seam, Variant, lora::Segment};
 
-use super::{Block, Level, Model};
+use super::{Block, Level, Model, offload::PLACES};
 use crate::{
     backend::{
-        Adapter, Allocator, Attention, Beside, Component, Group, Linear, Norm, Param, QkNorm, QkRope, View,
+        Adapter, Allocator, Attention, Beside, Component, Group, HostPlace, Linear, Norm, Param, QkNorm,
+        QkRope, View,
     },
     config::ModelConfig,
     error::Error,
@@ -37,6 +38,8 @@ pub struct Setup<'a> {
     pub plan: KernelPlan,
     /// What the backward pass makes again: blocks share the memory of it.
     pub recompute: Level,
+    /// Blocks' entries wait for the backward pass on the host.
+    pub offload: bool,
 }
 
 /// Where each parameter lives and, if it trains, its gradient.
@@ -198,6 +201,9 @@ fn layers(alloc: &mut impl Allocator, s: &Setup<'_>, base: &Store<'_>, lora: Opt
     }
 }
 
+/// Names of the places that blocks' entries take turns on.
+const TURNS: [&str; PLACES] = ["even entries", "odd entries"];
+
 fn block<A: Allocator>(
     acts: &mut Acts<'_, A>,
     s: &Setup<'_>,
@@ -221,7 +227,8 @@ fn block<A: Allocator>(
         norm2: norm(acts, "post_attention_layernorm"),
         gate_up,
         down,
-        x: acts.rows(d),
+        x: if s.offload { acts.kept(TURNS[l % PLACES], Level::None, d) } else { acts.rows(d) },
+        at_host: (s.offload && l + PLACES < c.layers).then_some(HostPlace(l)),
         // Where they are made again, each is so when it is wanted: one place does for both.
         y1: acts.kept("y", Level::Norm, d),
         mid: acts.kept("mid", Level::Block, d),

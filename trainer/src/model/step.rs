@@ -3,16 +3,29 @@
 //! Pre-norm blocks: `mid = x + o(attention(rope(qkv(norm1(x)))))`, `x' = mid + down(swiglu(gate_up(norm2(mid))))`. The
 //! residual add of a branch is taken together with the norm that follows it.
 
-use super::{Block, Model, recompute};
+use super::{Block, Model, offload, recompute};
 use crate::backend::Backend;
 
+/// What a forward pass is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A backward pass comes behind it.
+    Training,
+    /// Its loss alone is wanted.
+    Evaluation,
+}
+
 /// From token ids to the normalised residual stream that the head reads.
-pub fn forward<B: Backend>(b: &mut B, m: &Model) {
+pub fn forward<B: Backend>(b: &mut B, m: &Model, purpose: Purpose) {
     b.embed(m.embed.value, m.blocks[0].x);
     for (l, k) in m.blocks.iter().enumerate() {
+        offload::make_room(b, m, l);
         match l.checked_sub(1) {
             None => b.norm(&k.norm1, k.x, k.y1),
             Some(below) => b.add_norm(&k.norm1, m.blocks[below].mid, m.branch, k.x, k.y1),
+        }
+        if purpose == Purpose::Training {
+            offload::leave(b, m, l);
         }
         attend(b, m, k);
         b.linear(&k.gate_up, k.y2, k.gate_up_out);
@@ -36,6 +49,7 @@ pub fn backward<B: Backend>(b: &mut B, m: &Model) {
     b.loss(&m.head, m.y, m.branch);
     b.norm_backward(&m.norm, m.branch, m.x, m.dx, false);
     for (l, k) in m.blocks.iter().enumerate().rev() {
+        offload::arrive(b, m, l);
         recompute::mlp(b, m, k);
         b.linear_backward(&k.down, m.dx, k.act, Some(m.dact));
         b.swiglu_backward(&k.gate_up, &k.down, k.gate_up_out, m.dact);
@@ -52,6 +66,7 @@ pub fn backward<B: Backend>(b: &mut B, m: &Model) {
         }
         b.linear_backward(&k.qkv, m.dqkv, k.y1, Some(m.branch));
         b.norm_backward(&k.norm1, m.branch, k.x, m.dx, true);
+        offload::call_back(b, m, l);
     }
     if let Some(dtable) = m.embed.grad {
         b.embed_backward(m.dx, dtable);

@@ -75,6 +75,7 @@ impl Fixture {
             device: "cpu".into(),
             precision: Default::default(),
             recompute: Default::default(),
+            offload: false,
             memory_limit_gb: None,
             save_weights: None,
         };

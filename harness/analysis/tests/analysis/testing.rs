@@ -45,6 +45,7 @@ pub fn case(arm: &str, method: Method, packing: Packing) -> Case {
         device: "cpu".into(),
         precision: Default::default(),
         recompute: Default::default(),
+        offload: false,
         memory_limit_gb: None,
         ablation: None,
     }
@@ -199,6 +200,7 @@ fn spec(case: &Case, round: u32) -> Spec {
         device: "cpu".into(),
         precision: Default::default(),
         recompute: Default::default(),
+        offload: false,
         memory_limit_gb: None,
         save_weights: None,
     }

@@ -11,11 +11,11 @@ use chronicals_kernels::{
 use super::{CpuBackend, adapters::split};
 use crate::{
     backend::{
-        About, Attention, Backend, Component, Group, Linear, Norm, Param, QkRope, Stager, StepStats, Update,
-        View, Work, check_stored,
+        About, Attention, Backend, Component, Group, HostPlace, Linear, Norm, Param, QkRope, Stager,
+        StepStats, Update, View, Work, check_stored,
     },
     error::Error,
-    memory::{self, Accounting},
+    memory::{self, Accounting, Plan},
     model::{Model, Setup},
     profile::{self, Profile},
 };
@@ -33,13 +33,14 @@ impl Stager for AsItIs {
 
 impl Backend for CpuBackend {
     const APART: bool = false;
+    const OFFLOADS: bool = false;
 
     type Staged = Batch;
     type Stager = AsItIs;
     type Ended = StepStats;
 
-    fn plan(&self, setup: &Setup<'_>) -> Result<BTreeMap<String, u64>, Error> {
-        Ok(Accounting::CPU.bytes(&memory::elements(setup)?))
+    fn plan(&self, setup: &Setup<'_>) -> Result<Plan, Error> {
+        Ok(Plan { bytes: Accounting::CPU.bytes(&memory::elements(setup)?), host_bytes: 0 })
     }
 
     /// A tenth is left to temporaries, batches and other programs.
@@ -81,6 +82,10 @@ impl Backend for CpuBackend {
 
     fn profiled(&mut self) -> Result<Option<Profile>, Error> {
         self.take_laps()
+    }
+
+    fn planned_host_bytes(&self) -> u64 {
+        0
     }
 
     fn launches(&self) -> BTreeMap<String, u64> {
@@ -326,6 +331,18 @@ impl Backend for CpuBackend {
             self.loss_options,
         );
         self.add_loss(sums);
+    }
+
+    fn to_host(&mut self, _: View, _: HostPlace) {
+        unreachable!("no model on a processor has places on the host");
+    }
+
+    fn from_host(&mut self, _: HostPlace, _: View) {
+        unreachable!("as above");
+    }
+
+    fn await_host(&mut self, _: HostPlace) {
+        unreachable!("as above");
     }
 
     fn zero(&mut self, view: View) {

@@ -200,6 +200,8 @@ pub(super) struct Extras {
     pub rotation: usize,
     /// What eager kernels keep.
     pub pieces: eager::Pieces,
+    /// Of a block's entry, as it waits on the host.
+    pub entry: usize,
 }
 
 impl Extras {
@@ -213,6 +215,7 @@ impl Extras {
             scalars: scalars::bytes(model.groups.len()),
             rotation: 4 * e.capacity.row_slots * e.dims.head_dim / 2,
             pieces: eager::Pieces::of(model, e),
+            entry: e.elem().bytes() * e.capacity.tokens * e.dims.hidden,
         })
     }
 }

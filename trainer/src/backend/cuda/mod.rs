@@ -10,6 +10,7 @@
 //! | `linear` | projections and adapters |
 //! | `adapted` | SwiGLU between projections with adapters |
 //! | `seams` | one call of a kernel for each seam |
+//! | `offload` | activations that wait on the host |
 //! | `eager` | the same for the eager variants, and what they keep |
 //! | `update` | gradient norm and AdamW |
 //! | `submit` | graphs, and the log of launches |
@@ -30,6 +31,7 @@ mod feed;
 mod formats;
 mod linear;
 mod memory;
+mod offload;
 pub mod plan;
 mod record;
 mod seams;
@@ -105,6 +107,7 @@ pub struct CudaBackend<D: Machine> {
     masters: Option<Masters<D::Memory>>,
     own: Option<Own<D>>,
     planned: BTreeMap<&'static str, u64>,
+    planned_host: u64,
     log: Log,
     record: Record,
     shape: batch::Shape,
@@ -129,6 +132,8 @@ struct Own<D: Machine> {
     /// Segments of adapters as the kernels read them, once for each list that occurs.
     segments: Vec<(Vec<chronicals_kernels::lora::Segment>, D::Memory)>,
     trains_table: bool,
+    /// Of activations, on the host. Memory of the device goes before: it waits for what is on its way.
+    places: Vec<offload::Place<D>>,
     feed: feed::Feed<D>,
 }
 
@@ -189,6 +194,7 @@ impl<D: Machine> CudaBackend<D> {
             masters: None,
             own: None,
             planned,
+            planned_host: 0,
             log: Log::default(),
             record: Record::default(),
             shape: batch::Shape::default(),

@@ -8,10 +8,12 @@ use super::{
     Buckets, Formats,
     extents::{Extents, Extras, linears},
     failure,
+    offload::places,
 };
 use crate::{
     backend::{Allocator, Component, View},
     error::Error,
+    memory::Plan,
     model::{Model, Setup},
 };
 
@@ -61,12 +63,7 @@ impl Allocator for DryRun {
 ///
 /// # Errors
 /// The method's settings make no sense, or it has no kernels.
-pub fn bytes(
-    setup: &Setup<'_>,
-    loss: linear_ce::Options,
-    formats: Formats,
-    gpu: Gpu,
-) -> Result<BTreeMap<String, u64>, Error> {
+pub fn bytes(setup: &Setup<'_>, loss: linear_ce::Options, formats: Formats, gpu: Gpu) -> Result<Plan, Error> {
     let extents = Extents {
         dims: setup.config.into(),
         capacity: setup.capacity,
@@ -80,11 +77,7 @@ pub fn bytes(
 }
 
 /// The same for extents.
-pub(super) fn count(
-    setup: &Setup<'_>,
-    extents: &Extents,
-    workspace_bytes: usize,
-) -> Result<BTreeMap<String, u64>, Error> {
+pub(super) fn count(setup: &Setup<'_>, extents: &Extents, workspace_bytes: usize) -> Result<Plan, Error> {
     let workspace = BTreeMap::from([(WORKSPACE, workspace_bytes as u64)]);
     let mut dry = DryRun { formats: extents.formats, buffers: 0, bytes: workspace };
     let model = Model::build(&mut dry, setup)?;
@@ -92,7 +85,9 @@ pub(super) fn count(
     for (name, bytes) in parts(&extras, &segment_bytes(&model)) {
         *dry.bytes.entry(name).or_default() += bytes as u64;
     }
-    Ok(dry.bytes.into_iter().filter(|(_, b)| *b > 0).map(|(name, b)| (name.to_string(), b)).collect())
+    let some = dry.bytes.into_iter().filter(|(_, b)| *b > 0);
+    let bytes = some.map(|(name, b)| (name.to_string(), b)).collect();
+    Ok(Plan { bytes, host_bytes: (places(&model) * extras.entry) as u64 })
 }
 
 /// What a device needs outside of plans: kernels' machine code and captured graphs, about.

@@ -27,9 +27,13 @@ use super::{
     update,
 };
 use crate::{
-    backend::{About, Attention, Backend, Group, Linear, Norm, Param, QkRope, StepStats, Update, View, Work},
+    backend::{
+        About, Attention, Backend, Group, HostPlace, Linear, Norm, Param, QkRope, StepStats, Update, View,
+        Work,
+    },
     device::lacking,
     error::Error,
+    memory::Plan,
     model::{Model, Setup, step},
     profile::{self, Profile},
 };
@@ -86,17 +90,19 @@ impl<D: Machine> CudaBackend<D> {
 
 impl<D: Machine> Backend for CudaBackend<D> {
     const APART: bool = true;
+    const OFFLOADS: bool = true;
 
     type Staged = Staged<D>;
     type Stager = Stager<D>;
     type Ended = Reading<D>;
 
-    fn plan(&self, setup: &Setup<'_>) -> Result<BTreeMap<String, u64>, Error> {
+    fn plan(&self, setup: &Setup<'_>) -> Result<Plan, Error> {
         plan::count(setup, &self.extents, self.device.workspace_bytes())
     }
 
     fn room(&self, setup: &Setup<'_>) -> Result<u64, Error> {
-        let free = self.device.free_bytes().map_err(lacking)? as u64;
+        let own = self.device.workspace_bytes();
+        let free = (self.device.free_bytes().map_err(lacking)? + own) as u64;
         Ok(free.saturating_sub(plan::outside(setup, &self.extents)))
     }
 
@@ -114,7 +120,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
             return Ok(());
         }
         (self.shape, self.rehearses) = (shape, true);
-        step::forward(self, model);
+        step::forward(self, model, step::Purpose::Training);
         step::backward(self, model);
         self.update(&model.groups, model.grads);
         self.rehearses = false;
@@ -143,6 +149,10 @@ impl<D: Machine> Backend for CudaBackend<D> {
 
     fn profiled(&mut self) -> Result<Option<Profile>, Error> {
         self.end_record()
+    }
+
+    fn planned_host_bytes(&self) -> u64 {
+        self.planned_host
     }
 
     fn launches(&self) -> BTreeMap<String, u64> {
@@ -383,6 +393,18 @@ impl<D: Machine> Backend for CudaBackend<D> {
                 linear_ce::forward(on, on, &operands, &plan, b.loss)
             }
         });
+    }
+
+    fn to_host(&mut self, x: View, place: HostPlace) {
+        self.beside(x, place, true);
+    }
+
+    fn from_host(&mut self, place: HostPlace, x: View) {
+        self.beside(x, place, false);
+    }
+
+    fn await_host(&mut self, place: HostPlace) {
+        self.follow_host(place);
     }
 
     fn zero(&mut self, view: View) {
