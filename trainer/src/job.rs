@@ -7,7 +7,7 @@ use chronibench_protocol::{
     digest::{sha256_hex, sha256_of_file},
     event::Precision,
     record::BatchArgs,
-    spec::{Method, PrecisionArgs, TrainArgs},
+    spec::{Method, PrecisionArgs, Recompute, TrainArgs},
 };
 use chronicals_data::{
     plan::build_plan,
@@ -31,7 +31,8 @@ use crate::{
     device::{Device, check_cpu_precision},
     error::Error,
     fit::Batches,
-    model::Setup,
+    model::{Level, Setup},
+    room::{self, Asked, Choice},
     trainer::Trainer,
 };
 
@@ -65,6 +66,12 @@ pub struct Job {
     /// Number formats; the device's own when left out.
     #[serde(default)]
     pub precision: PrecisionArgs,
+    /// What the backward pass makes again; what memory has room for when left out.
+    #[serde(default)]
+    pub recompute: Recompute,
+    /// Most that the plan of memory may come to, GB (10⁹ bytes); what is free when left out.
+    #[serde(default)]
+    pub memory_limit_gb: Option<f64>,
     /// Worker threads; all cores when left out.
     #[serde(default)]
     pub threads: Option<usize>,
@@ -227,13 +234,27 @@ impl Job {
         CudaBackend::open(ordinal, &options)
     }
 
+    fn setup<'a>(&'a self, i: &'a Inputs, recompute: Level) -> Setup<'a> {
+        let (config, method, capacity) = (&i.config, &self.method, i.batches.capacity());
+        Setup { config, method, capacity, plan: i.kernels, recompute }
+    }
+
+    /// What the backward pass makes again, before anything is taken.
+    ///
+    /// # Errors
+    /// As [`room::choose`].
+    pub fn choose<B: Backend>(&self, i: &Inputs, backend: &B) -> Result<Choice, Error> {
+        let asked = Asked { recompute: self.recompute, limit_gb: self.memory_limit_gb };
+        room::choose(backend, &self.setup(i, Level::None), asked)
+    }
+
     /// Takes all memory, and loads or draws the parameters.
     ///
     /// # Errors
     /// Whatever is wrong with weights or settings, or a device without room.
-    pub fn trainer<B: Backend>(&self, i: &Inputs, backend: B) -> Result<Trainer<B>, Error> {
+    pub fn trainer<B: Backend>(&self, i: &Inputs, backend: B, recompute: Level) -> Result<Trainer<B>, Error> {
         let config = &i.config;
-        let setup = Setup { config, method: &self.method, capacity: i.batches.capacity(), plan: i.kernels };
+        let setup = self.setup(i, recompute);
         let mut trainer = Trainer::new(backend, &setup, &self.train, self.max_steps)?;
         match &self.model.weights {
             Some(path) => {

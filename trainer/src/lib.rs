@@ -16,6 +16,7 @@ pub mod memory;
 pub mod model;
 pub mod params;
 pub mod profile;
+pub mod room;
 pub mod trainer;
 pub mod weights;
 pub mod worker;

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use chronibench_protocol::spec::Method;
 use chronicals_kernels::{Seam, linear_ce};
+use sysinfo::System;
 
 use crate::{
     backend::{Allocator, Component, View},
     config::ModelConfig,
     error::Error,
-    model::{Capacity, Model, Setup},
+    model::{Capacity, Level, Model, Setup},
 };
 
 /// Counts elements instead of allocating them.
@@ -118,9 +119,30 @@ pub fn elements_for(
     method: &Method,
     rows: usize,
     row_slots: usize,
+    recompute: Level,
 ) -> Result<Elements, Error> {
     let capacity = Capacity { tokens: rows * row_slots, row_slots };
-    elements(&Setup { config: c, method, capacity, plan: Default::default() })
+    elements(&Setup { config: c, method, capacity, plan: Default::default(), recompute })
+}
+
+/// Memory that programs can have without others being put aside, bytes: what the system or this process's group has left.
+/// `None` where the system does not tell.
+pub fn available_bytes() -> Option<u64> {
+    let mut system = System::new().ok()?;
+    system.refresh_memory();
+    // What the group has of the file cache goes when it is wanted, so that it counts as left.
+    let of_group = system.cgroup_limits().map_or(u64::MAX, |g| g.total_memory.saturating_sub(g.rss));
+    Some(system.available_memory().min(of_group)).filter(|bytes| *bytes > 0)
+}
+
+/// In decimal units, as GPU memory is quoted in papers.
+pub fn gigabytes(bytes: u64) -> String {
+    let b = bytes as f64;
+    match b {
+        b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
+        b if b >= 1e6 => format!("{:.2} MB", b / 1e6),
+        b => format!("{:.2} kB", b / 1e3),
+    }
 }
 
 /// Peak resident set of this process so far, bytes, where the system tells.

@@ -2,8 +2,8 @@
 
 use assert_cmd::Command;
 
-const CONFIG: &str = r#"{"model_type":"qwen2","vocab_size":4096,"hidden_size":16,"intermediate_size":24,
-    "num_hidden_layers":1,"num_attention_heads":2,"num_key_value_heads":1,"tie_word_embeddings":true}"#;
+const CONFIG: &str = r#"{"model_type":"qwen2","vocab_size":4096,"hidden_size":16,"intermediate_size":64,
+    "num_hidden_layers":3,"num_attention_heads":2,"num_key_value_heads":1,"tie_word_embeddings":true}"#;
 
 fn chronicals() -> Command {
     Command::new(env!("CARGO_BIN_EXE_chronicals"))
@@ -128,6 +128,56 @@ fn a_checkpoint_of_another_training_is_refused_by_name() {
     assert!(error.contains("exp_avg.safetensors") && error.contains("another checkpoint"), "{error}");
     let error = stderr(chronicals().current_dir(&dir).args([&resume[..4], &["nowhere"]].concat()), 2);
     assert!(error.contains("nowhere"), "{error}");
+}
+
+#[test]
+fn the_first_level_of_recomputation_that_fits_is_taken_and_changes_no_loss() {
+    let run = |extra: &str, code| {
+        let dir = job("{type: full}", extra);
+        let text = stderr(chronicals().current_dir(&dir).args(["train", "--config", "job.yaml"]), code);
+        (text, std::fs::read(dir.path().join("out/model.safetensors")).ok())
+    };
+    let (text, kept) = run("", 0);
+    assert!(text.contains("recompute: none (") && text.contains(" free)"), "{text}");
+    let planned = |level: &str| {
+        let (text, trained) = run(&format!("recompute: {level}\n"), 0);
+        assert_eq!(trained, kept, "{level}");
+        let (_, of) =
+            text.split_once(&format!("recompute: {level} (asked for; ")).unwrap_or_else(|| panic!("{text}"));
+        of.split_once(" MB planned").unwrap().0.parse::<f64>().unwrap()
+    };
+    let (none, swiglu, block) = (planned("none"), planned("swiglu"), planned("block"));
+    assert!(none > swiglu && swiglu > block, "{none} {swiglu} {block}");
+
+    let limit = (none + swiglu) / 2e3;
+    let (text, trained) = run(&format!("memory_limit_gb: {limit}\n"), 0);
+    assert!(text.contains("recompute: swiglu (") && text.contains("none would take"), "{text}");
+    assert_eq!(trained, kept);
+    for extra in ["", "recompute: block\n"] {
+        let (text, _) = run(&format!("{extra}memory_limit_gb: {}\n", 0.9e-3 * block), 2);
+        for part in ["with recompute: block", "memory_limit_gb", "gradient_accumulation_steps"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+    let (text, _) = run("memory_limit_gb: 0\n", 2);
+    assert!(text.contains("above 0"), "{text}");
+}
+
+#[test]
+fn memory_lists_every_level() {
+    let dir = job("{type: full}", "");
+    let config = dir.path().join("config.json");
+    for rule in ["cpu", "cuda"] {
+        let mut command = chronicals();
+        command.args(["memory", "--accounting", rule, "--memory-limit-gb", "0.001", "--model"]).arg(&config);
+        let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        let header = text.lines().find(|line| line.contains("swiglu")).unwrap();
+        let levels: Vec<&str> = header.split_whitespace().collect();
+        assert_eq!(levels, ["none", "swiglu", "norm", "ffn", "block"]);
+        assert!(text.contains("within 0.001 GB: nothing fits"), "{text}");
+    }
+    let text = stderr(chronicals().args(["memory", "--params", "7e9", "--memory-limit-gb", "40"]), 2);
+    assert!(text.contains("--memory-limit-gb"), "{text}");
 }
 
 #[test]

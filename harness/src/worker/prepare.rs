@@ -92,6 +92,8 @@ fn pretraining(spec: &PrepareSpec, w: &PrepareWeights, p: &Pretrain, random: &Pa
         threads: spec.threads,
         device: "cpu".into(),
         precision: PrecisionArgs::default(),
+        recompute: Default::default(),
+        memory_limit_gb: None,
         save_weights: Some(w.path.clone()),
     }
 }

@@ -32,6 +32,9 @@ pub struct Training {
     watched: Cell<bool>,
 }
 
+/// What it says it has: as much as a card of 80 GB.
+const MEMORY_BYTES: usize = 80_000_000_000;
+
 /// Counts what a machine sends.
 pub struct Counter(Shared);
 
@@ -183,6 +186,10 @@ impl Machine for Training {
 
     fn workspace_bytes(&self) -> usize {
         0
+    }
+
+    fn free_bytes(&self) -> Result<usize, GpuError> {
+        Ok(MEMORY_BYTES.saturating_sub(self.taken.get()))
     }
 
     fn alloc(&self, bytes: usize) -> Result<Memory, GpuError> {

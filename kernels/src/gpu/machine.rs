@@ -60,6 +60,12 @@ pub trait Machine {
     /// Memory that products keep for themselves, bytes.
     fn workspace_bytes(&self) -> usize;
 
+    /// Memory that is left, bytes.
+    ///
+    /// # Errors
+    /// The device does not tell.
+    fn free_bytes(&self) -> Result<usize, GpuError>;
+
     /// Memory of zeros, 16-byte aligned.
     ///
     /// # Errors
@@ -234,6 +240,10 @@ impl Machine for Cuda {
 
     fn workspace_bytes(&self) -> usize {
         WORKSPACE_BYTES
+    }
+
+    fn free_bytes(&self) -> Result<usize, GpuError> {
+        Ok(self.gpu.memory()?.0)
     }
 
     fn alloc(&self, bytes: usize) -> Result<Buffer, GpuError> {

@@ -11,6 +11,7 @@ mod goldens;
 mod graphs;
 mod memory;
 mod profile;
+mod recompute;
 mod states;
 mod trial;
 
@@ -64,6 +65,7 @@ checks! {
     feed { as_step_by_step, failures; whenever_copies_arrive, eager_whenever_copies_arrive, ahead }
     graphs { replays, eager_replays, one_graph_a_shape, evaluation_between; log }
     states { losses_fall, resumed, masters, seeds; scalars }
+    recompute { levels, eager_levels, replayed }
     memory { as_planned; taken, refusals }
     profile { complete; the_same, as_logged, without_cupti, documents }
     trial { events }

@@ -11,6 +11,7 @@ use chronicals::{
         },
     },
     config::ModelConfig,
+    model::Level,
 };
 use chronicals_emulator::Training;
 use chronicals_kernels::{attention::cuda::Path, gpu::Machine};
@@ -28,6 +29,7 @@ fn each(check: impl Fn(&Model, &Case)) {
                     let precision = PrecisionArgs { dtype: Some(dtype), states: Some(states) };
                     let fused = Case { precision, ..of };
                     check(&model, &fused);
+                    check(&model, &Case { recompute: Level::Block, ..fused.clone() });
                     if states != States::Eight {
                         check(&model, &fused.with(KernelPlan::uniform(Variant::Eager)));
                     }

@@ -160,7 +160,8 @@ impl Side {
 
     fn trainer<B: Backend>(&self, backend: B) -> Trainer<B> {
         let (config, method, capacity) = (&self.config, &self.method, self.batches.capacity());
-        let setup = Setup { config, method, capacity, plan: KernelPlan::default() };
+        let plan = KernelPlan::default();
+        let setup = Setup { config, method, capacity, plan, recompute: Default::default() };
         let mut trainer = Trainer::new(backend, &setup, &self.train, self.batches.steps()).unwrap();
         trainer.load_weights(&self.file("model.safetensors")).unwrap();
         if matches!(self.method, Method::Lora(_)) {

@@ -11,6 +11,7 @@
 //! Unless a method says `+=`, it overwrites its outputs. Widths come from the views' layout at set-up, the number of
 //! tokens `T` from the uploaded batch; the first `T` rows of an activation buffer are in use.
 
+mod buffers;
 pub mod cpu;
 pub mod cuda;
 mod dims;
@@ -22,77 +23,15 @@ use chronibench_protocol::{event::Precision, spec::TrainArgs};
 use chronicals_data::batch::Batch;
 use chronicals_kernels::linear_ce;
 
-pub use self::operands::*;
+pub use self::{
+    buffers::{Allocator, Component, View},
+    operands::*,
+};
 use crate::{
     error::Error,
-    model::Model,
+    model::{Model, Setup},
     profile::{self, Profile},
 };
-
-/// A span of one of the backend's buffers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct View {
-    /// Which buffer.
-    pub buffer: usize,
-    /// First element.
-    pub offset: usize,
-    /// Elements.
-    pub len: usize,
-}
-
-impl View {
-    /// A part of this view.
-    pub fn slice(self, offset: usize, len: usize) -> Self {
-        assert!(offset + len <= self.len, "a part lies inside its view");
-        Self { buffer: self.buffer, offset: self.offset + offset, len }
-    }
-}
-
-/// What a buffer is for, in memory plans.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Component {
-    /// Model parameters.
-    Weights,
-    /// LoRA parameters.
-    Adapters,
-    /// Gradients of whatever trains.
-    Gradients,
-    /// AdamW's two moments.
-    OptimizerStates,
-    /// Kept from forward to backward, and gradients of activations.
-    Activations,
-    /// Sums over a row that the backward pass reads again: f32 whatever the element type.
-    Statistics,
-    /// Temporaries of the loss.
-    Logits,
-}
-
-impl Component {
-    /// Name in plans and records.
-    pub fn name(self) -> &'static str {
-        match self {
-            Component::Weights => "weights",
-            Component::Adapters => "adapters",
-            Component::Gradients => "gradients",
-            Component::OptimizerStates => "optimizer states",
-            Component::Activations => "activations",
-            Component::Statistics => "statistics",
-            Component::Logits => "logits",
-        }
-    }
-}
-
-/// Hands out buffers, whose element type follows from the component. A backend allocates them; a memory plan only adds
-/// them up.
-pub trait Allocator {
-    /// A buffer of `len` zeros.
-    fn alloc(&mut self, component: Component, len: usize) -> View;
-
-    /// Whether the probabilities that unfused attention keeps are a buffer of the model; else they are the backend's own.
-    fn keeps_probabilities(&self) -> bool {
-        true
-    }
-}
 
 /// A run of parameters that share hyper-parameters.
 #[derive(Clone, Copy, Debug)]
@@ -207,6 +146,18 @@ pub trait Backend: Allocator {
     type Stager: Stager<Staged = Self::Staged>;
     /// A step whose numbers are not read yet.
     type Ended;
+
+    /// Bytes by component that it would take for a training, itself included; takes nothing.
+    ///
+    /// # Errors
+    /// The method's settings make no sense, or it has no kernels.
+    fn plan(&self, setup: &Setup<'_>) -> Result<BTreeMap<String, u64>, Error>;
+
+    /// Bytes that are free for the rest of a plan: without those that the plan has already, nor what is needed outside of plans.
+    ///
+    /// # Errors
+    /// The device does not tell.
+    fn room(&self, setup: &Setup<'_>) -> Result<u64, Error>;
 
     /// Takes whatever else the steps of `model` need; once, when it is laid out.
     ///

@@ -33,6 +33,8 @@ use super::Exit;
   train: {learning_rate: 1e-3, lr_scheduler_type: cosine, warmup_steps: 5}
   max_steps: 100
   output_dir: out
+  recompute: auto                                       # the default: keep what memory has room for; or none, swiglu, norm, ffn, block
+  memory_limit_gb: 40                                   # plan for so much; what is free when left out
 On a GPU also:
   device: cuda                                          # or cuda:1
   precision: {dtype: bf16, states: f32}                 # the default; dtype f32 to debug, states bf16 or 8bit to save memory
@@ -148,7 +150,9 @@ fn train<B: Backend>(
         std::fs::create_dir_all(dir).map_err(|e| Exit::usage(Error::io(dir, &e)))?;
         backend.profile(options).map_err(Exit::usage)?;
     }
-    let mut trainer = job.trainer(inputs, backend).map_err(Exit::usage)?;
+    let chosen = job.choose(inputs, &backend).map_err(Exit::usage)?;
+    eprintln!("recompute: {} ({})", chosen.level, chosen.why);
+    let mut trainer = job.trainer(inputs, backend, chosen.level).map_err(Exit::usage)?;
     let precision = trainer.backend().about().precision;
     let identity = job.identity(inputs, &precision).map_err(Exit::usage)?;
     if let Some(dir) = &from {

@@ -74,6 +74,8 @@ impl Fixture {
             threads: None,
             device: "cpu".into(),
             precision: Default::default(),
+            recompute: Default::default(),
+            memory_limit_gb: None,
             save_weights: None,
         };
         Self { dir, spec }

@@ -1,5 +1,6 @@
 //! The CPU backend: f32, on the kernels of `chronicals-kernels`, with rayon's current pool.
 
+mod adapters;
 mod costs;
 mod laps;
 mod seams;

@@ -1,75 +1,24 @@
 //! The seams on the CPU: each method looks its views up and calls one kernel.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::collections::BTreeMap;
 
 use chronibench_protocol::event::Precision;
 use chronicals_data::batch::Batch;
 use chronicals_kernels::{
-    Seam, Target, adamw, attention, embedding, gemm, gpu::Cost, linear_ce, lora, qk_rope, rmsnorm, swiglu,
+    Seam, Target, adamw, attention, embedding, gemm, gpu::Cost, linear_ce, qk_rope, rmsnorm, swiglu,
 };
 
-use super::CpuBackend;
+use super::{CpuBackend, adapters::split};
 use crate::{
     backend::{
-        About, Adapter, Attention, Backend, Component, Group, Linear, Norm, Param, QkRope, Stager, StepStats,
-        Update, View, Work, check_stored,
+        About, Attention, Backend, Component, Group, Linear, Norm, Param, QkRope, Stager, StepStats, Update,
+        View, Work, check_stored,
     },
     error::Error,
-    model::Model,
+    memory::{self, Accounting},
+    model::{Model, Setup},
     profile::{self, Profile},
 };
-
-/// The parts of a locked gradient buffer.
-fn split<'a, const N: usize>(buffer: &'a mut [f32], ranges: &[Range<usize>; N]) -> [&'a mut [f32]; N] {
-    buffer.get_disjoint_mut(ranges.clone()).expect("parameters do not overlap")
-}
-
-impl CpuBackend {
-    /// The part in use of an adapter's `[T, S]`, rows without the room at their ends.
-    fn ranks(&self, ad: &Adapter, v: View) -> View {
-        v.slice(0, self.tokens() * ad.ranks())
-    }
-
-    fn adapter_forward(&mut self, l: &Linear, ad: &Adapter, x: View, y: View) {
-        let variant = self.launch(Seam::Lora, "forward", |b| b.adapter_cost(l, ad, false));
-        let shape = lora::Shape { tokens: self.tokens(), inputs: l.inputs, outputs: l.outputs };
-        lora::forward(
-            variant,
-            &self.act(x),
-            &self.get(ad.a.value),
-            &self.get(ad.b.value),
-            ad.scale,
-            &ad.segments,
-            &mut self.get_mut(self.ranks(ad, ad.xa)),
-            &mut self.act_mut(y),
-            shape,
-        );
-    }
-
-    fn adapter_backward(&mut self, l: &Linear, ad: &Adapter, dy: View, x: View, dx: Option<View>) {
-        let variant = self.launch(Seam::Lora, "backward", |b| b.adapter_cost(l, ad, true));
-        let shape = lora::Shape { tokens: self.tokens(), inputs: l.inputs, outputs: l.outputs };
-        let grad = |p: &Param| p.grad.expect("adapters train");
-        let (mut grads, ranges) = self.grads([grad(&ad.a), grad(&ad.b)]);
-        let [da, db] = split(&mut grads, &ranges);
-        let mut dx = dx.map(|v| self.act_mut(v));
-        lora::backward(
-            variant,
-            &self.act(dy),
-            &self.act(x),
-            &self.get(self.ranks(ad, ad.xa)),
-            &self.get(ad.a.value),
-            &self.get(ad.b.value),
-            ad.scale,
-            &ad.segments,
-            da,
-            db,
-            dx.as_deref_mut(),
-            &mut self.get_mut(self.ranks(ad, ad.dxa)),
-            shape,
-        );
-    }
-}
 
 /// Batches are read as they were laid out.
 pub struct AsItIs;
@@ -88,6 +37,19 @@ impl Backend for CpuBackend {
     type Staged = Batch;
     type Stager = AsItIs;
     type Ended = StepStats;
+
+    fn plan(&self, setup: &Setup<'_>) -> Result<BTreeMap<String, u64>, Error> {
+        Ok(Accounting::CPU.bytes(&memory::elements(setup)?))
+    }
+
+    /// A tenth is left to temporaries, batches and other programs.
+    fn room(&self, _: &Setup<'_>) -> Result<u64, Error> {
+        let free = memory::available_bytes().ok_or_else(|| {
+            Error::new("the system does not tell how much memory is free", "memory")
+                .hint("set memory_limit_gb, or recompute to other than auto")
+        })?;
+        Ok(free / 10 * 9)
+    }
 
     fn prepare(&mut self, _: &Model) -> Result<(), Error> {
         Ok(())

@@ -22,6 +22,7 @@ use super::{
     CudaBackend, batch,
     extents::scalars,
     feed::{Reading, Staged, Stager},
+    plan,
     submit::{Logged, Rehearsal},
     update,
 };
@@ -29,7 +30,7 @@ use crate::{
     backend::{About, Attention, Backend, Group, Linear, Norm, Param, QkRope, StepStats, Update, View, Work},
     device::lacking,
     error::Error,
-    model::{Model, step},
+    model::{Model, Setup, step},
     profile::{self, Profile},
 };
 
@@ -89,6 +90,15 @@ impl<D: Machine> Backend for CudaBackend<D> {
     type Staged = Staged<D>;
     type Stager = Stager<D>;
     type Ended = Reading<D>;
+
+    fn plan(&self, setup: &Setup<'_>) -> Result<BTreeMap<String, u64>, Error> {
+        plan::count(setup, &self.extents, self.device.workspace_bytes())
+    }
+
+    fn room(&self, setup: &Setup<'_>) -> Result<u64, Error> {
+        let free = self.device.free_bytes().map_err(lacking)? as u64;
+        Ok(free.saturating_sub(plan::outside(setup, &self.extents)))
+    }
 
     fn prepare(&mut self, model: &Model) -> Result<(), Error> {
         update::check_groups(model)?;
@@ -182,6 +192,9 @@ impl<D: Machine> Backend for CudaBackend<D> {
 
     fn embed(&mut self, table: View, x: View) {
         self.run(|b, on| {
+            if b.is_eager(Seam::Attention) {
+                b.eager_mask(on)?;
+            }
             let ids = b.of_batch(b.layout.ids);
             // SAFETY: see the module.
             unsafe { embedding::forward(on, b.elem(), ids, b.at(table), b.at(x), b.embedding_shape()) }
