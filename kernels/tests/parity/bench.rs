@@ -141,6 +141,8 @@ fn each_small(bed: &Bed, take: &mut Taker<'_, Bed>) {
     let shape = |tokens, hidden| rmsnorm::Shape { tokens, hidden };
     rmsnorm::bench::each(bed, &[shape(37, 64), shape(3, 1032)], take).unwrap();
     swiglu::bench::each(bed, &[(21, 72)], take).unwrap();
+    let shape = swiglu::cases::Adapted { tokens: 21, ffn: 72, r: 8 };
+    swiglu::bench_adapted::each(bed, &[shape], take).unwrap();
     let shape = qk_rope::Shape { tokens: 50, heads: 4, kv_heads: 2, head_dim: 32 };
     qk_rope::bench::each(bed, &[shape], take).unwrap();
     let shape = embedding::cuda::Shape { tokens: 390, vocabulary: 300, hidden: 24 };
@@ -200,7 +202,9 @@ fn whatever_has_an_eager_variant_says_what_both_move() {
         "linear_ce_rows",
     ];
     for ((op, case), [fused, eager]) in moved() {
-        let without = WITHOUT.contains(&op) || op.starts_with("gemm_") || case.ends_with("ragged");
+        let without = WITHOUT.contains(&op)
+            || ["gemm_", "swiglu_adapted"].iter().any(|of| op.starts_with(of))
+            || case.ends_with("ragged");
         match (fused, eager) {
             (Some(fused), Some(eager)) => {
                 assert!(fused < eager, "{op} {case}: {fused} bytes fused, {eager} unfused");

@@ -15,124 +15,24 @@ mod buffers;
 pub mod cpu;
 pub mod cuda;
 mod dims;
+mod operands;
 
 use std::collections::BTreeMap;
 
 use chronibench_protocol::{event::Precision, spec::TrainArgs};
 use chronicals_data::batch::Batch;
-use chronicals_kernels::{linear_ce, lora::Segment};
+use chronicals_kernels::linear_ce;
 
-pub use self::buffers::{Allocator, Component, HostPlace, View};
+pub use self::{
+    buffers::{Allocator, Component, HostPlace, View},
+    operands::*,
+};
 use crate::{
     error::Error,
     memory::Plan,
     model::{Model, Setup},
     profile::{self, Profile},
 };
-
-/// A parameter and, when it trains, its gradient.
-#[derive(Clone, Copy, Debug)]
-pub struct Param {
-    /// Values.
-    pub value: View,
-    /// Gradient, `None` when frozen.
-    pub grad: Option<View>,
-}
-
-/// A projection `y_TN = x_TK · w_NKᵀ`, several of Hugging Face's side by side where they share an input.
-#[derive(Clone, Debug)]
-pub struct Linear {
-    /// `[N, K]`.
-    pub weight: Param,
-    /// `N`.
-    pub outputs: usize,
-    /// `K`.
-    pub inputs: usize,
-    /// Adapters on this projection.
-    pub adapter: Option<Adapter>,
-    /// SwiGLU, where it is next to this projection.
-    pub beside: Beside,
-}
-
-/// Where SwiGLU is, seen from a [`Linear`]. What lies between the two may be short of the adapters' part, which SwiGLU then adds:
-/// it has the projection at hand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Beside {
-    /// Elsewhere.
-    Nothing,
-    /// It reads the output.
-    ReaderOfOutput,
-    /// It writes the input.
-    WriterOfInput,
-}
-
-/// The LoRA adapters of one [`Linear`].
-#[derive(Clone, Debug)]
-pub struct Adapter {
-    /// All `A`, stacked: `[S, K]`, `S` the sum of the ranks.
-    pub a: Param,
-    /// All `B`, one after the other: `[N_i, r_i]` each.
-    pub b: Param,
-    /// Where each adapter writes.
-    pub segments: Vec<Segment>,
-    /// Factor on `B·A`.
-    pub scale: f32,
-    /// Saved product `x·Aᵀ`, `[T, S]`, with room for rows that end at a multiple of 8.
-    pub xa: View,
-    /// Its gradient.
-    pub dxa: View,
-}
-
-impl Adapter {
-    /// `S`: the sum of the ranks.
-    pub fn ranks(&self) -> usize {
-        self.segments.iter().map(|s| s.r).sum()
-    }
-}
-
-/// RMSNorm of the residual stream.
-#[derive(Clone, Copy, Debug)]
-pub struct Norm {
-    /// `[D]`.
-    pub weight: Param,
-    /// Saved reciprocal root mean square, `[T]`.
-    pub rstd: View,
-}
-
-/// Bias, QK-norm and rotary embedding of one block.
-#[derive(Clone, Copy, Debug)]
-pub struct QkRope {
-    /// `[Q]`, Qwen2 only.
-    pub bias: Option<Param>,
-    /// Qwen3 only.
-    pub norm: Option<QkNorm>,
-}
-
-/// RMSNorm on every query and key head.
-#[derive(Clone, Copy, Debug)]
-pub struct QkNorm {
-    /// `[K]`.
-    pub q_weight: Param,
-    /// `[K]`.
-    pub k_weight: Param,
-    /// Saved queries and keys before the norm, `[T, (H+G)·K]`.
-    pub pre: View,
-    /// Saved reciprocal root mean squares, `[T, H+G]`.
-    pub rstd: View,
-}
-
-/// Attention's buffers of one block.
-#[derive(Clone, Copy, Debug)]
-pub struct Attention {
-    /// Rotated queries and keys, and values: `[T, Q]`.
-    pub qkv: View,
-    /// `[T, H·K]`.
-    pub out: View,
-    /// Saved log-sum-exp, `[H, T]`.
-    pub lse: View,
-    /// Saved probabilities, of the unfused variant where [they are the model's](Allocator::keeps_probabilities).
-    pub probs: Option<View>,
-}
 
 /// A run of parameters that share hyper-parameters.
 #[derive(Clone, Copy, Debug)]
@@ -367,11 +267,11 @@ pub trait Backend: Allocator {
     fn loss_forward(&mut self, head: &Param, x: View);
 
     /// Copies the rows of a residual stream that are in use to the host, beside what follows.
-    fn to_host(&mut self, x: View, place: HostPlace);
+    fn put_aside(&mut self, x: View, place: HostPlace);
     /// Copies them back, beside what follows.
-    fn from_host(&mut self, place: HostPlace, x: View);
+    fn bring_back(&mut self, place: HostPlace, x: View);
     /// What follows waits for the last copy to or from a place. Each copy is waited for in the work that it is of.
-    fn await_host(&mut self, place: HostPlace);
+    fn await_copy(&mut self, place: HostPlace);
 
     /// Sets a buffer to zero.
     fn zero(&mut self, view: View);

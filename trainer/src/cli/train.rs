@@ -124,10 +124,15 @@ pub fn run(args: &Args) -> Result<(), Exit> {
             }
         }
         Device::Cuda(ordinal) => {
-            let trainer =
-                train(&job, &inputs, job.on_gpu(ordinal, &inputs).map_err(Exit::usage)?, from, profiling)?;
-            if let Ok((free, total)) = trainer.backend().device().gpu().memory() {
-                report_memory(&trainer, (total - free) as u64, "in use on the device");
+            let backend = job.on_gpu(ordinal, &inputs).map_err(Exit::usage)?;
+            let gpu = backend.device().gpu();
+            let used = || gpu.memory().ok().map(|(free, total)| (total - free) as u64);
+            let before = used();
+            let trainer = train(&job, &inputs, backend, from, profiling)?;
+            if let Some((before, after)) = before.zip(used()) {
+                let what =
+                    format!("taken on the device above {} MB of driver and libraries", before / 1_000_000);
+                report_memory(&trainer, after.saturating_sub(before), &what);
             }
         }
     }
@@ -216,7 +221,9 @@ fn report_memory<B: Backend>(trainer: &Trainer<B>, measured: u64, how: &str) {
         0 => String::new(),
         bytes => format!(", {} MB page-locked on the host", bytes / 1_000_000),
     };
-    eprintln!("memory: {} MB planned, {} MB {how}{host}", planned / 1_000_000, measured / 1_000_000);
+    let share = 100.0 * planned as f64 / measured.max(1) as f64;
+    let (planned, measured) = (planned / 1_000_000, measured / 1_000_000);
+    eprintln!("memory: {planned} MB planned, {share:.1} % of {measured} MB {how}{host}");
 }
 
 fn copy_config(job: &Job) -> Result<(), Error> {

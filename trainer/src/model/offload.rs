@@ -22,14 +22,14 @@ pub(super) fn make_room<B: Backend>(b: &mut B, m: &Model, l: usize) {
 pub(super) fn leave<B: Backend>(b: &mut B, m: &Model, l: usize) {
     let k = &m.blocks[l];
     if let Some(at_host) = k.at_host {
-        b.to_host(k.x, at_host);
+        b.put_aside(k.x, at_host);
     }
 }
 
 /// The last copy of a block's entry, there or back, is complete.
 pub(super) fn arrive<B: Backend>(b: &mut B, m: &Model, l: usize) {
     if let Some(at_host) = m.blocks[l].at_host {
-        b.await_host(at_host);
+        b.await_copy(at_host);
     }
 }
 
@@ -38,6 +38,6 @@ pub(super) fn call_back<B: Backend>(b: &mut B, m: &Model, l: usize) {
     if let Some(k) = l.checked_sub(PLACES).map(|before| &m.blocks[before])
         && let Some(at_host) = k.at_host
     {
-        b.from_host(at_host, k.x);
+        b.bring_back(at_host, k.x);
     }
 }

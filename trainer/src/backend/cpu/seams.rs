@@ -333,15 +333,15 @@ impl Backend for CpuBackend {
         self.add_loss(sums);
     }
 
-    fn to_host(&mut self, _: View, _: HostPlace) {
+    fn put_aside(&mut self, _: View, _: HostPlace) {
         unreachable!("no model on a processor has places on the host");
     }
 
-    fn from_host(&mut self, _: HostPlace, _: View) {
+    fn bring_back(&mut self, _: HostPlace, _: View) {
         unreachable!("as above");
     }
 
-    fn await_host(&mut self, _: HostPlace) {
+    fn await_copy(&mut self, _: HostPlace) {
         unreachable!("as above");
     }
 

@@ -10,6 +10,7 @@
 //! | `linear` | projections and adapters |
 //! | `adapted` | SwiGLU between projections with adapters |
 //! | `seams` | one call of a kernel for each seam |
+//! | `operands` | what the seams' calls have in common |
 //! | `offload` | activations that wait on the host |
 //! | `eager` | the same for the eager variants, and what they keep |
 //! | `update` | gradient norm and AdamW |
@@ -32,6 +33,7 @@ mod formats;
 mod linear;
 mod memory;
 mod offload;
+mod operands;
 pub mod plan;
 mod record;
 mod seams;

@@ -39,7 +39,7 @@ impl<D: Machine> CudaBackend<D> {
         let own = self.own.as_mut().expect("the backend is prepared before it is used");
         let Place { memory: host, open } = &mut own.places[place.0];
         // SAFETY: nobody looks at the host memory, which lives as long as the backend. Launches that write or read the rows follow
-        // the mark: `await_host` comes before them.
+        // the mark: `await_copy` comes before them.
         let copied = unsafe {
             if to_host {
                 self.device.put_aside(memory, at, host, bytes)
@@ -54,7 +54,7 @@ impl<D: Machine> CudaBackend<D> {
     }
 
     /// Launches from here on follow the last copy of a place.
-    pub(super) fn follow_host(&mut self, place: HostPlace) {
+    pub(super) fn follow_copy(&mut self, place: HostPlace) {
         let own = self.own.as_mut().expect("the backend is prepared before it is used");
         if let Some(mark) = own.places[place.0].open.take()
             && self.failed.is_none()

@@ -11,7 +11,7 @@ use chronicals_kernels::{
     Seam, Target,
     attention::cuda as attention,
     embedding::cuda as embedding,
-    gpu::{GpuError, Machine, Ptr},
+    gpu::Machine,
     linear_ce::{cuda as linear_ce, cuda_eager as linear_ce_eager},
     qk_rope::cuda as qk_rope,
     rmsnorm::cuda as rmsnorm,
@@ -22,9 +22,7 @@ use super::{
     CudaBackend, batch,
     extents::scalars,
     feed::{Reading, Staged, Stager},
-    plan,
-    submit::{Logged, Rehearsal},
-    update,
+    plan, update,
 };
 use crate::{
     backend::{
@@ -37,56 +35,6 @@ use crate::{
     model::{Model, Setup, step},
     profile::{self, Profile},
 };
-
-impl<D: Machine> CudaBackend<D> {
-    /// Calls `launch` unless something failed before, and keeps its failure.
-    pub(super) fn run(&mut self, launch: impl FnOnce(&Self, &Logged<'_>) -> Result<(), GpuError>) {
-        if self.failed.is_none() {
-            let (launcher, products) = (self.device.launcher(), self.device.products());
-            let rehearsal: Option<&dyn Rehearsal> = if self.rehearses { Some(&*self.device) } else { None };
-            let record = self.record.calls_of(&*self.device, self.shape.pairs).filter(|_| !self.rehearses);
-            let on = Logged { launcher, products, rehearsal, record, log: &self.log, plan: self.plan };
-            self.failed = launch(self, &on).err();
-        }
-    }
-
-    pub(super) fn scratch(&self) -> Ptr {
-        self.ptr(&self.own().scratch, 0)
-    }
-
-    fn of_batch(&self, at: usize) -> Ptr {
-        self.ptr(&self.own().batch, at)
-    }
-
-    pub(super) fn documents(&self) -> attention::Documents {
-        attention::Documents { list: self.of_batch(self.layout.documents), tokens: self.shape.tokens }
-    }
-
-    pub(super) fn rotation(&self) -> qk_rope::Rotation {
-        let own = self.own();
-        let positions = self.of_batch(self.layout.positions);
-        qk_rope::Rotation { cos: self.ptr(&own.cos, 0), sin: self.ptr(&own.sin, 0), positions }
-    }
-
-    fn embedding_shape(&self) -> embedding::Shape {
-        let d = self.extents.dims;
-        embedding::Shape { tokens: self.shape.tokens, vocabulary: d.vocab, hidden: d.hidden }
-    }
-
-    fn loss_plan(&self) -> linear_ce::Plan {
-        self.extents.loss_plan(self.shape.tokens, self.shape.rows)
-    }
-
-    fn loss_operands(&self, head: &Param, x: View) -> linear_ce::Operands {
-        linear_ce::Operands {
-            x_TD: self.at(x),
-            w_VD: self.at(head.value),
-            index: self.of_batch(self.layout.labels),
-            loss: self.scalar(scalars::LOSS),
-            scratch: self.scratch(),
-        }
-    }
-}
 
 impl<D: Machine> Backend for CudaBackend<D> {
     const APART: bool = true;
@@ -395,16 +343,16 @@ impl<D: Machine> Backend for CudaBackend<D> {
         });
     }
 
-    fn to_host(&mut self, x: View, place: HostPlace) {
+    fn put_aside(&mut self, x: View, place: HostPlace) {
         self.beside(x, place, true);
     }
 
-    fn from_host(&mut self, place: HostPlace, x: View) {
+    fn bring_back(&mut self, place: HostPlace, x: View) {
         self.beside(x, place, false);
     }
 
-    fn await_host(&mut self, place: HostPlace) {
-        self.follow_host(place);
+    fn await_copy(&mut self, place: HostPlace) {
+        self.follow_copy(place);
     }
 
     fn zero(&mut self, view: View) {

@@ -14,6 +14,7 @@ use plotters::style::RGBColor;
 
 use crate::{
     format::{mib, number, percent, times},
+    stats::median,
     summary::{CaseSummary, RunSummary},
     trial::TrialLog,
 };
@@ -157,19 +158,21 @@ fn throughput(resolved: &Resolved, summary: &RunSummary) -> BarPlot {
 
 fn memory(resolved: &Resolved, summary: &RunSummary) -> BarPlot {
     let mib_of = |bytes: f64| bytes / (1 << 20) as f64;
+    let on_gpu = resolved.cases.iter().all(|c| c.device != "cpu");
     let bars: Vec<Bar> = by_cell(summary)
         .into_iter()
         .filter_map(|c| {
-            let e = c.peak_rss?;
-            let valid = c.trials.iter().filter(|t| t.is_valid());
+            let valid = || c.trials.iter().filter(|t| t.is_valid());
+            let peaks: Vec<f64> = valid().filter_map(|t| t.metrics.peak_memory()).map(|b| b as f64).collect();
+            let peak = median(&peaks)?;
             Some(Bar {
                 group: cell(c),
                 label: c.id.clone(),
-                segments: vec![Segment { value: mib_of(e.median), colour: arm_colour(resolved, &c.arm) }],
+                segments: vec![Segment { value: mib_of(peak), colour: arm_colour(resolved, &c.arm) }],
                 interval: None,
-                dots: valid.filter_map(|t| t.metrics.peak_rss()).map(|b| mib_of(b as f64)).collect(),
+                dots: peaks.into_iter().map(mib_of).collect(),
                 mark: c.planned_bytes.map(|b| mib_of(b as f64)),
-                text: mib(e.median),
+                text: mib(peak),
             })
         })
         .collect();
@@ -180,7 +183,12 @@ fn memory(resolved: &Resolved, summary: &RunSummary) -> BarPlot {
     }
     BarPlot {
         title: "Peak memory".into(),
-        axis: "peak resident set, MiB (lower is better)".into(),
+        axis: if on_gpu {
+            "peak memory on the GPU, MiB (lower is better)"
+        } else {
+            "peak resident set, MiB (lower is better)"
+        }
+        .into(),
         origin: 0.0,
         unit: "",
         keys,
