@@ -260,7 +260,7 @@ pub trait Backend: Allocator {
     /// Loss of the current batch only.
     fn loss_forward(&mut self, head: &Param, x: View);
 
-    /// Sets a buffer to zero.
+    /// Sets gradients to zero; or, in work that begins with it, those that are not written before anything is added to them.
     fn zero(&mut self, view: View);
     /// Global norm of `grads`, clipping, AdamW on every group, as scheduled.
     fn update(&mut self, groups: &[Group], grads: View);

@@ -11,6 +11,7 @@ use super::{
     extents::{Extras, linears},
     failure,
     feed::Feed,
+    gradients::Written,
     plan::{BATCH, KEPT, MASTERS, SCRATCH},
 };
 use crate::{
@@ -61,6 +62,7 @@ impl<D: Machine> CudaBackend<D> {
             sin: self.filled(&sin)?,
             segments: Vec::new(),
             trains_table: model.embed.grad.is_some(),
+            written: Written::of(model),
             feed,
         };
         for adapter in linears(model).filter_map(|l| l.adapter.as_ref()) {
