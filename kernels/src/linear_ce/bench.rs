@@ -220,7 +220,10 @@ impl<'a, B: Testbed> Call<'a, B> {
         let [x_TD, w_VD, index, loss, scale, dx_TD, dw] =
             [&self.o.x, &self.o.w, &self.index, &self.loss, &self.scale, &self.o.dx, &self.o.dw]
                 .map(|m| m.ptr(self.on));
-        (Inputs { x_TD, w_VD, index, loss, scratch }, Gradients { scale, dx_TD, dw_VD: Some(dw) })
+        (
+            Inputs { x_TD, w_VD, index, loss, scratch },
+            Gradients { scale, dx_TD, dw_VD: Some(dw), dw_is_new: false },
+        )
     }
 }
 

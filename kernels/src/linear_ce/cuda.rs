@@ -165,6 +165,8 @@ pub struct Gradients {
     pub dx_TD: Ptr,
     /// f32, V × D; added to. None where the head does not train.
     pub dw_VD: Option<Ptr>,
+    /// Whether the first chunk writes `dw_VD` instead, whatever it holds; nothing does where no row has a loss.
+    pub dw_is_new: bool,
 }
 
 /// A call's places in its scratch.
@@ -294,7 +296,11 @@ unsafe fn chunk(
     // SAFETY: as above.
     unsafe { products.product(&dgrad, scratch.logits, operands.w_VD, Ptr::NULL, dx)? };
     let Some(dw) = gradients.dw_VD else { return Ok(()) };
-    let wgrad = Product { a: Matrix { transposed: true, ..dz }, ..Product::linear_wgrad(count, v, d, elem) };
+    let wgrad = Product {
+        a: Matrix { transposed: true, ..dz },
+        accumulate: first > 0 || !gradients.dw_is_new,
+        ..Product::linear_wgrad(count, v, d, elem)
+    };
     // SAFETY: as above.
     unsafe { products.product(&wgrad, scratch.logits, x, Ptr::NULL, dw) }
 }

@@ -89,7 +89,7 @@ pub fn forward_passes(plan: &Plan, opts: Options) -> Vec<Pass> {
 /// The passes of the backward half of [`forward_backward`].
 pub fn backward_passes(plan: &Plan, opts: Options) -> Vec<Pass> {
     let mut call = Call::counted(plan, opts);
-    let gradients = Gradients { scale: Ptr::NULL, dx_TD: Ptr::NULL, dw_VD: None };
+    let gradients = Gradients { scale: Ptr::NULL, dx_TD: Ptr::NULL, dw_VD: None, dw_is_new: false };
     // SAFETY: nothing is launched.
     unsafe { call.backward(&gradients).expect("counted only") };
     call.ops.account().0
@@ -323,7 +323,11 @@ impl<'a> Call<'a> {
         let (t, v, d, dlogits) = (shape.tokens, shape.vocab, shape.hidden, self.scratch.dlogits);
         let dz = Matrix { ld: stride(v), transposed: false };
         let dgrad = Product { a: dz, ..Product::linear_dgrad(t, v, d, elem) };
-        let wgrad = Product { a: Matrix { transposed: true, ..dz }, ..Product::linear_wgrad(t, v, d, elem) };
+        let wgrad = Product {
+            a: Matrix { transposed: true, ..dz },
+            accumulate: !gradients.dw_is_new,
+            ..Product::linear_wgrad(t, v, d, elem)
+        };
         // SAFETY: the caller's promise.
         unsafe {
             dgrad.run(self.products, dlogits, self.operands.w_VD, gradients.dx_TD)?;

@@ -3,7 +3,7 @@
 use chronicals_kernels::{
     Variant,
     cases::values,
-    gpu::{Elem, Ptr, le_bytes},
+    gpu::{Elem, le_bytes},
     linear_ce::{
         IGNORE_INDEX, Options, Shape,
         cuda::{self, Gradients, Operands as Inputs, Plan},
@@ -149,8 +149,19 @@ impl Way<'_> {
     }
 }
 
-/// A call; the gradient of W is added to `old`.
-fn run(machine: &dyn Machine, batch: &Batch, way: Way, old: Option<&[f32]>) -> Left {
+/// What becomes of the gradient of W.
+#[derive(Clone, Copy, Debug)]
+enum Head<'a> {
+    /// The head does not train.
+    Frozen,
+    /// It is added to this.
+    Adds(&'a [f32]),
+    /// It is written.
+    New,
+}
+
+/// A call.
+fn run(machine: &dyn Machine, batch: &Batch, way: Way, head: Head) -> Left {
     let plan = way.plan;
     let on = Operands { machine, elem: batch.elem };
     let (x, w) = (on.input(&batch.x), on.input(&batch.w));
@@ -160,11 +171,19 @@ fn run(machine: &dyn Machine, batch: &Batch, way: Way, old: Option<&[f32]>) -> L
     let loss = machine.upload(&1000f64.to_le_bytes());
     let scratch = machine.upload(&vec![0xff; way.scratch_bytes()]);
     let (dx, scale) = (on.output(batch.x.len()), on.f32().input(&[SCALE]));
-    let dw = on.f32().input(old.unwrap_or(&[0.0]));
+    let dw = match head {
+        Head::Frozen => on.f32().input(&[0.0]),
+        Head::Adds(old) => on.f32().input(old),
+        Head::New => on.f32().output(batch.w.len()),
+    };
     let [x_TD, w_VD, index, loss_at, scratch] = [&x, &w, &index, &loss, &scratch].map(Memory::ptr);
     let inputs = Inputs { x_TD, w_VD, index, loss: loss_at, scratch };
-    let gradients =
-        Gradients { scale: scale.ptr(), dx_TD: dx.ptr(), dw_VD: old.map(|_| -> Ptr { dw.ptr() }) };
+    let gradients = Gradients {
+        scale: scale.ptr(),
+        dx_TD: dx.ptr(),
+        dw_VD: (!matches!(head, Head::Frozen)).then(|| dw.ptr()),
+        dw_is_new: matches!(head, Head::New),
+    };
     // SAFETY: every operand has the length that its docs say.
     unsafe { way.call(machine, &inputs, Some(&gradients)) };
     let read = |loss: &Memory| f64::from_le_bytes(machine.download(loss).try_into().unwrap()) - 1000.0;
@@ -190,7 +209,7 @@ fn check(machine: &dyn Machine, batch: &Batch, way: Way, what: &str) -> Left {
     let (old, what) = (values(4, batch.w.len()), format!("{} {what}", way.variant));
     let exact = expected(batch, way.opts);
     let (loss_tolerance, tolerance) = tolerances(batch.elem);
-    let left = run(machine, batch, way, Some(&old));
+    let left = run(machine, batch, way, Head::Adds(&old));
     let (loss, dx, dw) = &left;
     let off = (loss - exact.loss).abs();
     // A row's loss is a difference of f32.
@@ -231,9 +250,15 @@ pub fn forward_backward(machine: &dyn Machine) {
                 let way = Way { variant, plan, opts };
                 let left = check(machine, &batch, way, &what);
                 let old = values(4, batch.w.len());
-                assert!(run(machine, &batch, way, Some(&old)) == left, "{variant} {what}: other bits");
-                let (loss, dx, _) = run(machine, &batch, way, None);
+                assert!(run(machine, &batch, way, Head::Adds(&old)) == left, "{variant} {what}: other bits");
+                let (loss, dx, _) = run(machine, &batch, way, Head::Frozen);
                 assert!((loss, dx) == (left.0, left.1), "{variant} {what}: a head that does not train");
+                let zeros = vec![0.0; batch.w.len()];
+                let added = run(machine, &batch, way, Head::Adds(&zeros));
+                assert!(
+                    batch.rows() == 0 || run(machine, &batch, way, Head::New) == added,
+                    "{variant} {what}: written, not added"
+                );
             }
         }
     }

@@ -210,7 +210,7 @@ pub fn linear_ce(machine: &dyn Machine) {
     let (scratch, dx) = (machine.upload(&vec![0xff; plan.scratch_bytes()]), on.output(t * d));
     let scale = on.f32().input(&[1.0]);
     let inputs = Inputs { x_TD, w_VD, index, loss, scratch: scratch.ptr() };
-    let gradients = Gradients { scale: scale.ptr(), dx_TD: dx.ptr(), dw_VD: None };
+    let gradients = Gradients { scale: scale.ptr(), dx_TD: dx.ptr(), dw_VD: None, dw_is_new: false };
     // SAFETY: every operand has the length that its docs say.
     unsafe {
         let (launcher, products) = (machine.launcher(), machine.products());

@@ -273,7 +273,7 @@ pub trait Backend: Allocator {
     /// What follows waits for the last copy to or from a place. Each copy is waited for in the work that it is of.
     fn await_copy(&mut self, place: HostPlace);
 
-    /// Sets a buffer to zero.
+    /// Sets gradients to zero; or, in work that begins with it, those that are not written before anything is added to them.
     fn zero(&mut self, view: View);
     /// Global norm of `grads`, clipping, AdamW on every group, as scheduled.
     fn update(&mut self, groups: &[Group], grads: View);

@@ -21,10 +21,10 @@ fn is_ours(kernel: &str) -> bool {
     UNITS.iter().any(|u| u.entries.contains(&kernel))
 }
 
-/// A kernel that adds up what the library's kernel before it left in parts.
+/// A kernel that adds up what the library's kernel before it left in parts. Kernels that leave parts have "splitK" in their
+/// names as well.
 fn is_part(kernel: &str) -> bool {
-    let name = kernel.to_lowercase();
-    ["splitk", "split_k", "reduce"].iter().any(|word| name.contains(word))
+    kernel.to_lowercase().contains("reduce")
 }
 
 /// Ties activities, in the order of starts, to calls, in the order in which they were made.
@@ -103,12 +103,16 @@ impl Attributed {
             }
         }
         if count != products.len() {
-            self.notes.push(format!(
+            let note = format!(
                 "{} kernels of the library for {} products from {} on could not be told apart",
                 kernels.len(),
                 products.len(),
                 first.name
-            ));
+            );
+            // Once, not for every block of every step.
+            if !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
         }
         Ok(())
     }

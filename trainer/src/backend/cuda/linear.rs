@@ -62,7 +62,7 @@ impl<D: Machine> CudaBackend<D> {
             unsafe { on.product(&p, self.at(dy), self.at(l.weight.value), Ptr::NULL, dx)? };
         }
         if let Some(dw) = l.weight.grad {
-            let p = Product::linear_wgrad(t, n, k, elem);
+            let p = Product { accumulate: !self.first, ..Product::linear_wgrad(t, n, k, elem) };
             // SAFETY: see `seams`.
             unsafe { on.product(&p, self.at(dy), self.at(x), Ptr::NULL, self.at(dw))? };
         }

@@ -11,6 +11,7 @@ use super::{
     extents::{Extras, linears},
     failure,
     feed::Feed,
+    gradients::Written,
     offload::places,
     plan::{BATCH, KEPT, MASTERS, SCRATCH},
 };
@@ -62,6 +63,7 @@ impl<D: Machine> CudaBackend<D> {
             sin: self.filled(&sin)?,
             segments: Vec::new(),
             trains_table: model.embed.grad.is_some(),
+            written: Written::of(model),
             places: self.take_places(places(model), extras.entry)?,
             feed,
         };

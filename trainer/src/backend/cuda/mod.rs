@@ -7,6 +7,7 @@
 //! | `extents` | sizes of whatever else a step needs; [`Buckets`] |
 //! | `batch` | a micro-batch as the kernels read it |
 //! | `feed` | batches on their way to the device, a step's numbers on their way back |
+//! | `gradients` | what a step's first micro-batch clears |
 //! | `linear` | projections and adapters |
 //! | `adapted` | SwiGLU between projections with adapters |
 //! | `seams` | one call of a kernel for each seam |
@@ -30,6 +31,7 @@ mod eager;
 mod extents;
 mod feed;
 mod formats;
+mod gradients;
 mod linear;
 mod memory;
 mod offload;
@@ -113,6 +115,8 @@ pub struct CudaBackend<D: Machine> {
     log: Log,
     record: Record,
     shape: batch::Shape,
+    /// Gradients hold nothing yet that the work at hand adds to.
+    first: bool,
     /// Loss tokens of the step that is handed over.
     loss_tokens: u64,
     max_norm: f32,
@@ -134,6 +138,7 @@ struct Own<D: Machine> {
     /// Segments of adapters as the kernels read them, once for each list that occurs.
     segments: Vec<(Vec<chronicals_kernels::lora::Segment>, D::Memory)>,
     trains_table: bool,
+    written: gradients::Written,
     /// Of activations, on the host. Memory of the device goes before: it waits for what is on its way.
     places: Vec<offload::Place<D>>,
     feed: feed::Feed<D>,
@@ -200,6 +205,7 @@ impl<D: Machine> CudaBackend<D> {
             log: Log::default(),
             record: Record::default(),
             shape: batch::Shape::default(),
+            first: false,
             loss_tokens: 0,
             max_norm: 0.0,
             failed: None,

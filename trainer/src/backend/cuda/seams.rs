@@ -69,7 +69,11 @@ impl<D: Machine> Backend for CudaBackend<D> {
         }
         (self.shape, self.rehearses) = (shape, true);
         step::forward(self, model, step::Purpose::Training);
-        step::backward(self, model);
+        // Products of the first micro-batch, then of the others.
+        for first in [true, false] {
+            self.first = first;
+            step::backward(self, model);
+        }
         self.update(&model.groups, model.grads);
         self.rehearses = false;
         self.check()
@@ -145,7 +149,9 @@ impl<D: Machine> Backend for CudaBackend<D> {
     }
 
     fn submit(&mut self, work: Work, f: impl FnOnce(&mut Self) + Send) {
+        self.first = matches!(work, Work::Step | Work::First);
         self.submit_work(work, f);
+        self.first = false;
     }
 
     fn embed(&mut self, table: View, x: View) {
@@ -316,6 +322,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
                 scale: b.scalar(scalars::SCALE),
                 dx_TD: b.at(dx),
                 dw_VD: head.grad.map(|g| b.at(g)),
+                dw_is_new: b.first,
             };
             let (operands, plan) = (b.loss_operands(head, x), b.loss_plan());
             on.within(Seam::Loss);
@@ -356,11 +363,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
     }
 
     fn zero(&mut self, view: View) {
-        self.run(|b, on| {
-            let bytes = b.buffers[view.buffer].elem.bytes();
-            let memory = b.memory(view.buffer).expect("no failure, no lack of memory");
-            on.fill(bytes * view.len, || b.device.zero(memory, bytes * view.offset, bytes * view.len))
-        });
+        self.run(|b, on| b.cleared(view).into_iter().try_for_each(|v| b.clear(on, v)));
     }
 
     fn update(&mut self, groups: &[Group], grads: View) {
