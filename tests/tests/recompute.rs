@@ -52,7 +52,7 @@ fn every_level_takes_less_memory_than_the_one_before_and_what_its_plan_says() {
         let planned = Level::ALL.map(|recompute| {
             let case = Case { recompute, ..case.clone() };
             let setup = case.setup(&golden.config, &batches);
-            let planned = Accounting::CPU.bytes(&elements(&setup).unwrap());
+            let planned = Accounting::CPU.bytes(&elements(&setup, Default::default()).unwrap());
             let trainer = golden.trainer(&case, &batches);
             assert_eq!(trainer.backend().planned_bytes(), planned, "{recompute}");
             planned.values().sum::<u64>()

@@ -48,12 +48,12 @@ pub struct Elements(pub BTreeMap<Component, u64>);
 ///
 /// # Errors
 /// The method's settings make no sense.
-pub fn elements(setup: &Setup<'_>) -> Result<Elements, Error> {
+pub fn elements(setup: &Setup<'_>, loss: linear_ce::Options) -> Result<Elements, Error> {
     let mut dry = DryRun::default();
     Model::build(&mut dry, setup)?;
     let (c, tokens) = (setup.config, setup.capacity.tokens);
     let shape = linear_ce::Shape { tokens, hidden: c.hidden_size, vocab: c.vocab_size };
-    dry.0.insert(Component::Logits, linear_ce::workspace_bytes(setup.plan.get(Seam::Loss), shape) / 4);
+    dry.0.insert(Component::Logits, linear_ce::workspace_bytes(setup.plan.get(Seam::Loss), shape, loss) / 4);
     Ok(Elements(dry.0))
 }
 
@@ -138,7 +138,8 @@ pub fn elements_for(
     recompute: Level,
 ) -> Result<Elements, Error> {
     let capacity = Capacity { tokens: rows * row_slots, row_slots };
-    elements(&Setup { config: c, method, capacity, plan: Default::default(), recompute, offload: false })
+    let setup = Setup { config: c, method, capacity, plan: Default::default(), recompute, offload: false };
+    elements(&setup, Default::default())
 }
 
 /// Memory that programs can have without others being put aside, bytes: what the system or this process's group has left.

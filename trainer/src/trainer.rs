@@ -385,6 +385,7 @@ fn check_args(a: &TrainArgs) -> Result<(), Error> {
         ("max_grad_norm", a.max_grad_norm >= 0.0, "0 (off) or more"),
         ("label_smoothing_factor", in_unit(a.label_smoothing_factor), "in [0, 1)"),
         ("z_loss", a.z_loss >= 0.0 && a.z_loss.is_finite(), "0 or more"),
+        ("loss_chunk_rows", a.loss_chunk_rows != Some(0), "1 or more"),
     ];
     match rules.iter().find(|(_, ok, _)| !ok) {
         Some((name, _, range)) => Err(Error::new(format!("{name} is out of range"), format!("train.{name}"))

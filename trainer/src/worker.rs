@@ -219,6 +219,7 @@ fn settings(spec: &Spec, inputs: &Inputs) -> BTreeMap<String, serde_json::Value>
         ("max_grad_norm", a.max_grad_norm.into()),
         ("label_smoothing_factor", a.label_smoothing_factor.into()),
         ("z_loss", a.z_loss.into()),
+        ("loss_chunk_rows", a.loss_chunk_rows.map_or("by size".into(), Into::into)),
         ("packing", inputs.batches.plan().packing.clone().into()),
         ("optimizer", "adamw".into()),
     ]

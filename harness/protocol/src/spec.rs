@@ -217,6 +217,10 @@ pub struct TrainArgs {
     pub label_smoothing_factor: f64,
     /// Weight of the squared log-partition (z-loss).
     pub z_loss: f64,
+    /// Rows whose logits exist at a time in the fused linear cross-entropy: fewer take less memory and read the head's weight and
+    /// gradient more often. Unset: as many as fit 1.25 GiB on a GPU, a cache on a processor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_chunk_rows: Option<u32>,
 }
 
 impl Default for TrainArgs {
@@ -232,6 +236,7 @@ impl Default for TrainArgs {
             max_grad_norm: 1.0,
             label_smoothing_factor: 0.0,
             z_loss: 0.0,
+            loss_chunk_rows: None,
         }
     }
 }

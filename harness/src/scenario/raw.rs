@@ -283,6 +283,9 @@ pub struct Settings {
     /// Weight of the squared log-partition.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub z_loss: Option<f64>,
+    /// Rows whose logits exist at a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_chunk_rows: Option<u32>,
 }
 
 /// Which parameters train.

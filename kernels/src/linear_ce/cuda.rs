@@ -59,17 +59,17 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// For batches of at most `rows` rows with a loss, with chunks of about 1.25 GiB of logits.
+    /// For batches of at most `rows` rows with a loss, with chunks of about 1.25 GiB of logits where `chunk_rows` is None.
     ///
     /// # Panics
     /// If D is not a multiple of 8, or `rows` is above T.
-    pub fn new(shape: Shape, elem: Elem, rows: usize) -> Self {
+    pub fn new(shape: Shape, elem: Elem, rows: usize, chunk_rows: Option<usize>) -> Self {
         let Shape { tokens, hidden, vocab } = shape;
         assert!(hidden > 0 && hidden.is_multiple_of(8), "rows of {hidden} are no multiple of 8");
         assert!(vocab > 0 && vocab < i32::MAX as usize && tokens < i32::MAX as usize, "{shape:?}");
         assert!(rows <= tokens, "{rows} rows with a loss of {tokens}");
         let fit = CHUNK_BYTES / (stride(vocab) * elem.bytes()) / 128 * 128;
-        Self { shape, elem, rows, chunk: fit.max(128).min(rows) }
+        Self { shape, elem, rows, chunk: chunk_rows.unwrap_or(fit.max(128)).max(1).min(rows) }
     }
 
     /// Bytes of a chunk's logits.

@@ -29,9 +29,9 @@ const CASES: [(usize, usize, usize, usize); 8] = [
 const SCALE: f32 = 0.037;
 
 const OPTIONS: [Options; 3] = [
-    Options { label_smoothing: 0.0, z_loss: 0.0 },
-    Options { label_smoothing: 0.1, z_loss: 0.0 },
-    Options { label_smoothing: 0.2, z_loss: 1e-3 },
+    Options { label_smoothing: 0.0, z_loss: 0.0, chunk_rows: None },
+    Options { label_smoothing: 0.1, z_loss: 0.0, chunk_rows: None },
+    Options { label_smoothing: 0.2, z_loss: 1e-3, chunk_rows: None },
 ];
 
 /// A batch of one case: x, W, labels.
@@ -236,7 +236,7 @@ pub fn forward_backward(machine: &dyn Machine) {
     for (case, elem) in cases.into_iter().flat_map(|c| Elem::ALL.map(|e| (c, e))) {
         let batch = Batch::new(case, elem, 1.0);
         let plans = [batch.rows(), (batch.rows() + 3).min(batch.shape.tokens), batch.shape.tokens]
-            .map(|rows| Plan::new(batch.shape, elem, rows));
+            .map(|rows| Plan::new(batch.shape, elem, rows, None));
         // Large vocabularies are slow to emulate, and the options are the same code.
         let few = batch.shape.vocab > 10_000;
         for opts in OPTIONS.into_iter().skip(if few { 2 } else { 0 }) {
@@ -270,7 +270,7 @@ pub fn chunks(machine: &dyn Machine) {
         let batch = Batch::new((45, 16, 203, 4), elem, 2.0);
         for rows in [batch.rows(), batch.shape.tokens] {
             for chunk in [1, 7, 16] {
-                let plan = Plan { chunk, ..Plan::new(batch.shape, elem, rows) };
+                let plan = Plan::new(batch.shape, elem, rows, Some(chunk));
                 let way = Way { variant: Variant::Fused, plan: &plan, opts: OPTIONS[2] };
                 check(machine, &batch, way, &format!("{} {rows} by {chunk}", elem.name()));
             }
@@ -282,7 +282,7 @@ pub fn chunks(machine: &dyn Machine) {
 pub fn magnitudes(machine: &dyn Machine) {
     for (elem, magnitude) in Elem::ALL.into_iter().flat_map(|e| [1e-6, 300.0, 1e4].map(|m| (e, m))) {
         let batch = Batch::new((12, 8, 517, 5), elem, magnitude);
-        let plan = Plan::new(batch.shape, elem, batch.rows());
+        let plan = Plan::new(batch.shape, elem, batch.rows(), None);
         for variant in Variant::ALL {
             let way = Way { variant, plan: &plan, opts: OPTIONS[0] };
             check(machine, &batch, way, &format!("{} ×{magnitude}", elem.name()));

@@ -200,7 +200,7 @@ pub fn linear_ce(machine: &dyn Machine) {
     use linear_ce::cuda::{self, Gradients, Operands as Inputs, Plan};
     let (t, d, v) = (32 << 10, 16, 151_936);
     let shape = linear_ce::Shape { tokens: t, hidden: d, vocab: v };
-    let plan = Plan { chunk: t, ..Plan::new(shape, Elem::Bf16, t) };
+    let plan = Plan::new(shape, Elem::Bf16, t, Some(t));
     let on = on(machine);
     let (x, w) = (bf16(1, t * d), bf16(2, v * d));
     let labels: Vec<i32> = (0..t).map(|i| (i * 7919 % v) as i32).collect();

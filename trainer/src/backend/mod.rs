@@ -113,7 +113,11 @@ pub struct About {
 
 /// The terms of the loss that settings ask for.
 pub fn loss_options(args: &TrainArgs) -> linear_ce::Options {
-    linear_ce::Options { label_smoothing: args.label_smoothing_factor as f32, z_loss: args.z_loss as f32 }
+    linear_ce::Options {
+        label_smoothing: args.label_smoothing_factor as f32,
+        z_loss: args.z_loss as f32,
+        chunk_rows: args.loss_chunk_rows.map(|n| n as usize),
+    }
 }
 
 /// Makes batches ready for a device, on any thread.

@@ -16,6 +16,7 @@ use chronicals::{
     memory::{Accounting, Elements, Plan, elements, elements_for, elements_of, gigabytes},
     model::{Capacity, Level, Setup},
 };
+use chronicals_kernels::linear_ce;
 use clap::ValueEnum;
 
 /// Arguments of `memory`.
@@ -25,6 +26,7 @@ use clap::ValueEnum;
   chronicals memory --model config.json --method lora --r 32 --rows 8 --row-slots 512
   chronicals memory --model config.json --accounting cuda --rows 16 --row-slots 2048 --states 8bit
   chronicals memory --model config.json --accounting cuda --rows 16 --row-slots 2048 --memory-limit-gb 40
+  chronicals memory --model config.json --accounting cuda --rows 4 --row-slots 2048 --states bf16 --offload --loss-chunk-rows 1024
   chronicals memory --params 7e9 --accounting paper              14 + 14 + 56 = 84 GB")]
 pub struct Args {
     /// Hugging Face config.json
@@ -54,6 +56,9 @@ pub struct Args {
     /// What the optimizer keeps on a GPU
     #[arg(long, value_enum, default_value = "f32")]
     states: StatesName,
+    /// Rows whose logits exist at a time, as train.loss_chunk_rows
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    loss_chunk_rows: Option<u32>,
     /// Let blocks' inputs wait for the backward pass in the host's memory
     #[arg(long)]
     offload: bool,
@@ -182,8 +187,12 @@ fn plan(args: &Args, config: &ModelConfig, recompute: Level) -> Result<Plan, Err
         recompute,
         offload: args.offload,
     };
+    let loss = linear_ce::Options {
+        chunk_rows: args.loss_chunk_rows.map(|n| n as usize),
+        ..linear_ce::Options::default()
+    };
     if args.accounting == Rule::Cpu {
-        return Ok(Plan { bytes: Accounting::CPU.bytes(&elements(&setup)?), host_bytes: 0 });
+        return Ok(Plan { bytes: Accounting::CPU.bytes(&elements(&setup, loss)?), host_bytes: 0 });
     }
     let dtype = match args.dtype {
         DtypeName::Bf16 => Dtype::Bf16,
@@ -195,7 +204,7 @@ fn plan(args: &Args, config: &ModelConfig, recompute: Level) -> Result<Plan, Err
         StatesName::Eight => States::Eight,
     };
     let formats = Formats::from(PrecisionArgs { dtype: Some(dtype), states: Some(states) });
-    plan::bytes(&setup, Default::default(), formats, Gpu::HOPPER)
+    plan::bytes(&setup, loss, formats, Gpu::HOPPER)
 }
 
 fn count(args: &Args) -> Result<(String, Elements), Error> {

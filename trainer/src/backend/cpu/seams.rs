@@ -40,7 +40,7 @@ impl Backend for CpuBackend {
     type Ended = StepStats;
 
     fn plan(&self, setup: &Setup<'_>) -> Result<Plan, Error> {
-        Ok(Plan { bytes: Accounting::CPU.bytes(&memory::elements(setup)?), host_bytes: 0 })
+        Ok(Plan { bytes: Accounting::CPU.bytes(&memory::elements(setup, self.loss_options)?), host_bytes: 0 })
     }
 
     /// A tenth is left to temporaries, batches and other programs.
@@ -71,7 +71,7 @@ impl Backend for CpuBackend {
 
     fn planned_bytes(&self) -> BTreeMap<String, u64> {
         let shape = self.dims.loss(self.capacity.tokens);
-        let logits = linear_ce::workspace_bytes(self.plan.get(Seam::Loss), shape);
+        let logits = linear_ce::workspace_bytes(self.plan.get(Seam::Loss), shape, self.loss_options);
         let allocated = self.planned.iter().map(|(c, b)| (c.name().to_string(), *b));
         allocated.chain([(Component::Logits.name().to_string(), logits)]).collect()
     }

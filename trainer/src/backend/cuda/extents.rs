@@ -76,7 +76,7 @@ impl Extents {
     }
 
     pub(super) fn loss_plan(&self, tokens: usize, rows: usize) -> linear_ce::Plan {
-        linear_ce::Plan::new(self.dims.loss(tokens), self.elem(), rows)
+        linear_ce::Plan::new(self.dims.loss(tokens), self.elem(), rows, self.loss.chunk_rows)
     }
 
     pub(super) fn eager_attention(&self) -> Most {
