@@ -192,9 +192,10 @@ pub(super) fn memory(summary: &RunSummary) -> String {
         return String::new();
     }
     format!(
-        "## Memory\n\n{}\nMedians over VALID trials. Planned is what an arm plans for its buffers; the peak, of the GPU where the arm has memory there and else the resident set, also holds the program, its libraries and the data.\n{}",
+        "## Memory\n\n{}\nMedians over VALID trials. Planned is what an arm plans for its buffers; the peak, of the GPU where the arm has memory there and else the resident set, also holds the program, its libraries and the data.\n{}{}",
         table(&rows),
-        plot(Plot::Memory, "Peak memory of every case, and the planned bytes", summary)
+        plot(Plot::Memory, "Peak memory of every case, and the planned bytes", summary),
+        plot(Plot::Tradeoff, "Throughput of every case over its peak memory", summary)
     )
 }
 

@@ -6,6 +6,7 @@
 mod bars;
 mod canvas;
 mod loss;
+mod tradeoff;
 
 use std::collections::BTreeSet;
 
@@ -41,6 +42,7 @@ pub(crate) enum Plot {
     Loss,
     Ablation,
     Packing,
+    Tradeoff,
 }
 
 impl Plot {
@@ -51,6 +53,7 @@ impl Plot {
             Plot::Loss => "loss.svg",
             Plot::Ablation => "ablation.svg",
             Plot::Packing => "packing.svg",
+            Plot::Tradeoff => "tradeoff.svg",
         }
     }
 
@@ -62,6 +65,7 @@ impl Plot {
             Plot::Memory => case(|c| c.peak_rss.is_some()),
             Plot::Loss => case(|c| c.first_loss.is_some()),
             Plot::Packing => case(|c| c.packing_efficiency.is_some()),
+            Plot::Tradeoff => tradeoff::has_choice(summary),
             Plot::Ablation => summary.ablations.iter().any(|a| a.result.speed.is_some()),
         }
     }
@@ -75,8 +79,9 @@ pub fn plots(resolved: &Resolved, summary: &RunSummary, logs: &[TrialLog]) -> Ve
         Plot::Loss => loss::loss_svg(resolved, summary, logs),
         Plot::Ablation => ablation(summary).svg(),
         Plot::Packing => packing(resolved, summary).svg(),
+        Plot::Tradeoff => tradeoff::tradeoff_svg(resolved, summary),
     };
-    [Plot::Throughput, Plot::Memory, Plot::Loss, Plot::Ablation, Plot::Packing]
+    [Plot::Throughput, Plot::Memory, Plot::Tradeoff, Plot::Loss, Plot::Ablation, Plot::Packing]
         .into_iter()
         .filter(|p| p.has_data(summary))
         .map(|p| (p.file().to_string(), draw(p)))
