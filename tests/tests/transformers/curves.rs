@@ -1,7 +1,8 @@
 //! Losses over a training on the same tokens from the same weights.
 //!
 //! Transformers has no randomness of its own here, so its spread is that of three draws of the starting weights. From each of
-//! them our losses must follow its own more closely than the three lie apart.
+//! them our losses must follow its own more closely than the three lie apart; with states in bf16, which differ by more than
+//! rounding, see [`compare`].
 
 use std::time::Instant;
 
@@ -44,13 +45,12 @@ struct Window {
 }
 
 impl Window {
-    /// Of runs, ours and theirs.
-    fn of(runs: &[(Vec<f64>, Vec<f64>)], w: usize) -> Self {
-        let theirs = || runs.iter().map(|(_, theirs)| theirs[w]);
+    fn of(runs: &[Run], reference: fn(&Run) -> &[f64], w: usize) -> Self {
+        let theirs = || runs.iter().map(|r| reference(r)[w]);
         Self {
             theirs: theirs().sum::<f64>() / runs.len() as f64,
             spread: theirs().fold(f64::MIN, f64::max) - theirs().fold(f64::MAX, f64::min),
-            differences: runs.iter().map(|(ours, theirs)| ours[w] - theirs[w]).collect(),
+            differences: runs.iter().map(|r| r.ours[w] - reference(r)[w]).collect(),
         }
     }
 
@@ -70,31 +70,41 @@ fn ours<B: Backend>(mut trainer: Trainer<B>, side: &Side) -> Vec<f64> {
     losses
 }
 
-fn compare(geometry: Geometry, (method, args): (Method, TrainArgs), states: States, steps: u32) {
-    let runs: Vec<(Vec<f64>, Vec<f64>)> = (0..SEEDS)
-        .map(|seed| {
-            let began = Instant::now();
-            let side = Side::new(geometry, method.clone(), args.clone(), steps, 4, seed);
-            let drawn = began.elapsed().as_secs();
-            let name = if states == States::F32 { "f32" } else { "bf16" };
-            let theirs = side.ask(json!({"task": "train", "states": name}));
-            let asked = began.elapsed().as_secs();
-            let ours = match geometry.place {
-                Place::Gpu => ours(
-                    side.on_gpu(PrecisionArgs { states: Some(states), ..PrecisionArgs::default() }),
-                    &side,
-                ),
-                Place::Processor => ours(side.on_cpu(), &side),
-            };
-            let all = began.elapsed().as_secs();
-            println!("seed {seed}: drawn after {drawn} s, trained by Transformers after {asked} s, by us after {all} s");
-            (windows(&ours), windows(theirs.get("losses")))
-        })
-        .collect();
-    let windows: Vec<Window> = (0..runs[0].0.len()).map(|w| Window::of(&runs, w)).collect();
+/// The curves of one draw, by window.
+struct Run {
+    ours: Vec<f64>,
+    theirs: Vec<f64>,
+    /// Theirs with f32 masters and moments, where they differ.
+    masters: Option<Vec<f64>>,
+}
+
+fn run(geometry: Geometry, setup: &(Method, TrainArgs), states: States, steps: u32, seed: u64) -> Run {
+    let began = Instant::now();
+    let side = Side::new(geometry, setup.0.clone(), setup.1.clone(), steps, 4, seed);
+    let drawn = began.elapsed().as_secs();
+    let ask = |states: &str| windows(side.ask(json!({"task": "train", "states": states})).get("losses"));
+    let rounds = states == States::Bf16;
+    let theirs = ask(if rounds { "bf16" } else { "f32" });
+    let masters = rounds.then(|| ask("f32"));
+    let asked = began.elapsed().as_secs();
+    let precision = PrecisionArgs { states: Some(states), ..PrecisionArgs::default() };
+    let ours = match geometry.place {
+        Place::Gpu => ours(side.on_gpu(precision), &side),
+        Place::Processor => ours(side.on_cpu(), &side),
+    };
+    let all = began.elapsed().as_secs();
+    println!(
+        "seed {seed}: drawn after {drawn} s, trained by Transformers after {asked} s, by us after {all} s"
+    );
+    Run { ours: windows(&ours), theirs, masters }
+}
+
+/// Where each window's differences lie beside the spread, and how far they may.
+fn table(runs: &[Run], reference: fn(&Run) -> &[f64], name: &str) -> Vec<(Window, f64)> {
+    let windows: Vec<Window> = (0..runs[0].ours.len()).map(|w| Window::of(runs, reference, w)).collect();
     for (w, window) in windows.iter().enumerate() {
         println!(
-            "steps {:3} to {:3}: Transformers {:.4}, spread {:.4}; ours differ by {}",
+            "steps {:3} to {:3}: {name} {:.4}, spread {:.4}; ours differ by {}",
             w * WINDOW,
             (w + 1) * WINDOW - 1,
             window.theirs,
@@ -107,14 +117,38 @@ fn compare(geometry: Geometry, (method, args): (Method, TrainArgs), states: Stat
     let near = |w: usize| {
         windows[w.saturating_sub(1)..(w + 2).min(windows.len())].iter().map(|w| w.spread).fold(0.0, f64::max)
     };
-    let outside: Vec<usize> = (0..windows.len()).filter(|w| windows[*w].off() > near(*w)).collect();
-    let mean = |of: fn(&Window) -> f64| windows.iter().map(of).sum::<f64>() / windows.len() as f64;
-    let (off, spread) = (mean(Window::off), mean(|w| w.spread));
-    println!("over the whole curve: off by {off:.4} at most, spread {spread:.4}");
+    let allowed: Vec<f64> = (0..windows.len()).map(near).collect();
+    windows.into_iter().zip(allowed).collect()
+}
+
+fn mean(windows: &[(Window, f64)], of: impl Fn(&Window) -> f64) -> f64 {
+    windows.iter().map(|(w, _)| of(w)).sum::<f64>() / windows.len() as f64
+}
+
+/// Ours follow a reference more closely than its draws lie apart.
+fn follow(windows: &[(Window, f64)]) {
+    let (off, spread) = (mean(windows, Window::off), mean(windows, |w| w.spread));
+    println!("over these windows: off by {off:.4} at most, spread {spread:.4}");
     assert!(off < spread, "off by {off:.4} where the draws spread by {spread:.4}");
-    let (first, last) = (runs[0].0[0], runs[0].0[runs[0].0.len() - 1]);
+    let outside = windows.iter().filter(|(w, allowed)| w.off() > *allowed).count();
+    assert!(outside == 0, "outside the spread in {outside} windows");
+}
+
+fn compare(geometry: Geometry, setup: (Method, TrainArgs), states: States, steps: u32) {
+    let runs: Vec<Run> = (0..SEEDS).map(|seed| run(geometry, &setup, states, steps, seed)).collect();
+    let (first, last) = (runs[0].ours[0], runs[0].ours[runs[0].ours.len() - 1]);
     assert!(last < first, "the loss falls: {first} to {last}");
-    assert!(outside.is_empty(), "outside the spread in windows {outside:?}");
+    let same = table(&runs, |r| &r.theirs, "Transformers");
+    if states == States::F32 {
+        return follow(&same);
+    }
+    // Transformers rounds bf16 states to nearest, which loses small updates; ours are rounded by chance, which loses none on
+    // average. So ours may be ahead of it, never behind, and come to where its f32 states come. On the way they are ahead of those
+    // as well: a master's bf16 copy stays where it is until half a unit in the last place has come together.
+    let behind = same.iter().filter(|(w, allowed)| w.differences.iter().any(|d| d > allowed)).count();
+    assert!(behind == 0, "behind Transformers in {behind} windows");
+    let masters = table(&runs, |r| r.masters.as_deref().unwrap_or_default(), "with f32 states");
+    follow(&masters[masters.len() / 2..]);
 }
 
 /// True widths; a quarter of the blocks, for most of the time goes to drawing and carrying weights.
