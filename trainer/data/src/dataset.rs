@@ -8,10 +8,9 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{
     cache::{Key, KeyOf, TokenCache},
-    chat::ChatTemplate,
     records::{ReadArgs, Records},
-    template::{Loss, Template},
-    tokenize::{Overlong, Samples, TokenizeArgs, TokenizeError, TokenizeReport, cut, read},
+    template::Template,
+    tokenize::{Samples, TokenizeArgs, TokenizeError, TokenizeReport, cut, read},
     tokenizer::TextTokenizer,
 };
 
@@ -154,33 +153,14 @@ pub fn tokens(
     progress: &mut dyn FnMut(usize),
 ) -> Result<(Samples, Recognised), DatasetError> {
     let records = Records::open(path, args.read)?;
-    let TokenizeArgs { template, loss, .. } = *args.tokenize;
-    let first = records.first().expect("there is one, or opening had failed");
-    let in_force = template.of(first);
-    // Later records may be conversations where the first is none, so the name of the entry tells the template in any case.
-    let own = match template {
-        Template::Auto | Template::Chat => tokenizer.chat_template(),
-        _ => Ok(None),
-    };
-    let (chat, unread) = match own {
-        Err(e) if in_force == Template::Chat => return Err(TokenizeError::Chat(e).into()),
-        Err(_) => (None, true),
-        Ok(chat) => (chat, false),
-    };
-    let mut recognised = Recognised {
-        kind: records.kind(),
-        format: records.format().name,
-        template: in_force,
-        chat: chat.as_ref().filter(|_| in_force == Template::Chat).map(|chat| chat.name().to_string()),
-        learned: loss.of(first),
-        cached: false,
-    };
-    let key = if unread { None } else { key(path, args, tokenizer, chat.as_ref()) };
+    let mut recognised = recognise(&records, tokenizer, args.tokenize)?;
+    let key = key(path, args, tokenizer);
     let kept = key.as_ref().and_then(|key| cache.get(key));
     recognised.cached = kept.is_some();
     let samples = match kept {
         Some(samples) => samples,
         None => {
+            let TokenizeArgs { template, loss, .. } = *args.tokenize;
             let samples = read(records, tokenizer, template, loss, progress)?;
             if let Some(key) = key {
                 // What cannot be kept is made again.
@@ -192,13 +172,30 @@ pub fn tokens(
     Ok((samples, recognised))
 }
 
-/// Name of a file's tokens; `None` where the file cannot be hashed, which reading it then reports.
-fn key(
-    path: &Path,
-    args: &DatasetArgs,
+/// What a file is that has just been opened.
+///
+/// # Errors
+/// It needs a chat template that cannot be read.
+pub fn recognise(
+    records: &Records,
     tokenizer: &TextTokenizer,
-    chat: Option<&ChatTemplate>,
-) -> Option<Key> {
+    args: &TokenizeArgs,
+) -> Result<Recognised, TokenizeError> {
+    let first = records.first().expect("there is one, or opening had failed");
+    let template = args.template.of(first);
+    let chat = if template == Template::Chat { tokenizer.chat_template()? } else { None };
+    Ok(Recognised {
+        kind: records.kind(),
+        format: records.format().name,
+        template,
+        chat: chat.map(|chat| chat.name().to_string()),
+        learned: args.loss.of(first),
+        cached: false,
+    })
+}
+
+/// Name of a file's tokens; `None` where something cannot be read, which the reading then reports.
+fn key(path: &Path, args: &DatasetArgs, tokenizer: &TextTokenizer) -> Option<Key> {
     let TokenizeArgs { template, loss, .. } = args.tokenize;
     let settings = format!("{:?} {} {loss:?}", args.read, template.name());
     // The reader goes by the name's ending too.
@@ -209,7 +206,10 @@ fn key(
         .part(ending.as_encoded_bytes())
         .file(path)
         .ok()?;
-    if let Some(chat) = chat {
+    // Later records may be conversations where the first is none.
+    if matches!(template, Template::Auto | Template::Chat)
+        && let Some(chat) = tokenizer.chat_template().ok()?
+    {
         let variables = serde_json::to_vec(chat.variables()).expect("plain data");
         key = key.part(chat.source().as_bytes()).part(&variables);
         if chat.is_dated() {
@@ -253,9 +253,4 @@ fn split(samples: &TokenStore, share: f64, seed: u64) -> Result<(TokenStore, Tok
         if held { &mut validation } else { &mut train }.push(ids, mask);
     }
     Ok((train, validation))
-}
-
-/// How samples are made when nothing is cut.
-pub fn uncut(template: Template, loss: Loss) -> TokenizeArgs {
-    TokenizeArgs { template, max_length: u32::MAX, overlong: Overlong::Truncate, loss }
 }

@@ -31,6 +31,11 @@ use super::Exit;
   train: {learning_rate: 1e-3, lr_scheduler_type: cosine, warmup_steps: 5}
   max_steps: 100
   output_dir: out
+Conversations, with the chat template of an instruction-tuned model, whose folder has config.json and tokenizer:
+  data: {path: chat.jsonl, tokenizer: model/, max_length: 2048, assistant_only_loss: true, validation_split: 0.05}
+Records are JSON Lines, JSON, CSV or Parquet, in the shape of messages, ShareGPT, prompt and completion, Alpaca or text; the shape is
+recognised, or named by data.format. Keys of other names: data.columns: {prompt: question, completion: answer}.
+`chronicals data show train.yaml` prints what of it is learned.
 On a GPU also:
   device: cuda                                          # or cuda:1
   precision: {dtype: bf16, states: f32}                 # the default; dtype f32 to debug, states bf16 or 8bit to save memory
@@ -75,7 +80,11 @@ fn train<B: Backend>(job: &Job, inputs: &Inputs, backend: B) -> Result<Trainer<B
     let mut metrics = Metrics::create(&job.output_dir).map_err(Exit::usage)?;
     let mut trainer = job.trainer(inputs, backend).map_err(Exit::usage)?;
     let batches = &inputs.batches;
+    eprintln!("data: {}", inputs.recognised);
     eprintln!("{}", inputs.report);
+    if let Some((held_out, report)) = &inputs.evaluation {
+        eprintln!("held out: {report}; {} batches", held_out.steps());
+    }
     let trained: usize = trainer.trainable().len();
     eprintln!("training {trained} of {} parameters for {} steps", trainer.total_params(), batches.steps());
 
