@@ -109,6 +109,7 @@ fn lines(side: Side, position: u32, rows: Vec<KernelRow>) -> Vec<Line> {
         precision: Precision::f32(),
         settings: [("torch".to_string(), "2.11".into())].into(),
         kernel_plan: Default::default(),
+        chosen: Default::default(),
     };
     let ceiling = Ceiling {
         name: "copy".into(),

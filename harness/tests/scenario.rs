@@ -246,3 +246,19 @@ fn a_gpu_has_seams_of_its_own() {
     let unknown = resolved(&format!("{text}device: gpu\n")).unwrap_err();
     assert!(unknown.contains("unknown device 'gpu'"), "{unknown}");
 }
+
+#[test]
+fn the_native_arm_alone_has_levels_of_recomputation() {
+    let text = HEAD.to_string() + HONEST;
+    let arm = |arm: &str| text.replace("steady: { runner: mock, mock: { step_ms: 20 } }", arm);
+    let native = arm("steady: { runner: native, recompute: ffn, memory_limit_gb: 40 }");
+    let case = resolved(&native).unwrap().resolved.cases.swap_remove(0);
+    let recorded = serde_json::to_value(&case).unwrap();
+    assert_eq!((&recorded["recompute"], &recorded["memory_limit_gb"]), (&"ffn".into(), &40.0.into()));
+    for setting in ["recompute: block", "offload: true", "memory_limit_gb: 40"] {
+        let e = resolved(&arm(&format!("steady: {{ runner: candle, {setting} }}"))).unwrap_err();
+        assert!(e.contains("runner 'candle' has no") && e.contains("use `runner: native`"), "{e}");
+    }
+    let e = resolved(&arm("steady: { runner: native, recompute: blok }")).unwrap_err();
+    assert!(e.contains("block"), "{e}");
+}

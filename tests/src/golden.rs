@@ -16,7 +16,7 @@ use chronicals::{
     },
     config::ModelConfig,
     fit::Batches,
-    model::Setup,
+    model::{Level, Setup},
 };
 use chronicals_kernels::{gpu::Machine, linear_ce};
 use safetensors::{Dtype, SafeTensors};
@@ -177,6 +177,10 @@ pub struct Case {
     pub loss: linear_ce::Options,
     /// Number formats on a GPU.
     pub precision: PrecisionArgs,
+    /// What the backward pass makes again.
+    pub recompute: Level,
+    /// Blocks' entries wait on the host.
+    pub offload: bool,
     /// Extents that occur on a GPU.
     pub buckets: Option<Buckets>,
 }
@@ -196,6 +200,8 @@ impl Case {
             kernels: KernelPlan::default(),
             loss: Default::default(),
             precision: PrecisionArgs::default(),
+            recompute: Level::None,
+            offload: false,
             buckets: None,
         }
     }
@@ -224,7 +230,15 @@ impl Case {
 
     /// Layout of a model for this case.
     pub fn setup<'a>(&'a self, config: &'a ModelConfig, batches: &Batches) -> Setup<'a> {
-        Setup { config, method: &self.method, capacity: batches.capacity(), plan: self.kernels }
+        let (method, capacity) = (&self.method, batches.capacity());
+        Setup {
+            config,
+            method,
+            capacity,
+            plan: self.kernels,
+            recompute: self.recompute,
+            offload: self.offload,
+        }
     }
 
     /// A GPU's backend on a machine.

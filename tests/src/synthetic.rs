@@ -26,6 +26,11 @@ pub struct Model {
 impl Model {
     /// Two layers, four heads of `head_dim` with two of keys, weights rounded to bf16. Norms and biases are drawn too.
     pub fn new(family: &str, head_dim: usize) -> Self {
+        Self::deep(family, head_dim, 2)
+    }
+
+    /// The same with so many layers.
+    pub fn deep(family: &str, head_dim: usize, layers: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         let tied = family != "llama";
@@ -33,7 +38,7 @@ impl Model {
             &path,
             format!(
                 r#"{{"model_type":"{family}","vocab_size":96,"hidden_size":64,"intermediate_size":48,
-                   "num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,"head_dim":{head_dim},
+                   "num_hidden_layers":{layers},"num_attention_heads":4,"num_key_value_heads":2,"head_dim":{head_dim},
                    "tie_word_embeddings":{tied},"initializer_range":0.1}}"#
             ),
         )

@@ -1,6 +1,9 @@
 //! Batches of a plan, and the loop that trains on them.
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::{
+    ops::Range,
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+};
 
 use chronibench_protocol::{BatchPlan, TokenStore};
 use chronicals_data::batch::{StepBatches, collate_step};
@@ -70,7 +73,7 @@ impl Batches {
     }
 }
 
-/// Trains on the first `steps` steps of the plan and reports each.
+/// Trains up to step `to` of the plan, from where the trainer is, and reports each step.
 ///
 /// The batches to come are collated and encoded by a thread of their own. A device that works by itself has the next step before
 /// the numbers of the last are read: it does not wait for the host between steps.
@@ -80,21 +83,25 @@ impl Batches {
 pub fn fit<B: Backend>(
     trainer: &mut Trainer<B>,
     batches: &Batches,
-    steps: u32,
+    to: u32,
     mut report: impl FnMut(u32, StepReport) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let stager = trainer.backend().stager();
+    let (stager, steps) = (trainer.backend().stager(), trainer.step()..to);
+    if steps.is_empty() {
+        return Ok(());
+    }
     std::thread::scope(|scope| {
         // Dropped on the way out, whereupon the preparer ends.
-        let (to, prepared) = sync_channel(WAITING);
+        let (send, prepared) = sync_channel(WAITING);
         let preparer = std::thread::Builder::new().name("preparer".into());
-        let prepare = move || prepare(batches, &stager, steps, &to);
+        let all = steps.clone();
+        let prepare = move || prepare(batches, &stager, all, &send);
         preparer.spawn_scoped(scope, prepare).map_err(|e| {
             Error::new(format!("cannot start a thread: {e}"), "preparing batches").environment()
         })?;
         let mut finish = |trainer: &mut Trainer<B>, step, running| report(step, trainer.wait(running)?);
         let mut last = None;
-        for step in 0..steps {
+        for step in steps {
             let running = launch(trainer, step, &prepared)?;
             if !B::APART {
                 finish(trainer, step, running)?;
@@ -102,7 +109,7 @@ pub fn fit<B: Backend>(
                 finish(trainer, step - 1, before)?;
             }
         }
-        last.map_or(Ok(()), |running| finish(trainer, steps - 1, running))
+        last.map_or(Ok(()), |running| finish(trainer, to - 1, running))
     })
 }
 
@@ -118,8 +125,8 @@ enum Prepared<S> {
 type Sent<S> = Result<Prepared<S>, Error>;
 
 /// Collates and encodes every batch, until that fails or nobody wants them any more.
-fn prepare<S: Stager>(batches: &Batches, stager: &S, steps: u32, to: &SyncSender<Sent<S::Staged>>) {
-    for step in 0..steps {
+fn prepare<S: Stager>(batches: &Batches, stager: &S, steps: Range<u32>, to: &SyncSender<Sent<S::Staged>>) {
+    for step in steps {
         let collated = batches.step(step);
         let head = collated.as_ref().map(|batches| Prepared::Head(Head::of(step, batches)));
         if to.send(head.map_err(Clone::clone)).is_err() {

@@ -6,6 +6,7 @@ use chronibench_protocol::spec::{LoraArgs, Method};
 use chronicals_kernels::KernelPlan;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -17,10 +18,12 @@ use crate::{
     weights,
 };
 
+/// Values that one thread draws at a time.
+const PIECE: usize = 1 << 16;
+
 /// Draws a tensor: norms are one, biases and LoRA's B zero, LoRA's A uniform in ±1/√inputs (PEFT's Kaiming), other
 /// matrices normal with the config's `initializer_range`. Each tensor has a stream of its own.
 fn draw(t: &Tensor, seed: u64, std: f64) -> Vec<f32> {
-    let mut rng = ChaCha8Rng::from_seed(Sha256::digest(format!("{seed}/{}", t.name)).into());
     let n = t.len();
     if t.name.ends_with("norm.weight") {
         vec![1.0; n]
@@ -28,10 +31,23 @@ fn draw(t: &Tensor, seed: u64, std: f64) -> Vec<f32> {
         vec![0.0; n]
     } else if t.group == "lora_A" {
         let bound = 1.0 / (t.shape[1] as f64).sqrt();
-        (0..n).map(|_| ((2.0 * uniform(&mut rng) - 1.0) * bound) as f32).collect()
+        drawn(t, seed, 1, |rng| ((2.0 * uniform(rng) - 1.0) * bound) as f32)
     } else {
-        (0..n).map(|_| (normal(&mut rng) * std) as f32).collect()
+        drawn(t, seed, 2, |rng| (normal(rng) * std) as f32)
     }
+}
+
+/// Values of a tensor's stream, each of so many of its draws, in pieces side by side: where a piece begins in the stream is known.
+fn drawn(t: &Tensor, seed: u64, draws: usize, value: impl Fn(&mut ChaCha8Rng) -> f32 + Sync) -> Vec<f32> {
+    let key = Sha256::digest(format!("{seed}/{}", t.name)).into();
+    let mut values = vec![0.0; t.len()];
+    values.par_chunks_mut(PIECE).enumerate().for_each(|(i, piece)| {
+        let mut rng = ChaCha8Rng::from_seed(key);
+        // A draw takes two words of 32 bits.
+        rng.set_word_pos((i * PIECE * draws * 2) as u128);
+        piece.iter_mut().for_each(|v| *v = value(&mut rng));
+    });
+    values
 }
 
 /// In [0, 1).
@@ -96,5 +112,19 @@ pub fn trainable(c: &ModelConfig, method: &Method) -> Result<Layout, Error> {
     match method {
         Method::Full {} => Ok(Layout::model(c)),
         Method::Lora(lora) => Layout::adapters(c, lora),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_of_one_stream() {
+        let n = 2 * PIECE + 77;
+        let t = Tensor { name: "model.x.weight".into(), shape: vec![n, 1], offset: 0, group: "all" };
+        let mut rng = ChaCha8Rng::from_seed(Sha256::digest("5/model.x.weight").into());
+        let expected: Vec<f32> = (0..n).map(|_| (normal(&mut rng) * 0.02) as f32).collect();
+        assert!(draw(&t, 5, 0.02) == expected);
     }
 }

@@ -5,8 +5,11 @@ mod data;
 use std::path::{Path, PathBuf};
 
 use chronibench_protocol::{
+    TokenStore,
+    digest::{sha256_hex, sha256_of_file},
+    event::Precision,
     record::BatchArgs,
-    spec::{Method, PrecisionArgs, TrainArgs},
+    spec::{Method, PrecisionArgs, Recompute, TrainArgs},
 };
 use chronicals_data::{
     dataset::{Dataset, Recognised},
@@ -15,6 +18,7 @@ use chronicals_data::{
 };
 use chronicals_kernels::{KernelPlan, gpu::machine::Cuda};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::{
     backend::{
@@ -23,11 +27,13 @@ use crate::{
         cuda::{CudaBackend, Options},
         loss_options,
     },
+    checkpoint,
     config::ModelConfig,
     device::{Device, check_cpu_precision},
     error::Error,
     fit::Batches,
-    model::{Capacity, Setup},
+    model::{Capacity, Level, Setup},
+    room::{self, Asked, Choice},
     trainer::Trainer,
 };
 pub use data::{Counter, JobData, told};
@@ -62,11 +68,26 @@ pub struct Job {
     /// Number formats; the device's own when left out.
     #[serde(default)]
     pub precision: PrecisionArgs,
+    /// What the backward pass makes again; what memory has room for when left out.
+    #[serde(default)]
+    pub recompute: Recompute,
+    /// Blocks' entries wait for the backward pass in the host's memory; on a GPU alone.
+    #[serde(default)]
+    pub offload: bool,
+    /// Most that the plan of memory may come to, GB (10⁹ bytes); what is free when left out.
+    #[serde(default)]
+    pub memory_limit_gb: Option<f64>,
     /// Worker threads; all cores when left out.
     #[serde(default)]
     pub threads: Option<usize>,
-    /// Folder for weights, metrics and a copy of the config.
+    /// Folder for weights, metrics, checkpoints and a copy of the config.
     pub output_dir: PathBuf,
+    /// Steps between checkpoints; none are written when left out.
+    #[serde(default)]
+    pub save_steps: Option<u32>,
+    /// How many checkpoints are kept, the newest; all when left out.
+    #[serde(default)]
+    pub save_total_limit: Option<u32>,
 }
 
 /// Architecture and starting weights.
@@ -166,6 +187,36 @@ impl Job {
         Ok(Inputs { config, batches, report, evaluation, recognised, device, kernels })
     }
 
+    /// What must be equal for a checkpoint to be taken up: everything that decides a step.
+    ///
+    /// # Errors
+    /// The weights that stay as they are cannot be read.
+    pub fn identity(&self, i: &Inputs, precision: &Precision) -> Result<checkpoint::Identity, Error> {
+        let plan = serde_json::to_vec(i.batches.plan()).expect("plain data");
+        let mut method = self.method.clone();
+        let frozen = match &mut method {
+            // The checkpoint has whatever trains, wherever that began.
+            Method::Full {} => None,
+            Method::Lora(lora) => {
+                lora.adapter_weights = None;
+                self.model.weights.as_deref()
+            }
+        };
+        let frozen = frozen.map(|path| sha256_of_file(path).map_err(|e| Error::io(path, &e))).transpose()?;
+        let named = [
+            ("max_steps", json!(self.max_steps)),
+            ("seed", json!(self.seed)),
+            ("method", json!(method)),
+            ("train", json!(self.train)),
+            ("precision", json!(precision)),
+            ("model", json!(format!("{:?}", i.config))),
+            ("frozen weights", json!(frozen)),
+            ("tokens", json!(i.batches.tokens().sha256())),
+            ("batches", json!(sha256_hex(&plan))),
+        ];
+        Ok(named.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
+    }
+
     /// The processor's backend.
     ///
     /// # Errors
@@ -191,13 +242,28 @@ impl Job {
         CudaBackend::open(ordinal, &options)
     }
 
+    fn setup<'a>(&'a self, i: &'a Inputs, recompute: Level) -> Setup<'a> {
+        let (config, method, capacity) = (&i.config, &self.method, i.capacity());
+        Setup { config, method, capacity, plan: i.kernels, recompute, offload: self.offload }
+    }
+
+    /// What the backward pass makes again, before anything is taken.
+    ///
+    /// # Errors
+    /// As [`room::choose`].
+    pub fn choose<B: Backend>(&self, i: &Inputs, backend: &B) -> Result<Choice, Error> {
+        let asked =
+            Asked { recompute: self.recompute, offload: self.offload, limit_gb: self.memory_limit_gb };
+        room::choose(backend, &self.setup(i, Level::None), asked)
+    }
+
     /// Takes all memory, and loads or draws the parameters.
     ///
     /// # Errors
     /// Whatever is wrong with weights or settings, or a device without room.
-    pub fn trainer<B: Backend>(&self, i: &Inputs, backend: B) -> Result<Trainer<B>, Error> {
+    pub fn trainer<B: Backend>(&self, i: &Inputs, backend: B, recompute: Level) -> Result<Trainer<B>, Error> {
         let config = &i.config;
-        let setup = Setup { config, method: &self.method, capacity: i.capacity(), plan: i.kernels };
+        let setup = self.setup(i, recompute);
         let mut trainer = Trainer::new(backend, &setup, &self.train, self.max_steps)?;
         match &self.model.weights {
             Some(path) => {
@@ -216,8 +282,7 @@ impl Job {
 
     /// No sample is longer than the positions that the model was made for.
     fn check_context(&self, data: &Dataset, config: &ModelConfig) -> Result<(), Error> {
-        let lengths =
-            |store: &chronibench_protocol::TokenStore| store.lengths().into_iter().max().unwrap_or(0);
+        let lengths = |store: &TokenStore| store.lengths().into_iter().max().unwrap_or(0);
         let held_out = data.validation.as_ref().map_or(0, |(store, _)| lengths(store));
         let longest = lengths(&data.train).max(held_out);
         let context = config.max_positions;

@@ -4,6 +4,7 @@
 //! QKV, `K` head dimension.
 
 pub mod backend;
+pub mod checkpoint;
 pub mod config;
 pub mod describe;
 pub mod device;
@@ -14,6 +15,8 @@ pub mod job;
 pub mod memory;
 pub mod model;
 pub mod params;
+pub mod profile;
+pub mod room;
 pub mod trainer;
 pub mod weights;
 pub mod worker;

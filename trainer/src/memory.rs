@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use chronibench_protocol::spec::Method;
 use chronicals_kernels::{Seam, linear_ce};
+use sysinfo::System;
 
 use crate::{
     backend::{Allocator, Component, View},
     config::ModelConfig,
     error::Error,
-    model::{Capacity, Model, Setup},
+    model::{Capacity, Level, Model, Setup},
 };
 
 /// Counts elements instead of allocating them.
@@ -23,6 +24,22 @@ impl Allocator for DryRun {
     }
 }
 
+/// What a training takes of a device, and of the host's page-locked memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Bytes on the device by component.
+    pub bytes: BTreeMap<String, u64>,
+    /// Bytes of activations on the host.
+    pub host_bytes: u64,
+}
+
+impl Plan {
+    /// Bytes on the device.
+    pub fn total(&self) -> u64 {
+        self.bytes.values().sum()
+    }
+}
+
 /// Elements (not bytes) of every component.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Elements(pub BTreeMap<Component, u64>);
@@ -31,12 +48,12 @@ pub struct Elements(pub BTreeMap<Component, u64>);
 ///
 /// # Errors
 /// The method's settings make no sense.
-pub fn elements(setup: &Setup<'_>) -> Result<Elements, Error> {
+pub fn elements(setup: &Setup<'_>, loss: linear_ce::Options) -> Result<Elements, Error> {
     let mut dry = DryRun::default();
     Model::build(&mut dry, setup)?;
     let (c, tokens) = (setup.config, setup.capacity.tokens);
     let shape = linear_ce::Shape { tokens, hidden: c.hidden_size, vocab: c.vocab_size };
-    dry.0.insert(Component::Logits, linear_ce::workspace_bytes(setup.plan.get(Seam::Loss), shape) / 4);
+    dry.0.insert(Component::Logits, linear_ce::workspace_bytes(setup.plan.get(Seam::Loss), shape, loss) / 4);
     Ok(Elements(dry.0))
 }
 
@@ -118,9 +135,31 @@ pub fn elements_for(
     method: &Method,
     rows: usize,
     row_slots: usize,
+    recompute: Level,
 ) -> Result<Elements, Error> {
     let capacity = Capacity { tokens: rows * row_slots, row_slots };
-    elements(&Setup { config: c, method, capacity, plan: Default::default() })
+    let setup = Setup { config: c, method, capacity, plan: Default::default(), recompute, offload: false };
+    elements(&setup, Default::default())
+}
+
+/// Memory that programs can have without others being put aside, bytes: what the system or this process's group has left.
+/// `None` where the system does not tell.
+pub fn available_bytes() -> Option<u64> {
+    let mut system = System::new().ok()?;
+    system.refresh_memory();
+    // What the group has of the file cache goes when it is wanted, so that it counts as left.
+    let of_group = system.cgroup_limits().map_or(u64::MAX, |g| g.total_memory.saturating_sub(g.rss));
+    Some(system.available_memory().min(of_group)).filter(|bytes| *bytes > 0)
+}
+
+/// In decimal units, as GPU memory is quoted in papers.
+pub fn gigabytes(bytes: u64) -> String {
+    let b = bytes as f64;
+    match b {
+        b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
+        b if b >= 1e6 => format!("{:.2} MB", b / 1e6),
+        b => format!("{:.2} kB", b / 1e3),
+    }
 }
 
 /// Peak resident set of this process so far, bytes, where the system tells.

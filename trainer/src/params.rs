@@ -1,8 +1,8 @@
 //! Names, shapes and places of all parameters.
 //!
 //! The parameters of a model lie end to end in one flat buffer, in an order that puts projections sharing an input next
-//! to each other: `q_proj k_proj v_proj` read as one matrix, so do `gate_proj up_proj`, and the update walks over long
-//! runs.
+//! to each other: `q_proj k_proj v_proj` read as one matrix, so do `gate_proj up_proj`. All matrices lie in front of all
+//! vectors, so that weight decay has two groups, and what adds to a gradient instead of writing it has one place to be cleared.
 
 use chronibench_protocol::{event::TensorInfo, spec::LoraArgs};
 
@@ -75,31 +75,27 @@ impl Layout {
         let d = c.hidden_size;
         l.push("model.embed_tokens.weight".into(), &[c.vocab_size, d], "all");
         for layer in 0..c.layers {
+            PROJECTION_GROUPS.iter().for_each(|group| l.push_projections(c, layer, group));
+        }
+        if !c.tied {
+            l.push("lm_head.weight".into(), &[c.vocab_size, d], "all");
+        }
+        for layer in 0..c.layers {
             let block = format!("model.layers.{layer}");
             l.push(format!("{block}.input_layernorm.weight"), &[d], "all");
-            l.push_projections(c, layer, PROJECTION_GROUPS[0]);
             if c.family.qkv_bias() {
                 for name in PROJECTION_GROUPS[0] {
-                    l.push(
-                        format!("{}.bias", projection(layer, name)),
-                        &[projection_shape(c, name).0],
-                        "all",
-                    );
+                    let outputs = projection_shape(c, name).0;
+                    l.push(format!("{}.bias", projection(layer, name)), &[outputs], "all");
                 }
             }
             if c.family.qk_norm() {
                 l.push(format!("{block}.self_attn.q_norm.weight"), &[c.head_dim], "all");
                 l.push(format!("{block}.self_attn.k_norm.weight"), &[c.head_dim], "all");
             }
-            l.push_projections(c, layer, PROJECTION_GROUPS[1]);
             l.push(format!("{block}.post_attention_layernorm.weight"), &[d], "all");
-            l.push_projections(c, layer, PROJECTION_GROUPS[2]);
-            l.push_projections(c, layer, PROJECTION_GROUPS[3]);
         }
         l.push("model.norm.weight".into(), &[d], "all");
-        if !c.tied {
-            l.push("lm_head.weight".into(), &[c.vocab_size, d], "all");
-        }
         l
     }
 

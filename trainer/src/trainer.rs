@@ -16,7 +16,8 @@ use crate::{
     init,
     model::{Model, Setup, step},
     params::Layout,
-    weights,
+    profile::Profile,
+    room, weights,
 };
 
 /// What one optimizer step did.
@@ -82,6 +83,7 @@ impl<B: Backend> Trainer<B> {
     /// The settings make no sense, or the device has no room.
     pub fn new(mut backend: B, setup: &Setup<'_>, args: &TrainArgs, total_steps: u32) -> Result<Self, Error> {
         check_args(args)?;
+        room::check_offload::<B>(setup.offload)?;
         let adapters = match setup.method {
             Method::Full {} => None,
             Method::Lora(_) => Some(init::trainable(setup.config, setup.method)?),
@@ -266,7 +268,7 @@ impl<B: Backend> Trainer<B> {
         for batch in batches {
             b.feed(stager.stage(batch.clone())?);
             b.submit(Work::Evaluate, |b| {
-                step::forward(b, m);
+                step::forward(b, m, step::Purpose::Evaluation);
                 b.loss_forward(&m.head, m.y);
             });
         }
@@ -294,6 +296,43 @@ impl<B: Backend> Trainer<B> {
         weights::save(&self.backend, &[(self.trainable(), values)], path)
     }
 
+    /// When the calls of some steps ran, where the backend was asked to [keep](Backend::profile) it.
+    ///
+    /// # Errors
+    /// See [`Backend::profiled`].
+    pub fn profiled(&mut self) -> Result<Option<Profile>, Error> {
+        self.backend.profiled()
+    }
+
+    /// Loads what trains, as [`save_trainable`](Self::save_trainable) wrote it.
+    ///
+    /// # Errors
+    /// See [`weights::load`].
+    pub fn load_trainable(&mut self, path: &Path) -> Result<(), Error> {
+        let values = self.model.adapters.unwrap_or(self.model.weights);
+        let layout = self.adapters.as_ref().unwrap_or(&self.layout);
+        weights::load(&mut self.backend, layout, values, path)
+    }
+
+    /// Name of the file of what trains.
+    pub fn trainable_file(&self) -> &'static str {
+        if self.adapters.is_some() { "adapter_model.safetensors" } else { "model.safetensors" }
+    }
+
+    /// Steps taken.
+    pub fn step(&self) -> u32 {
+        self.step
+    }
+
+    /// Takes so many steps for taken: what is loaded besides is of that step.
+    pub(crate) fn set_step(&mut self, step: u32) {
+        self.step = step;
+    }
+
+    pub(crate) fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
     /// The backend, to look at.
     pub fn backend(&self) -> &B {
         &self.backend
@@ -307,7 +346,7 @@ impl<B: Backend> Trainer<B> {
 
 /// Forward and backward of a micro-batch.
 fn train<B: Backend>(b: &mut B, m: &Model) {
-    step::forward(b, m);
+    step::forward(b, m, step::Purpose::Training);
     step::backward(b, m);
 }
 
@@ -346,6 +385,7 @@ fn check_args(a: &TrainArgs) -> Result<(), Error> {
         ("max_grad_norm", a.max_grad_norm >= 0.0, "0 (off) or more"),
         ("label_smoothing_factor", in_unit(a.label_smoothing_factor), "in [0, 1)"),
         ("z_loss", a.z_loss >= 0.0 && a.z_loss.is_finite(), "0 or more"),
+        ("loss_chunk_rows", a.loss_chunk_rows != Some(0), "1 or more"),
     ];
     match rules.iter().find(|(_, ok, _)| !ok) {
         Some((name, _, range)) => Err(Error::new(format!("{name} is out of range"), format!("train.{name}"))

@@ -24,7 +24,8 @@ use crate::{
     error::Error,
     fit::{Batches, fit},
     memory::peak_rss_bytes,
-    model::Setup,
+    model::{Level, Setup},
+    room::{self, Asked, Choice},
     trainer::{StepReport, Trainer},
 };
 
@@ -87,8 +88,10 @@ fn trial<B: Backend>(spec: &Spec, inputs: &Inputs, backend: B, emit: Emit<'_>) -
             Error::new(format!("cannot write events: {e}"), "the event file").hint("check the disk")
         })
     };
-    emit(Event::Hello(hello(spec, inputs, backend.about())))?;
-    let mut trainer = inputs.trainer(spec, backend)?;
+    let asked = Asked { recompute: spec.recompute, offload: spec.offload, limit_gb: spec.memory_limit_gb };
+    let chosen = room::choose(&backend, &inputs.setup(spec, Level::None), asked)?;
+    emit(Event::Hello(hello(spec, inputs, backend.about(), &chosen)))?;
+    let mut trainer = inputs.trainer(spec, backend, chosen.level)?;
     trainer.rehearse(&inputs.batches)?;
     emit(Event::Ready(ready(inputs, &trainer)))?;
     let gemm = steps(spec, inputs, &mut trainer, &mut emit)?;
@@ -141,9 +144,14 @@ impl Inputs {
         Ok(Self { config, batches, device, kernels })
     }
 
-    fn trainer<B: Backend>(&self, spec: &Spec, backend: B) -> Result<Trainer<B>, Error> {
+    fn setup<'a>(&'a self, spec: &'a Spec, recompute: Level) -> Setup<'a> {
         let capacity = self.batches.capacity();
-        let setup = Setup { config: &self.config, method: &spec.method, capacity, plan: self.kernels };
+        let (config, method) = (&self.config, &spec.method);
+        Setup { config, method, capacity, plan: self.kernels, recompute, offload: spec.offload }
+    }
+
+    fn trainer<B: Backend>(&self, spec: &Spec, backend: B, recompute: Level) -> Result<Trainer<B>, Error> {
+        let setup = self.setup(spec, recompute);
         let mut trainer = Trainer::new(backend, &setup, &spec.train, spec.measure.total_steps())?;
         trainer.load_weights(&spec.model.weights)?;
         if let Method::Lora(lora) = &spec.method {
@@ -173,9 +181,11 @@ fn use_threads(threads: Option<usize>) -> Result<(), Error> {
     }
 }
 
-fn hello(spec: &Spec, inputs: &Inputs, about: About) -> Hello {
+fn hello(spec: &Spec, inputs: &Inputs, about: About, chosen: &Choice) -> Hello {
     let mut settings = settings(spec, inputs);
     settings.extend(about.settings);
+    settings.insert("recompute".into(), chosen.level.name().into());
+    settings.insert("offload".into(), chosen.offload.into());
     Hello {
         protocol: PROTOCOL.into(),
         name: "chronicals".into(),
@@ -186,6 +196,7 @@ fn hello(spec: &Spec, inputs: &Inputs, about: About) -> Hello {
         precision: about.precision,
         settings,
         kernel_plan: about.kernel_plan,
+        chosen: BTreeMap::from([("recompute".into(), chosen.why.clone())]),
     }
 }
 
@@ -208,6 +219,7 @@ fn settings(spec: &Spec, inputs: &Inputs) -> BTreeMap<String, serde_json::Value>
         ("max_grad_norm", a.max_grad_norm.into()),
         ("label_smoothing_factor", a.label_smoothing_factor.into()),
         ("z_loss", a.z_loss.into()),
+        ("loss_chunk_rows", a.loss_chunk_rows.map_or("by size".into(), Into::into)),
         ("packing", inputs.batches.plan().packing.clone().into()),
         ("optimizer", "adamw".into()),
     ]

@@ -2,8 +2,8 @@
 
 use assert_cmd::Command;
 
-const CONFIG: &str = r#"{"model_type":"qwen2","vocab_size":4096,"hidden_size":16,"intermediate_size":24,
-    "num_hidden_layers":1,"num_attention_heads":2,"num_key_value_heads":1,"tie_word_embeddings":true}"#;
+const CONFIG: &str = r#"{"model_type":"qwen2","vocab_size":4096,"hidden_size":16,"intermediate_size":64,
+    "num_hidden_layers":3,"num_attention_heads":2,"num_key_value_heads":1,"tie_word_embeddings":true}"#;
 
 fn chronicals() -> Command {
     Command::new(env!("CARGO_BIN_EXE_chronicals"))
@@ -55,6 +55,137 @@ fn trains_and_saves_a_model_and_an_adapter() {
         let first: serde_json::Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
         assert!(first["loss"].as_f64().unwrap() > 7.0 && first["grad_norm"].as_f64().unwrap() > 0.0);
     }
+}
+
+const METHODS: [&str; 2] = ["{type: full}", "{type: lora, r: 4, lora_alpha: 8, loraplus_lr_ratio: 4}"];
+
+/// What a training leaves, but for its times.
+fn outcome(dir: &tempfile::TempDir) -> (Vec<u8>, Vec<serde_json::Value>) {
+    let out = dir.path().join("out");
+    let weights = ["model.safetensors", "adapter_model.safetensors"].map(|name| out.join(name));
+    let weights = weights.iter().find(|path| path.exists()).expect("weights were saved");
+    let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let lines = metrics.lines().map(|line| {
+        let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
+        line.as_object_mut().unwrap().remove("seconds");
+        line
+    });
+    (std::fs::read(weights).unwrap(), lines.collect())
+}
+
+#[test]
+fn a_killed_training_goes_on_to_the_bit() {
+    for method in METHODS {
+        let (whole, killed) = (job(method, ""), job(method, "save_steps: 2\nsave_total_limit: 1\n"));
+        let train = ["train", "--config", "job.yaml"];
+        stderr(chronicals().current_dir(&whole).args(train), 0);
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_chronicals"))
+            .current_dir(&killed)
+            .args(train)
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let checkpoints = || {
+            let entries = std::fs::read_dir(killed.path().join("out")).into_iter().flatten().flatten();
+            let names = entries.map(|e| e.file_name().to_string_lossy().into_owned());
+            names.filter(|name| name.starts_with("checkpoint-")).collect::<Vec<_>>()
+        };
+        while checkpoints().is_empty() && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let text = stderr(chronicals().current_dir(&killed).args(train).arg("--resume"), 0);
+        assert!(text.contains("resumed from") && text.contains("after step"), "{text}");
+        assert!(outcome(&killed) == outcome(&whole), "{method}: another model");
+        assert_eq!(checkpoints(), ["checkpoint-6"]);
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_training_is_refused_by_name() {
+    let dir = job(METHODS[0], "save_steps: 3\n");
+    let train = ["train", "--config", "job.yaml"];
+    stderr(chronicals().current_dir(&dir).args(train), 0);
+    let path = dir.path().join("job.yaml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let resume = ["train", "--config", "job.yaml", "--resume-from", "out/checkpoint-3"];
+    for (from, to, word) in [
+        ("learning_rate: 5e-3", "learning_rate: 4e-3", "train was"),
+        ("max_steps: 6", "max_steps: 7", "max_steps was 6, and is 7"),
+        ("max_length: 128", "max_length: 100", "tokens was"),
+        (METHODS[0], METHODS[1], "method was"),
+    ] {
+        std::fs::write(&path, text.replace(from, to)).unwrap();
+        let error = stderr(chronicals().current_dir(&dir).args(resume), 2);
+        assert!(error.contains("another training") && error.contains(word), "{error}");
+    }
+    std::fs::write(&path, &text).unwrap();
+    let moments = dir.path().join("out/checkpoint-3/exp_avg.safetensors");
+    let bytes = std::fs::read(&moments).unwrap();
+    std::fs::write(&moments, &bytes[..bytes.len() / 2]).unwrap();
+    let error = stderr(chronicals().current_dir(&dir).args(resume), 2);
+    assert!(error.contains("exp_avg.safetensors") && error.contains("another checkpoint"), "{error}");
+    let error = stderr(chronicals().current_dir(&dir).args([&resume[..4], &["nowhere"]].concat()), 2);
+    assert!(error.contains("nowhere"), "{error}");
+}
+
+#[test]
+fn the_first_level_of_recomputation_that_fits_is_taken_and_changes_no_loss() {
+    let run = |extra: &str, code| {
+        let dir = job("{type: full}", extra);
+        let text = stderr(chronicals().current_dir(&dir).args(["train", "--config", "job.yaml"]), code);
+        (text, std::fs::read(dir.path().join("out/model.safetensors")).ok())
+    };
+    let (text, kept) = run("", 0);
+    assert!(text.contains("recompute: none (") && text.contains(" free)"), "{text}");
+    let planned = |level: &str| {
+        let (text, trained) = run(&format!("recompute: {level}\n"), 0);
+        assert_eq!(trained, kept, "{level}");
+        let (_, of) =
+            text.split_once(&format!("recompute: {level} (asked for; ")).unwrap_or_else(|| panic!("{text}"));
+        of.split_once(" MB planned").unwrap().0.parse::<f64>().unwrap()
+    };
+    let (none, swiglu, block) = (planned("none"), planned("swiglu"), planned("block"));
+    assert!(none > swiglu && swiglu > block, "{none} {swiglu} {block}");
+
+    let limit = (none + swiglu) / 2e3;
+    let (text, trained) = run(&format!("memory_limit_gb: {limit}\n"), 0);
+    assert!(text.contains("recompute: swiglu (") && text.contains("none would take"), "{text}");
+    assert_eq!(trained, kept);
+    for extra in ["", "recompute: block\n"] {
+        let (text, _) = run(&format!("{extra}memory_limit_gb: {}\n", 0.9e-3 * block), 2);
+        for part in ["with recompute: block", "memory_limit_gb", "gradient_accumulation_steps"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+    let (text, _) = run("offload: true\n", 2);
+    assert!(text.contains("device: cuda"), "{text}");
+    let (text, _) = run("memory_limit_gb: 0\n", 2);
+    assert!(text.contains("above 0"), "{text}");
+}
+
+#[test]
+fn memory_lists_every_level() {
+    let dir = job("{type: full}", "");
+    let config = dir.path().join("config.json");
+    for rule in ["cpu", "cuda"] {
+        let mut command = chronicals();
+        command.args(["memory", "--accounting", rule, "--memory-limit-gb", "0.001", "--model"]).arg(&config);
+        let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        let header = text.lines().find(|line| line.contains("swiglu")).unwrap();
+        let levels: Vec<&str> = header.split_whitespace().collect();
+        assert_eq!(levels, ["none", "swiglu", "norm", "ffn", "block"]);
+        assert!(text.contains("within 0.001 GB: nothing fits"), "{text}");
+    }
+    let mut command = chronicals();
+    command.args(["memory", "--accounting", "cuda", "--offload", "--model"]).arg(&config);
+    let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    assert!(text.contains("page-locked on host"), "{text}");
+    let text = stderr(chronicals().args(["memory", "--offload", "--model"]).arg(&config), 2);
+    assert!(text.contains("--accounting cuda"), "{text}");
+    let text = stderr(chronicals().args(["memory", "--params", "7e9", "--memory-limit-gb", "40"]), 2);
+    assert!(text.contains("--memory-limit-gb"), "{text}");
 }
 
 #[test]
@@ -117,4 +248,67 @@ fn memory_of_a_gpu_is_counted_without_one() {
     let (f32, bf16) = (run("f32"), run("bf16"));
     assert!(f32.contains("master weights") && f32.contains("workspace of products"), "{f32}");
     assert!(!bf16.contains("master weights") && bf16.contains("scratch"), "{bf16}");
+}
+
+fn json(path: &std::path::Path) -> serde_json::Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_profile_says_where_the_steps_of_the_processor_go() {
+    let dir = job("{type: lora, r: 4, lora_alpha: 8}", "");
+    let run = |more: &[&str], code| {
+        let mut command = chronicals();
+        command.current_dir(&dir).args(["train", "--config", "job.yaml"]).args(more);
+        let output = command.output().unwrap();
+        let text = [&output.stdout, &output.stderr].map(|b| String::from_utf8_lossy(b).into_owned());
+        assert_eq!(output.status.code(), Some(code), "{text:?}");
+        text
+    };
+    let [table, log] = run(&["--profile", "prof", "--profile-steps", "2"], 0);
+    assert!(log.contains("prof/trace.json"), "{log}");
+    for part in
+        ["Steps 4 to 5", "wall", "| **attention** |", "| lora |", "| **nothing ran** |", "TB/s by a copy"]
+    {
+        assert!(table.contains(part), "{part} in {table}");
+    }
+    let prof = dir.path().join("prof");
+    assert_eq!(std::fs::read_to_string(prof.join("profile.md")).unwrap(), table);
+    let csv = std::fs::read_to_string(prof.join("profile.csv")).unwrap();
+    assert!(csv.lines().all(|line| line.split(',').count() == 11), "{csv}");
+
+    let summary = json(&prof.join("profile.json"));
+    assert_eq!(summary["no_model"], serde_json::json!([]));
+    let us = |v: &serde_json::Value| v.as_f64().unwrap();
+    let rows: f64 = summary["kernels"].as_array().unwrap().iter().map(|r| us(&r["us"])).sum();
+    let whole = rows + us(&summary["idle_us"]) - us(&summary["overlap_us"]);
+    assert!((whole - us(&summary["step_us"])).abs() < 1e-3, "{whole} of {summary}");
+    let seams: Vec<&str> =
+        summary["seams"].as_array().unwrap().iter().map(|r| r["seam"].as_str().unwrap()).collect();
+    for seam in ["norm", "qk_rope", "attention", "mlp", "loss", "lora", "optimizer", "gemm", "embedding"] {
+        assert!(seams.contains(&seam), "{seam} in {seams:?}");
+    }
+
+    let trace = json(&prof.join("trace.json"));
+    let events = trace["traceEvents"].as_array().unwrap();
+    let of = |cat: &'static str| {
+        events.iter().filter(move |e| e["ph"] == "X" && (e["cat"] == "step") == (cat == "step"))
+    };
+    assert_eq!(of("step").count(), 2);
+    for e in of("call") {
+        let step = of("step").find(|s| s["args"]["step"] == e["args"]["step"]).expect("its step is there");
+        let (begin, end) = (us(&step["ts"]), us(&step["ts"]) + us(&step["dur"]));
+        assert!(us(&e["ts"]) >= begin && us(&e["ts"]) + us(&e["dur"]) <= end + 1e-3, "{e} in {step}");
+    }
+
+    for (more, word) in [
+        (&["--profile", "prof", "--profile-steps", "7"][..], "training of 6"),
+        (&["--profile", "prof", "--profile-steps", "0"], "no steps"),
+        (&["--profile", "prof", "--profile-by", "cupti"], "those of a GPU"),
+        (&["--profile", "job.yaml/prof"], "job.yaml/prof"),
+        (&["--profile-steps", "2"], "--profile <DIR>"),
+    ] {
+        let [_, log] = run(more, 2);
+        assert!(log.contains(word), "{word} in {log}");
+    }
 }

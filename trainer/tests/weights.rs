@@ -39,7 +39,14 @@ impl Files {
     fn trainer(&self) -> Trainer<CpuBackend> {
         let capacity = Capacity { tokens: 4, row_slots: 4 };
         let plan = KernelPlan::default();
-        let setup = Setup { config: &self.config, method: &Method::Full {}, capacity, plan };
+        let setup = Setup {
+            config: &self.config,
+            method: &Method::Full {},
+            capacity,
+            plan,
+            recompute: Default::default(),
+            offload: false,
+        };
         let backend = CpuBackend::new(&self.config, capacity, plan, Default::default());
         Trainer::new(backend, &setup, &TrainArgs::default(), 1).unwrap()
     }

@@ -75,6 +75,13 @@ fn train_args(a: &TrainArgs) -> Result<()> {
         ("label_smoothing_factor", unit(a.label_smoothing_factor)),
         ("z_loss", a.z_loss >= 0.0 && a.z_loss.is_finite()),
     ];
+    if a.loss_chunk_rows.is_some() {
+        return refuse(
+            "this arm's logits exist all at once".to_string(),
+            "train.loss_chunk_rows",
+            "leave it out where candle is compared",
+        );
+    }
     match rules.iter().find(|(_, ok)| !ok) {
         Some((name, _)) => refuse(
             format!("{name} is out of range"),

@@ -77,6 +77,7 @@ fn hello(spec: &Spec, threads: usize) -> Hello {
         precision: Precision::f32(),
         settings: settings(spec),
         kernel_plan: BTreeMap::new(),
+        chosen: Default::default(),
     }
 }
 

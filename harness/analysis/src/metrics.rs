@@ -66,6 +66,11 @@ pub struct TrialMetrics {
 
 impl TrialMetrics {
     /// The larger of the two readings of the peak resident set: a sampler misses short peaks, and the kernel's own mark
+    /// What the planned bytes are a part of: memory of the process on the GPU, where it has some, else its resident set.
+    pub fn peak_memory(&self) -> Option<u64> {
+        self.peak_gpu_bytes.filter(|b| *b > 0).or(self.peak_rss())
+    }
+
     /// leaves out child processes.
     pub fn peak_rss(&self) -> Option<u64> {
         self.peak_rss_sampled.max(self.peak_rss_reported)

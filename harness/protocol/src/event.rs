@@ -58,6 +58,9 @@ pub struct Hello {
     /// Seam → variant that will really run; empty for an arm without seams.
     #[serde(default)]
     pub kernel_plan: BTreeMap<String, String>,
+    /// Setting → why it is what it is, where the arm chose it; not compared.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub chosen: BTreeMap<String, String>,
 }
 
 /// Number formats of everything that persists between steps.

@@ -20,6 +20,7 @@ pub const SCHEMA: &str = "chronibench.trial/1";
 /// One line of `events/<trial>.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant)] // a trial has few lines, and an event's are most of them
 pub enum Line {
     /// First line: what was asked, and what the harness expects to see.
     Trial(Box<TrialHeader>),
@@ -301,6 +302,15 @@ pub struct Case {
     /// Number formats.
     #[serde(default, skip_serializing_if = "crate::spec::PrecisionArgs::is_default")]
     pub precision: crate::spec::PrecisionArgs,
+    /// What is kept from the forward to the backward pass.
+    #[serde(default, skip_serializing_if = "crate::spec::Recompute::is_default")]
+    pub recompute: crate::spec::Recompute,
+    /// Inputs of blocks wait for the backward pass in the host's memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub offload: bool,
+    /// Most that the plan of memory may come to, GB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit_gb: Option<f64>,
     /// For an ablation: the case this one is to be compared with, and the seam that is off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ablation: Option<Ablation>,

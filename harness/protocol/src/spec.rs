@@ -39,6 +39,15 @@ pub struct Spec {
     /// Number formats, for arms that have a choice.
     #[serde(default, skip_serializing_if = "PrecisionArgs::is_default")]
     pub precision: PrecisionArgs,
+    /// What is kept from the forward to the backward pass, for arms that can make it again.
+    #[serde(default, skip_serializing_if = "Recompute::is_default")]
+    pub recompute: Recompute,
+    /// Inputs of blocks wait for the backward pass in the host's memory, for arms on a GPU that can do so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub offload: bool,
+    /// Most that the plan of memory may come to, GB (10⁹ bytes); what is free when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit_gb: Option<f64>,
     /// Where to write all model and adapter weights after the last step (untimed), if asked.
     #[serde(default)]
     pub save_weights: Option<PathBuf>,
@@ -85,6 +94,33 @@ pub enum States {
     /// f32 master weights, 8-bit moments.
     #[serde(rename = "8bit")]
     Eight,
+}
+
+/// What a training keeps from the forward to the backward pass, block by block; the rest is made again there, by the same
+/// kernels from the same inputs. Each level includes those before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Recompute {
+    /// The first of the others that fits memory.
+    #[default]
+    Auto,
+    /// Everything is kept.
+    None,
+    /// SwiGLU's output is made again.
+    Swiglu,
+    /// So are the normalised inputs.
+    Norm,
+    /// So are gate and up, by one more product.
+    Ffn,
+    /// The residual stream at each block's entry is kept alone; the block's forward pass runs again.
+    Block,
+}
+
+impl Recompute {
+    /// Nothing is asked for.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Architecture and starting point.
@@ -181,6 +217,10 @@ pub struct TrainArgs {
     pub label_smoothing_factor: f64,
     /// Weight of the squared log-partition (z-loss).
     pub z_loss: f64,
+    /// Rows whose logits exist at a time in the fused linear cross-entropy: fewer take less memory and read the head's weight and
+    /// gradient more often. Unset: as many as fit 1.25 GiB on a GPU, a cache on a processor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_chunk_rows: Option<u32>,
 }
 
 impl Default for TrainArgs {
@@ -196,6 +236,7 @@ impl Default for TrainArgs {
             max_grad_norm: 1.0,
             label_smoothing_factor: 0.0,
             z_loss: 0.0,
+            loss_chunk_rows: None,
         }
     }
 }

@@ -103,6 +103,9 @@ impl Bench<'_> {
             threads: self.setup.threads,
             device: case.device.clone(),
             precision: case.precision,
+            recompute: case.recompute,
+            offload: case.offload,
+            memory_limit_gb: case.memory_limit_gb,
             save_weights: Some(dir.join("weights.safetensors")),
         }
     }

@@ -33,13 +33,10 @@ pub fn expand(raw: &Raw, source: &Source, seams: &Seams) -> Result<Vec<Case>> {
     for (arm, def) in &raw.arms.0 {
         let kernels = match def.runner {
             Runner::Native => seams.resolve(&def.kernels, source)?,
-            other if !def.precision.is_default() => {
-                let what = format!("runner '{}' has no choice of number formats", other.name());
-                return Err(source
-                    .error(Exit::Usage, arm.place, what)
-                    .hint("take `precision` out, or use `runner: native`"));
+            other => {
+                only_native(arm, def, source)?;
+                no_kernels(&def.kernels, other, source)?
             }
-            other => no_kernels(&def.kernels, other, source)?,
         };
         for combination in combinations(&raw.matrix) {
             let case = Combination { arm: arm.as_str(), values: combination };
@@ -120,6 +117,9 @@ impl Combination<'_> {
             kernels: kernels.clone(),
             device: raw.device.as_ref().map_or("cpu", Word::as_str).to_string(),
             precision: def.precision,
+            recompute: def.recompute,
+            offload: def.offload,
+            memory_limit_gb: def.memory_limit_gb,
             ablation: None,
         })
     }
@@ -176,6 +176,22 @@ fn ablations(raw: &Raw, source: &Source, seams: &Seams, cases: &[Case]) -> Resul
         }
     }
     Ok(made)
+}
+
+/// Settings that other runners do not have are left out.
+fn only_native(arm: &Word, def: &RawArm, source: &Source) -> Result<()> {
+    let given = [
+        ("precision", !def.precision.is_default(), "choice of number formats"),
+        ("recompute", !def.recompute.is_default(), "choice of what it keeps"),
+        ("offload", def.offload, "activations to move to the host"),
+        ("memory_limit_gb", def.memory_limit_gb.is_some(), "plan of memory to limit"),
+    ];
+    match given.into_iter().find(|(_, is_given, _)| *is_given) {
+        None => Ok(()),
+        Some((name, _, lacks)) => Err(source
+            .error(Exit::Usage, arm.place, format!("runner '{}' has no {lacks}", def.runner.name()))
+            .hint(format!("take `{name}` out, or use `runner: native`"))),
+    }
 }
 
 fn no_kernels(given: &Ordered<Word>, runner: Runner, source: &Source) -> Result<BTreeMap<String, String>> {

@@ -2,7 +2,7 @@
 
 use chronibench_protocol::{
     record::Packing,
-    spec::{Measure, PrecisionArgs, Scheduler, TrainArgs},
+    spec::{Measure, PrecisionArgs, Recompute, Scheduler, TrainArgs},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -152,6 +152,15 @@ pub struct RawArm {
     /// Number formats; the arm's own when left out. For the native arm on a GPU.
     #[serde(default, skip_serializing_if = "PrecisionArgs::is_default")]
     pub precision: PrecisionArgs,
+    /// What the native arm keeps from the forward to the backward pass; what memory has room for when left out.
+    #[serde(default, skip_serializing_if = "Recompute::is_default")]
+    pub recompute: Recompute,
+    /// Inputs of the native arm's blocks wait for the backward pass in the host's memory; on a GPU alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub offload: bool,
+    /// Most that the native arm's plan of memory may come to, GB (10⁹ bytes); what is free when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit_gb: Option<f64>,
     /// Script of a `mock` arm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mock: Option<MockScript>,
@@ -274,6 +283,9 @@ pub struct Settings {
     /// Weight of the squared log-partition.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub z_loss: Option<f64>,
+    /// Rows whose logits exist at a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_chunk_rows: Option<u32>,
 }
 
 /// Which parameters train.

@@ -105,6 +105,7 @@ fn overlaid(train: &TrainArgs, s: &Settings) -> TrainArgs {
         max_grad_norm: s.max_grad_norm.unwrap_or(train.max_grad_norm),
         label_smoothing_factor: s.label_smoothing_factor.unwrap_or(train.label_smoothing_factor),
         z_loss: s.z_loss.unwrap_or(train.z_loss),
+        loss_chunk_rows: s.loss_chunk_rows.or(train.loss_chunk_rows),
         ..train.clone()
     }
 }

@@ -108,6 +108,7 @@ impl Arm<'_, '_, '_> {
             },
             settings,
             kernel_plan: BTreeMap::new(),
+            chosen: Default::default(),
         }
     }
 

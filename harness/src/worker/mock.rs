@@ -119,6 +119,7 @@ fn hello(spec: &Spec) -> Hello {
         precision: Precision::f32(),
         settings,
         kernel_plan: BTreeMap::new(),
+        chosen: Default::default(),
     }
 }
 

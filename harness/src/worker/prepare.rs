@@ -92,6 +92,9 @@ fn pretraining(spec: &PrepareSpec, w: &PrepareWeights, p: &Pretrain, random: &Pa
         threads: spec.threads,
         device: "cpu".into(),
         precision: PrecisionArgs::default(),
+        recompute: Default::default(),
+        offload: false,
+        memory_limit_gb: None,
         save_weights: Some(w.path.clone()),
     }
 }

@@ -8,12 +8,16 @@
 //! | `source.rs`, `module.rs` | the text of a unit, its library |
 //! | `machine.rs` | memory, and captures that run again |
 //! | `streams.rs` | launches and copies beside them, in the order that marks give |
+//! | `clock.rs` | a time that depends on what ran alone, for traces |
 //! | `sanitizer.rs` | a test binary once more, under sanitizers |
 //!
 //! Tests of all this are beside those of the kernels. With `CHRONICALS_SANITIZE=1`, and AddressSanitizer's runtime preloaded, kernels run under AddressSanitizer and
 //! UndefinedBehaviorSanitizer, which end the process at a fault; the test `sanitized` does so.
 
+mod capture;
+mod clock;
 mod machine;
+mod memory;
 mod module;
 pub mod sanitizer;
 mod source;
@@ -23,8 +27,10 @@ use std::{alloc::Layout, ptr::NonNull};
 
 use chronicals_kernels::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Product, Products, Ptr};
 
-pub use machine::{Counter, Replay, Training};
-pub use streams::{Arrival, Host, Mark, Memory};
+pub use capture::Replay;
+pub use machine::{Counter, Training};
+pub use memory::{Host, Mark, Memory};
+pub use streams::Arrival;
 
 /// Multiprocessors: few, so that persistent kernels go round more than once.
 const PROCESSORS: u32 = 3;
@@ -85,7 +91,7 @@ pub fn multiply(p: &Product, a: &[f32], b: &[f32], bias: &[f32], c: &mut [f32]) 
     for (batch, (i, j)) in (0..p.batch.count).flat_map(|b| places.clone().map(move |at| (b, at))) {
         let [first_a, first_b, first_c] = p.batch.strides.map(|stride| batch * stride);
         let term = |l| f64::from(a[first_a + p.a.at(i, l)]) * f64::from(b[first_b + p.b.at(l, j)]);
-        let sum: f64 = (0..p.k).map(term).sum();
+        let sum: f64 = f64::from(p.factor.value()) * (0..p.k).map(term).sum::<f64>();
         let at = first_c + i * p.ldc + j;
         let kept = if p.accumulate { f64::from(c[at]) } else { 0.0 };
         let bias = if p.bias { f64::from(bias[j]) } else { 0.0 };

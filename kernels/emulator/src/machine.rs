@@ -4,15 +4,20 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashSet},
-    sync::Arc,
+    ops::Range,
     thread::ThreadId,
 };
 
-use chronicals_kernels::gpu::{Arg, Entry, GpuError, Grid, Launcher, Machine, Needs, Product, Products, Ptr};
+use chronicals_kernels::gpu::{
+    Activity, Arg, Entry, GpuError, Grid, Launcher, Limits, Machine, Needs, Product, Products, Ptr, Tracer,
+};
 
 use crate::{
-    Block, Emulator,
-    streams::{Arrival, Host, Mark, Memory, Shared, Step},
+    Block, Emulator, Replay,
+    capture::Capture,
+    clock::{Clock, LIMITS, Origin},
+    memory::{Host, Mark, Memory},
+    streams::{Arrival, Shared, Step},
 };
 
 /// The emulator with memory, streams and captures. Once a product was tuned, others that were not are errors. A kernel that fails
@@ -21,10 +26,16 @@ use crate::{
 pub struct Training {
     pub(super) streams: Shared,
     /// What is being captured.
-    capture: RefCell<Option<Vec<Step>>>,
+    capture: RefCell<Option<Capture>>,
     taken: Cell<usize>,
     tuned: RefCell<HashSet<Product>>,
+    /// Whether it has nothing that watches.
+    blind: bool,
+    watched: Cell<bool>,
 }
+
+/// What it says it has: as much as a card of 80 GB.
+const MEMORY_BYTES: usize = 80_000_000_000;
 
 /// Counts what a machine sends.
 pub struct Counter(Shared);
@@ -34,12 +45,6 @@ impl Counter {
     pub fn sent(&self) -> usize {
         self.0.sent()
     }
-}
-
-/// Captured work.
-pub struct Replay {
-    steps: Arc<[Step]>,
-    kernels: BTreeMap<String, u64>,
 }
 
 impl Training {
@@ -53,6 +58,11 @@ impl Training {
         let machine = Self::default();
         machine.streams.set_arrival(arrival);
         machine
+    }
+
+    /// One that can be stamped, but not watched.
+    pub fn blind() -> Self {
+        Self { blind: true, ..Self::default() }
     }
 
     /// How often something was sent, for whoever looks on while the machine is lent.
@@ -87,13 +97,25 @@ impl Training {
     /// # Safety
     /// As [`Launcher::launch`].
     unsafe fn put(&self, step: Step) -> Result<(), GpuError> {
-        if let Some(steps) = self.capture.borrow_mut().as_mut() {
-            steps.push(step);
+        if let Some(capture) = self.capture.borrow_mut().as_mut() {
+            capture.launch(step);
             return Ok(());
         }
         // SAFETY: the caller's promise is the same.
-        unsafe { self.streams.launch([step]) };
+        unsafe { self.streams.launch([step], Origin::Launched) };
         Ok(())
+    }
+
+    /// Runs a copy beside the launches, or keeps it.
+    ///
+    /// # Safety
+    /// As [`Machine::put_aside`].
+    unsafe fn beside(&self, step: Step, host: Range<usize>) -> Mark {
+        match self.capture.borrow_mut().as_mut() {
+            Some(capture) => self.streams.captured(capture.beside(step, host)),
+            // SAFETY: the caller's promise is the same.
+            None => unsafe { self.streams.beside(step, host) },
+        }
     }
 
     /// Waiting is an error while something is captured, as it is on a GPU.
@@ -172,6 +194,10 @@ impl Machine for Training {
         0
     }
 
+    fn free_bytes(&self) -> Result<usize, GpuError> {
+        Ok(MEMORY_BYTES.saturating_sub(self.taken.get()))
+    }
+
     fn alloc(&self, bytes: usize) -> Result<Memory, GpuError> {
         self.idle("an allocation")?;
         self.taken.set(self.taken.get() + bytes);
@@ -225,9 +251,37 @@ impl Machine for Training {
         Ok(unsafe { self.streams.send(from, to.block.ptr(), bytes, after) })
     }
 
+    unsafe fn put_aside(&self, from: &Memory, at: usize, to: &Host, bytes: usize) -> Result<Mark, GpuError> {
+        check(from, at, bytes);
+        assert!(bytes <= to.bytes(), "{bytes} bytes to {} of the host", to.bytes());
+        let step = Step::Copy(from.block.ptr().offset(at), to.ptr(), bytes);
+        // SAFETY: that many bytes are there; the rest is the caller's promise.
+        Ok(unsafe { self.beside(step, to.range()) })
+    }
+
+    unsafe fn bring_back(&self, from: &Host, to: &Memory, at: usize, bytes: usize) -> Result<Mark, GpuError> {
+        check(to, at, bytes);
+        assert!(bytes <= from.bytes(), "{bytes} bytes of {} of the host", from.bytes());
+        let step = Step::Copy(from.ptr(), to.block.ptr().offset(at), bytes);
+        // SAFETY: as above.
+        Ok(unsafe { self.beside(step, from.range()) })
+    }
+
     fn follow(&self, mark: &Mark) -> Result<(), GpuError> {
-        self.idle("waiting for a mark")?;
-        self.streams.follow(mark);
+        let mut capture = self.capture.borrow_mut();
+        match (capture.as_mut(), mark.of_capture()) {
+            (None, None) => self.streams.follow(mark),
+            (Some(capture), Some(copy)) => capture.follow(copy),
+            (inside, _) => {
+                let (of, whom) =
+                    if inside.is_some() { ("outside", "a capture") } else { ("a capture", "others") };
+                return Err(GpuError {
+                    what: format!("a mark of {of} means nothing to {whom}"),
+                    at: "emulated capture".into(),
+                    hint: "follow marks where they are made".into(),
+                });
+            }
+        }
         Ok(())
     }
 
@@ -248,30 +302,71 @@ impl Machine for Training {
 
     fn capture(&self, work: &mut dyn FnMut() -> Result<(), GpuError>) -> Result<Replay, GpuError> {
         self.idle("a capture")?;
-        *self.capture.borrow_mut() = Some(Vec::new());
+        *self.capture.borrow_mut() = Some(Capture::default());
         let worked = work();
-        let steps = self.capture.borrow_mut().take().expect("a capture is under way");
+        let capture = self.capture.borrow_mut().take().expect("a capture is under way");
         worked?;
-        let mut kernels = BTreeMap::new();
-        for step in &steps {
-            let name = match step {
-                Step::Launch(entry, ..) => entry.name,
-                Step::Product(..) => "product",
-                Step::Zero(..) | Step::Copy(..) => continue,
-            };
-            *kernels.entry(name.to_string()).or_default() += 1;
-        }
-        Ok(Replay { steps: steps.into(), kernels })
+        capture.end(self.watched.get())
     }
 
     unsafe fn replay(&self, graph: &Replay) -> Result<(), GpuError> {
         self.idle("a replay")?;
         // SAFETY: the caller's promise: the operands are alive.
-        unsafe { self.streams.launch(graph.steps.clone()) };
+        unsafe { self.streams.replay(&graph.pieces, graph.origin) };
         Ok(())
+    }
+
+    fn tracer(&self) -> &dyn Tracer {
+        self
     }
 
     fn kernels<'g>(&self, graph: &'g Replay) -> &'g BTreeMap<String, u64> {
         &graph.kernels
+    }
+}
+
+impl Tracer for Training {
+    fn limits(&self) -> Result<Limits, GpuError> {
+        Ok(LIMITS)
+    }
+
+    fn watcher(&self) -> Result<String, GpuError> {
+        if self.blind {
+            let (what, hint) = ("nothing watches this machine", "stamp its launches");
+            return Err(GpuError { what: what.into(), at: "emulated clock".into(), hint: hint.into() });
+        }
+        Ok("emulated clock".into())
+    }
+
+    fn watch(&self) -> Result<(), GpuError> {
+        self.watcher()?;
+        self.idle("a watch")?;
+        self.watched.set(true);
+        self.streams.clock(Clock::watch)
+    }
+
+    fn forget(&self) -> Result<(), GpuError> {
+        self.idle("forgetting")?;
+        self.streams.clock(|clock| drop(clock.seen()))
+    }
+
+    fn seen(&self) -> Result<Vec<Activity>, GpuError> {
+        self.idle("ending a watch")?;
+        self.watched.set(false);
+        self.streams.clock(|clock| {
+            clock.end();
+            clock.seen()
+        })
+    }
+
+    fn stamp(&self) -> Result<(), GpuError> {
+        self.idle("a stamp")?;
+        // SAFETY: it reads the clock alone.
+        unsafe { self.put(Step::Stamp) }
+    }
+
+    fn stamps(&self) -> Result<Vec<u64>, GpuError> {
+        self.idle("reading stamps")?;
+        self.streams.clock(Clock::stamps)
     }
 }

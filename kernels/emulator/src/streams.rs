@@ -3,14 +3,19 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    ops::{Deref, DerefMut, Range},
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::ThreadId,
 };
 
-use chronicals_kernels::gpu::{Arg, Entry, GpuError, Grid, Launcher, Product, Products, Ptr, Wait};
+use chronicals_kernels::gpu::{Arg, Entry, GpuError, Grid, Launcher, Product, Products, Ptr};
 
-use crate::{Block, Emulator};
+use crate::{
+    Block, Emulator,
+    capture::Piece,
+    clock::{Clock, Origin},
+    memory::{At, Host, Mark},
+};
 
 /// When what is sent arrives, of all times that the marks allow. What is right is so with either.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,6 +34,8 @@ pub(super) enum Step {
     Product(Product, [Ptr; 4]),
     Zero(Ptr, usize),
     Copy(Ptr, Ptr, usize),
+    /// Reads the clock.
+    Stamp,
 }
 
 impl Step {
@@ -48,31 +55,32 @@ impl Step {
                     address(*to).copy_from(address(*from), *len);
                     Ok(())
                 }
+                Step::Stamp => Ok(()),
             }
         }
     }
 }
 
-fn address(at: Ptr) -> *mut u8 {
+pub(super) fn address(at: Ptr) -> *mut u8 {
     std::ptr::with_exposed_provenance_mut(at.0 as usize)
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Line {
+pub(super) enum Line {
     Launches,
     Copies,
 }
 
 /// So much of a stream.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+pub(super) struct Place {
     line: Line,
     count: usize,
 }
 
 /// What is on a stream.
 enum Work {
-    Steps(Arc<[Step]>),
+    Steps(Arc<[Step]>, Origin),
     /// Steps that read or write host memory.
     OfHost(Step, Range<usize>),
     Follow(Place),
@@ -97,9 +105,10 @@ pub(super) struct Streams {
     launches: Stream,
     copies: Stream,
     arrival: Arrival,
-    failed: Option<GpuError>,
+    pub(super) failed: Option<GpuError>,
+    clock: Clock,
     sent: usize,
-    writers: HashSet<ThreadId>,
+    pub(super) writers: HashSet<ThreadId>,
 }
 
 impl Streams {
@@ -113,6 +122,13 @@ impl Streams {
     fn put(&mut self, line: Line, work: Work) {
         self.of(line).waiting.push_back(work);
         self.hurry();
+    }
+
+    fn beside(&mut self, step: Step, host: Range<usize>) -> Place {
+        let behind = self.end(Line::Launches);
+        self.put(Line::Copies, Work::Follow(behind));
+        self.put(Line::Copies, Work::OfHost(step, host));
+        self.end(Line::Copies)
     }
 
     /// The end of a stream as it is now.
@@ -130,7 +146,7 @@ impl Streams {
     }
 
     /// Runs the streams up to a place, and as much of the other one as that waits for. Behind a failure nothing runs.
-    fn reach(&mut self, place: Place) {
+    pub(super) fn reach(&mut self, place: Place) {
         while !self.has_passed(place) {
             let next = self.of(place.line).waiting.front().and_then(Work::awaited);
             match next.filter(|other| !self.has_passed(*other)) {
@@ -143,15 +159,16 @@ impl Streams {
 
     fn advance(&mut self, line: Line) {
         let work = self.of(line).waiting.pop_front().expect("a place is on its stream");
-        let steps = match &work {
-            Work::Steps(steps) => &**steps,
-            Work::OfHost(step, _) => std::slice::from_ref(step),
-            Work::Follow(_) => &[],
+        let (steps, origin) = match &work {
+            Work::Steps(steps, origin) => (&**steps, *origin),
+            Work::OfHost(step, _) => (std::slice::from_ref(step), Origin::Launched),
+            Work::Follow(_) => (&[][..], Origin::Launched),
         };
         for step in steps {
             if self.failed.is_none() {
                 // SAFETY: who put it there promised that it may run until it is waited for.
                 self.failed = unsafe { step.run() }.err();
+                self.clock.ran(step, line, origin);
             }
         }
         self.of(line).done += 1;
@@ -169,7 +186,7 @@ impl Streams {
     }
 
     /// Whether work that waits has to do with host memory.
-    fn touches(&self, host: &Range<usize>) -> bool {
+    pub(super) fn touches(&self, host: &Range<usize>) -> bool {
         let of_host =
             |work: &Work| matches!(work, Work::OfHost(_, r) if r.start < host.end && host.start < r.end);
         self.launches.waiting.iter().chain(&self.copies.waiting).any(of_host)
@@ -181,7 +198,7 @@ impl Streams {
 pub(super) struct Shared(Arc<Mutex<Streams>>);
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Streams> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Streams> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -193,8 +210,17 @@ impl Shared {
     ///
     /// # Safety
     /// As [`Launcher::launch`], of each.
-    pub(super) unsafe fn launch(&self, steps: impl Into<Arc<[Step]>>) {
-        self.lock().put(Line::Launches, Work::Steps(steps.into()));
+    pub(super) unsafe fn launch(&self, steps: impl Into<Arc<[Step]>>, origin: Origin) {
+        self.lock().put(Line::Launches, Work::Steps(steps.into(), origin));
+    }
+
+    /// The clock, when everything has run.
+    ///
+    /// # Errors
+    /// Something failed.
+    pub(super) fn clock<T>(&self, f: impl FnOnce(&mut Clock) -> T) -> Result<T, GpuError> {
+        self.finish()?;
+        Ok(f(&mut self.lock().clock))
     }
 
     /// Waits for everything.
@@ -208,11 +234,41 @@ impl Shared {
     }
 
     pub(super) fn mark(&self) -> Mark {
-        Mark { place: self.lock().end(Line::Launches), streams: self.clone() }
+        Mark { at: At::Place(self.lock().end(Line::Launches)), streams: self.clone() }
     }
 
     pub(super) fn follow(&self, mark: &Mark) {
-        self.lock().put(Line::Launches, Work::Follow(mark.place));
+        self.lock().put(Line::Launches, Work::Follow(mark.place()));
+    }
+
+    /// A copy beside later launches, behind those so far.
+    ///
+    /// # Safety
+    /// As `Machine::put_aside`.
+    pub(super) unsafe fn beside(&self, step: Step, host: Range<usize>) -> Mark {
+        let place = self.lock().beside(step, host);
+        Mark { at: At::Place(place), streams: self.clone() }
+    }
+
+    /// The mark of a copy of a capture.
+    pub(super) fn captured(&self, copy: usize) -> Mark {
+        Mark { at: At::Captured(copy), streams: self.clone() }
+    }
+
+    /// Puts captured work behind the launches, and its copies beside them.
+    ///
+    /// # Safety
+    /// As `Machine::replay`.
+    pub(super) unsafe fn replay(&self, pieces: &[Piece], origin: Origin) {
+        let mut streams = self.lock();
+        let mut copies = Vec::new();
+        for piece in pieces {
+            match piece {
+                Piece::Launches(steps) => streams.put(Line::Launches, Work::Steps(steps.clone(), origin)),
+                Piece::Beside(step, host) => copies.push(streams.beside(step.clone(), host.clone())),
+                Piece::Follow(copy) => streams.put(Line::Launches, Work::Follow(copies[*copy])),
+            }
+        }
     }
 
     /// # Safety
@@ -221,11 +277,11 @@ impl Shared {
         let mut streams = self.lock();
         streams.sent += 1;
         if let Some(after) = after {
-            streams.put(Line::Copies, Work::Follow(after.place));
+            streams.put(Line::Copies, Work::Follow(after.place()));
         }
         let step = Step::Copy(from.block.ptr(), to, bytes);
         streams.put(Line::Copies, Work::OfHost(step, from.range()));
-        Mark { place: streams.end(Line::Copies), streams: self.clone() }
+        Mark { at: At::Place(streams.end(Line::Copies)), streams: self.clone() }
     }
 
     /// # Safety
@@ -248,147 +304,5 @@ impl Shared {
     }
 }
 
-/// A point in the order of a stream.
-pub struct Mark {
-    place: Place,
-    streams: Shared,
-}
-
-impl Wait for Mark {
-    fn wait(&self) -> Result<(), GpuError> {
-        let mut streams = self.streams.lock();
-        streams.reach(self.place);
-        streams.failed.clone().map_or(Ok(()), Err)
-    }
-}
-
-/// Memory of the host that copies read and write. It is an error to touch or to free it before those have passed.
-pub struct Host {
-    block: Block,
-    streams: Shared,
-}
-
-// SAFETY: it is memory and nothing else, which its owner alone reaches.
-unsafe impl Send for Host {}
-
-impl Host {
-    fn range(&self) -> Range<usize> {
-        let begin = self.block.ptr().0 as usize;
-        begin..begin + self.block.len()
-    }
-
-    fn check(&self, what: &str) {
-        let busy = self.streams.lock().touches(&self.range());
-        assert!(!busy, "host memory is {what} while a copy of it waits");
-    }
-}
-
-impl Deref for Host {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        self.check("read");
-        // SAFETY: as many bytes were allocated and written; no copy has them.
-        unsafe { std::slice::from_raw_parts(address(self.block.ptr()), self.block.len()) }
-    }
-}
-
-impl DerefMut for Host {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        self.check("written");
-        self.streams.lock().writers.insert(std::thread::current().id());
-        // SAFETY: as above.
-        unsafe { std::slice::from_raw_parts_mut(address(self.block.ptr()), self.block.len()) }
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            self.check("freed");
-        }
-    }
-}
-
-/// Memory of the machine. Who frees it waits for what may use it, as on a GPU.
-pub struct Memory {
-    pub(super) block: Block,
-    pub(super) streams: Shared,
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // A failure is told to whoever waits next.
-        let _ = self.streams.finish();
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use chronicals_kernels::gpu::Machine;
-
-    use super::*;
-    use crate::Training;
-
-    /// The two bytes that were read of what was sent, where the launches wait for it or not, and what is sent waits for the read
-    /// before it or not.
-    fn sent(arrival: Arrival, [follows, waits]: [bool; 2]) -> [u8; 2] {
-        let machine = Training::arriving(arrival);
-        let [staging, batch] = [(); 2].map(|()| machine.alloc(1).unwrap());
-        let mut taken = None;
-        let read = [1, 2].map(|byte| {
-            let mut block = machine.host(1).unwrap();
-            block[0] = byte;
-            let mut read = machine.host(1).unwrap();
-            // SAFETY: the host memory is kept until everything has passed; the order is the test.
-            unsafe {
-                let arrived = machine.send(&block, &staging, 1, taken.as_ref().filter(|_| waits)).unwrap();
-                if follows {
-                    machine.follow(&arrived).unwrap();
-                }
-                machine.copy(&staging, &batch, 1).unwrap();
-                machine.receive(&batch, 0, &mut read).unwrap();
-            }
-            taken = Some(machine.mark().unwrap());
-            (block, read)
-        });
-        machine.streams.finish().unwrap();
-        read.map(|(_, read)| read[0])
-    }
-
-    #[test]
-    fn a_mark_that_is_missing_shows() {
-        for arrival in [Arrival::Late, Arrival::Early] {
-            assert_eq!(sent(arrival, [true, true]), [1, 2], "{arrival:?}");
-        }
-        assert_eq!(sent(Arrival::Late, [false, true]), [0, 0]);
-        assert_eq!(sent(Arrival::Early, [true, false]), [2, 2]);
-    }
-
-    #[test]
-    #[should_panic(expected = "written while a copy of it waits")]
-    fn host_memory_is_not_written_under_a_copy() {
-        let machine = Training::new();
-        let (memory, mut block) = (machine.alloc(1).unwrap(), machine.host(1).unwrap());
-        // SAFETY: nothing runs: the test writes to it, and that is refused.
-        unsafe { drop(machine.send(&block, &memory, 1, None).unwrap()) };
-        block[0] = 1;
-    }
-
-    #[test]
-    fn another_thread_can_wait() {
-        let machine = Training::new();
-        let (memory, mut block) = (machine.alloc(1).unwrap(), machine.host(1).unwrap());
-        block[0] = 7;
-        // SAFETY: the block is written to when the copy has passed.
-        let arrived = unsafe { machine.send(&block, &memory, 1, None).unwrap() };
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
-                arrived.wait().unwrap();
-                block[0] = 8;
-            });
-        });
-        assert_eq!(machine.read(&memory, 0, 1).unwrap(), [7]);
-        assert_eq!(machine.writers().len(), 2);
-    }
-}
+mod tests;

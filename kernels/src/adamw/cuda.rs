@@ -28,7 +28,7 @@
 //!   Apart from that, both are unbiased.
 
 use super::Hyper;
-use crate::gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit, le_bytes};
+use crate::gpu::{Arg, Cost, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit, le_bytes};
 
 /// `kernel.cu`.
 pub static UNIT: Unit = Unit {
@@ -150,6 +150,18 @@ impl State {
         }
     }
 
+    /// Bytes of `n` parameters' state: read and written, but a copy only written.
+    fn bytes(&self, n: usize, elem: Elem) -> u64 {
+        let copied = |copy: Ptr| if copy == Ptr::NULL { 0 } else { elem.bytes() };
+        let (each, of_blocks) = match *self {
+            State::Master { copy, .. } => (2 * (4 + 4 + 4) + copied(copy), 0),
+            State::Rounded { .. } => (2 * 3 * elem.bytes(), 0),
+            State::MasterQuantised { copy, .. } => (2 * (4 + 1 + 1) + copied(copy), 2 * 8),
+            State::RoundedQuantised { .. } => (2 * (elem.bytes() + 1 + 1), 2 * 8),
+        };
+        (each * n + of_blocks * scales(n)) as u64
+    }
+
     /// p, copy, m, v, scales of m, scales of v.
     fn pointers(&self) -> [Ptr; 6] {
         let none = Ptr::NULL;
@@ -239,9 +251,12 @@ pub unsafe fn norm(
     let blocks = n.div_ceil(8 * THREADS as usize).min(norm_scratch_floats(on.processors())) as u32;
     let grid = Grid { blocks: (blocks, 1), threads: THREADS, shared: 0 };
     let args = [Arg::Ptr(g), Arg::Ptr(scratch), Arg::I64(n as i64)];
+    let gradient = if of_elem { elem.bytes() } else { 4 };
+    on.costs(Cost::bytes((gradient * n + 4 * blocks as usize) as u64));
     // SAFETY: the caller's promise is the same; there are no more blocks than scratch has floats.
     unsafe { on.launch(UNIT.entry(name, elem), grid, &args)? };
     let args = [Arg::Ptr(scratch), Arg::Ptr(clip), Arg::I32(blocks as i32), Arg::F32(max_norm)];
+    on.costs(Cost::bytes(4 * u64::from(blocks) + CLIP_BYTES as u64));
     // SAFETY: as above.
     unsafe {
         on.launch(UNIT.entry("adamw_clip", elem), Grid { blocks: (1, 1), threads: THREADS, shared: 0 }, &args)
@@ -275,6 +290,8 @@ pub unsafe fn update(
     let warps = n.div_ceil(BLOCK);
     let grid =
         Grid { blocks: (warps.div_ceil(THREADS as usize / 32) as u32, 1), threads: THREADS, shared: 0 };
+    let gradient = if of_elem { elem.bytes() } else { 4 };
+    on.costs(Cost::bytes(state.bytes(n, elem) + (gradient * n) as u64));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(UNIT.entry(state.entries()[usize::from(of_elem)], elem), grid, &args) }
 }

@@ -20,7 +20,7 @@ pub use mma::UNIT as MMA;
 pub use plain::UNIT as PLAIN;
 
 use super::Shape;
-use crate::gpu::{Elem, GpuError, Launcher, Needs, Ptr};
+use crate::gpu::{Cost, Elem, GpuError, Launcher, Needs, Ptr};
 
 /// Which kernels run. The caller chooses; none stands in for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,6 +85,31 @@ impl Path {
 /// Floats of scratch that [`backward`] needs: δ.
 pub fn scratch_floats(tokens: usize, shape: Shape) -> usize {
     tokens * shape.heads
+}
+
+/// A kernel of attention.
+#[derive(Clone, Copy)]
+enum Kernel {
+    Forward,
+    /// δ, and the gradient of the queries.
+    ByQueries,
+    /// The gradients of keys and values.
+    ByKeys,
+}
+
+impl Kernel {
+    /// Each operand once, and the products over what the mask leaves: two forward, three by queries and four by keys, since both
+    /// compute the scores anew.
+    fn cost(self, elem: Elem, documents: &Documents, shape: Shape) -> Cost {
+        let (queries, packed, all) = (shape.out(), shape.packed(), documents.tokens as u64);
+        let (columns, floats, products) = match self {
+            Kernel::Forward => (packed + queries, shape.heads, 2),
+            Kernel::ByQueries => (packed + 3 * queries, 2 * shape.heads, 3),
+            Kernel::ByKeys => (2 * packed, 2 * shape.heads, 4),
+        };
+        let bytes = all * (elem.bytes() * columns + 4 * floats) as u64;
+        Cost { bytes, flops: 0, flops_a_pair: 2 * products * queries as u64 }
+    }
 }
 
 /// What the backward pass reads, and the scratch for its delta.

@@ -46,12 +46,12 @@ pub const TESTS: [Case; 4] = [
 pub const BENCHES: [Case; 2] = [case("1024x192", 1024, 4096, 192, 1), case("4096x192", 4096, 4096, 192, 2)];
 
 /// Ids, x, and each of the `distinct` rows of the table once.
-fn forward_bytes(tokens: usize, distinct: usize, hidden: usize, element: usize) -> u64 {
+pub fn forward_bytes(tokens: usize, distinct: usize, hidden: usize, element: usize) -> u64 {
     (4 * tokens + element * (tokens + distinct) * hidden) as u64
 }
 
 /// Ids, dx, and each of the `distinct` rows of the table's gradient, f32, read and written.
-fn backward_bytes(tokens: usize, distinct: usize, hidden: usize, element: usize) -> u64 {
+pub fn backward_bytes(tokens: usize, distinct: usize, hidden: usize, element: usize) -> u64 {
     (4 * tokens + (element * tokens + 8 * distinct) * hidden) as u64
 }
 

@@ -7,7 +7,8 @@
 
 use std::cmp::Reverse;
 
-use crate::gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit};
+use super::cases::{backward_bytes, forward_bytes};
+use crate::gpu::{Arg, Cost, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit};
 
 /// `kernel.cu`.
 pub static UNIT: Unit = Unit {
@@ -144,6 +145,9 @@ pub unsafe fn forward(
     let blocks = packs.div_ceil(GATHER_THREADS * GATHER_PACKS) as u32;
     let grid = Grid { blocks: (blocks, 1), threads: GATHER_THREADS as u32, shared: 0 };
     let args = [[ids_T, table_VD, x_TD].map(Arg::Ptr).as_slice(), &extent(shape)].concat();
+    let Shape { tokens, vocabulary, hidden } = shape;
+    // Rows of ids that come again are read again: from the cache, where they are few.
+    on.costs(Cost::bytes(forward_bytes(tokens, tokens.min(vocabulary), hidden, elem.bytes())));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(UNIT.entry("embedding_gather", elem), grid, &args) }
 }
@@ -168,6 +172,9 @@ pub unsafe fn backward(
     let threads = (shape.hidden / 8).next_multiple_of(32).min(256) as u32;
     let grid = |blocks: usize| Grid { blocks: (blocks as u32, 1), threads, shared: 0 };
     let args = [[index, dx_TD, dtable_VD, scratch].map(Arg::Ptr).as_slice(), &extent(shape)].concat();
+    let Shape { tokens, vocabulary, hidden } = shape;
+    // As if no id came twice: which do is known to the index alone, and changes from batch to batch.
+    on.costs(Cost::bytes(backward_bytes(tokens, tokens.min(vocabulary), hidden, elem.bytes())));
     // SAFETY: the caller's promise is the same; an index has at most T pieces.
     unsafe { on.launch(UNIT.entry("embedding_scatter", elem), grid(shape.tokens), &args)? };
     let long = most_long(shape.tokens);
@@ -175,6 +182,8 @@ pub unsafe fn backward(
         return Ok(());
     }
     let args = [[index, scratch, dtable_VD].map(Arg::Ptr).as_slice(), &extent(shape)].concat();
+    // The index alone; how many of the blocks have something to add changes from batch to batch.
+    on.costs(Cost::bytes(4 * 3 * long as u64));
     // SAFETY: as above.
     unsafe { on.launch(UNIT.entry("embedding_combine", elem), grid(long), &args) }
 }

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use cudarc::driver::{CudaContext, DriverError, result};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 
 use super::{Buffer, Gpu, GpuError, events::Event};
 
@@ -93,6 +93,65 @@ impl Gpu {
         // SAFETY: both are as long; the rest is the caller's promise.
         unsafe { result::memcpy_htod_async(address, &from[..bytes], stream.cu_stream()) }.map_err(failed)?;
         Event::behind(stream, true)
+    }
+
+    /// Copies from a buffer to the beginning of host memory beside later launches. Both ways can be captured: the copies' stream joins
+    /// the capture by the launches' event, and is back in it once these wait for the last mark.
+    ///
+    /// # Safety
+    /// Until the mark has passed the host memory is neither touched nor freed, and launches that write the bytes follow it.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    ///
+    /// # Panics
+    /// If either is shorter.
+    pub unsafe fn put_aside(
+        &self,
+        from: &Buffer,
+        at: usize,
+        to: &Pinned,
+        bytes: usize,
+    ) -> Result<Event, GpuError> {
+        let address = from.span(at, bytes);
+        assert!(bytes <= to.len, "{bytes} bytes to {} of the host", to.len);
+        let stream = self.behind_launches()?;
+        // SAFETY: the host memory has so many bytes, which nobody else looks at until the copy has passed, as the caller promises.
+        let to = unsafe { std::slice::from_raw_parts_mut(to.at.as_ptr(), bytes) };
+        // SAFETY: both are as long; the rest is the caller's promise.
+        unsafe { result::memcpy_dtoh_async(to, address, stream.cu_stream()) }.map_err(failed)?;
+        Event::behind(stream, false)
+    }
+
+    /// The way back.
+    ///
+    /// # Safety
+    /// As [`put_aside`](Self::put_aside); launches that touch the bytes follow the mark.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    ///
+    /// # Panics
+    /// As [`put_aside`](Self::put_aside).
+    pub unsafe fn bring_back(
+        &self,
+        from: &Pinned,
+        to: &Buffer,
+        at: usize,
+        bytes: usize,
+    ) -> Result<Event, GpuError> {
+        let address = to.span(at, bytes);
+        let stream = self.behind_launches()?;
+        // SAFETY: both are as long; the rest is the caller's promise.
+        unsafe { result::memcpy_htod_async(address, &from[..bytes], stream.cu_stream()) }.map_err(failed)?;
+        Event::behind(stream, false)
+    }
+
+    /// The copies' stream, which waits for every launch so far.
+    fn behind_launches(&self) -> Result<&CudaStream, GpuError> {
+        self.bind()?;
+        Event::behind(self.launches(), false)?.ahead_of(self.copies())?;
+        Ok(self.copies())
     }
 
     /// Copies to host memory in order with the launches; it is there when a later [`mark`](Self::mark) has passed.

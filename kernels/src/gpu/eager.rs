@@ -4,7 +4,7 @@
 //! An operation is written once, as a list of operators over `Operators`. With a launcher the list runs; without one it is
 //! only counted: the bytes of a report, and of the scratch, are those of the launches.
 
-use super::{Arg, Elem, GpuError, Grid, Launcher, Ptr, Unit};
+use super::{Arg, Cost, Elem, GpuError, Grid, Launcher, Ptr, Unit};
 
 /// Threads of a block, as `THREADS` in the kernels, and vectors of a thread, as `ITEMS`.
 const THREADS: u32 = 256;
@@ -170,6 +170,9 @@ impl<'a> Operators<'a> {
     pub(crate) fn recount_reads(&mut self, recount: impl FnOnce(u64) -> u64) {
         let read = &mut self.passes.last_mut().expect("a pass").read;
         *read = recount(*read);
+        if let (Some(on), Some(pass)) = (self.on, self.passes.last()) {
+            on.cost(Cost::bytes(pass.read + pass.written));
+        }
     }
 
     /// Frees all of the scratch for what follows.
@@ -346,6 +349,7 @@ impl<'a> Operators<'a> {
         self.passes.push(Pass { kernel, read, written });
         let unit = self.units.iter().find(|u| u.entries.contains(&kernel)).expect("a kernel of the units");
         let Some(on) = self.on else { return Ok(()) };
+        on.costs(Cost::bytes(read + written));
         // SAFETY: the caller's promise is the same.
         unsafe { on.launch(unit.entry(kernel, self.elem), grid, args) }
     }

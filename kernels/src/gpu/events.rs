@@ -59,16 +59,23 @@ fn failed(e: DriverError) -> GpuError {
 }
 
 /// An event that has the time.
-struct Timer(sys::CUevent);
+pub(super) struct Timer(sys::CUevent);
 
 impl Timer {
-    fn new() -> Result<Self, DriverError> {
+    pub(super) fn new() -> Result<Self, DriverError> {
         result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map(Self)
     }
 
-    fn record(&self, stream: &CudaStream) -> Result<(), DriverError> {
+    pub(super) fn record(&self, stream: &CudaStream) -> Result<(), DriverError> {
         // SAFETY: event and stream are alive and of the current context.
         unsafe { result::event::record(self.0, stream.cu_stream()) }
+    }
+
+    /// Seconds up to a later event; both were recorded, and have passed.
+    pub(super) fn until(&self, later: &Timer) -> Result<f64, DriverError> {
+        // SAFETY: both events are alive; that they have passed is checked by the driver.
+        let milliseconds = unsafe { result::event::elapsed(self.0, later.0) }?;
+        Ok(f64::from(milliseconds) / 1e3)
     }
 }
 
@@ -106,8 +113,6 @@ impl Gpu {
         work()?;
         end.record(self.launches()).map_err(failed)?;
         self.synchronise()?;
-        // SAFETY: both events were recorded, and the stream has passed them.
-        let milliseconds = unsafe { result::event::elapsed(begin.0, end.0) }.map_err(failed)?;
-        Ok(f64::from(milliseconds) / 1e3)
+        begin.until(&end).map_err(failed)
     }
 }

@@ -1,6 +1,6 @@
 //! What a launch is, whoever runs it.
 
-use super::GpuError;
+use super::{Cost, GpuError};
 
 /// Element type of activations, weights and their gradients. Sums and statistics are f32 in either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -201,6 +201,12 @@ pub trait Launcher {
         // SAFETY: the caller's promise is the same.
         unsafe { self.launch(entry, grid, args) }
     }
+
+    /// Says what the next launch moves and computes, for whoever keeps an account; every launch of a step says it.
+    fn costs(&self, _next: Cost) {}
+
+    /// Corrects what was said of the last launch.
+    fn cost(&self, _last: Cost) {}
 
     /// Multiprocessors: how many blocks of a persistent kernel are worth having, times what fits on one.
     fn processors(&self) -> u32;

@@ -47,6 +47,15 @@ pub const LIBRARIES: [Library; 3] = [
     },
 ];
 
+/// What tells when kernels ran; nothing needs it but a trace.
+pub const CUPTI: Library = Library {
+    name: "libcupti",
+    files: &["libcupti.so.13", "libcupti.so.12", "libcupti.so"],
+    companions: &[],
+    purpose: "tracing kernels",
+    hint: "install the CUDA toolkit, or `pip install nvidia-cuda-cupti`; or take --profile-by events",
+};
+
 /// A library, and the file it was opened from.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -63,6 +72,18 @@ pub fn probe() -> &'static [Found] {
         let folders = folders("lib64", "lib");
         LIBRARIES.map(|library| Found { file: open(&library, &folders), library }).into()
     })
+}
+
+/// Looks for [`CUPTI`], once a process; what is found stays open.
+pub fn cupti() -> Option<&'static Path> {
+    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let search = || {
+        // A toolkit has it in a folder of its own too.
+        let of_toolkit = entries(Path::new("/usr/local"), "cuda").into_iter();
+        let own = of_toolkit.map(|cuda| cuda.join("extras/CUPTI/lib64"));
+        open(&CUPTI, &own.chain(folders("lib64", "lib")).collect::<Vec<_>>())
+    };
+    FOUND.get_or_init(search).as_deref()
 }
 
 /// An error that names the first of `names` that is missing.

@@ -1,13 +1,11 @@
 //! What a training needs of a device: memory, launches, products, and work that is kept and run again.
 
+mod cuda;
+
 use std::{collections::BTreeMap, ops::DerefMut};
 
-use super::{
-    Buffer, Entry, Gpu, GpuError, Graph, Launcher, Needs, Pinned, Product, Products, Ptr,
-    compile::Cache,
-    events::Event,
-    matmul::{Matmul, WORKSPACE_BYTES},
-};
+pub use self::cuda::Cuda;
+use super::{Entry, GpuError, Launcher, Needs, Product, Products, Ptr, Tracer};
 
 /// A point in the order of what a machine does.
 pub trait Wait: Send {
@@ -55,6 +53,12 @@ pub trait Machine {
 
     /// Memory that products keep for themselves, bytes.
     fn workspace_bytes(&self) -> usize;
+
+    /// Memory that is left, bytes.
+    ///
+    /// # Errors
+    /// The device does not tell.
+    fn free_bytes(&self) -> Result<usize, GpuError>;
 
     /// Memory of zeros, 16-byte aligned.
     ///
@@ -124,6 +128,45 @@ pub trait Machine {
         after: Option<&Self::Mark>,
     ) -> Result<Self::Mark, GpuError>;
 
+    /// Copies bytes from byte `at` of memory to the beginning of host memory, behind every launch so far and in order with whatever
+    /// else is sent, put aside or brought back, but beside later launches: those wait that [follow](Self::follow) the mark. It can
+    /// be captured; the work then follows the last of its marks before it ends.
+    ///
+    /// # Safety
+    /// Until the mark has passed nobody looks at the host memory or frees it, and launches that write the bytes follow the mark. A
+    /// mark of a capture is followed in the same capture alone.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    ///
+    /// # Panics
+    /// If either is shorter.
+    unsafe fn put_aside(
+        &self,
+        from: &Self::Memory,
+        at: usize,
+        to: &Self::Host,
+        bytes: usize,
+    ) -> Result<Self::Mark, GpuError>;
+
+    /// The way back of [`put_aside`](Self::put_aside), in the same order.
+    ///
+    /// # Safety
+    /// As there; launches that touch the bytes follow the mark.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    ///
+    /// # Panics
+    /// As there.
+    unsafe fn bring_back(
+        &self,
+        from: &Self::Host,
+        to: &Self::Memory,
+        at: usize,
+        bytes: usize,
+    ) -> Result<Self::Mark, GpuError>;
+
     /// Later launches wait for a mark.
     ///
     /// # Errors
@@ -166,132 +209,9 @@ pub trait Machine {
     /// As [`write`](Self::write).
     unsafe fn replay(&self, graph: &Self::Graph) -> Result<(), GpuError>;
 
+    /// Its clocks.
+    fn tracer(&self) -> &dyn Tracer;
+
     /// Its kernels by name, and how many of each.
     fn kernels<'g>(&self, graph: &'g Self::Graph) -> &'g BTreeMap<String, u64>;
-}
-
-/// A GPU with cuBLASLt.
-pub struct Cuda {
-    gpu: &'static Gpu,
-    products: Matmul<'static>,
-}
-
-impl Cuda {
-    /// Opens a GPU and the libraries. The GPU stays open until the process ends: graphs and products borrow it, and a
-    /// process trains on one.
-    ///
-    /// # Errors
-    /// There is no such GPU, it is older than sm_80, or a library is missing.
-    pub fn open(ordinal: usize) -> Result<Self, GpuError> {
-        super::library::require(&["libcuda", "libnvrtc", "libcublasLt"])?;
-        let gpu: &'static Gpu = Box::leak(Box::new(Gpu::open(ordinal, Cache::of_user())?));
-        Ok(Self { gpu, products: Matmul::new(gpu, Cache::folder("products"))? })
-    }
-
-    /// The GPU.
-    pub fn gpu(&self) -> &'static Gpu {
-        self.gpu
-    }
-}
-
-impl Machine for Cuda {
-    type Memory = Buffer;
-    type Host = Pinned;
-    type Mark = Event;
-    type Graph = Graph<'static>;
-
-    fn name(&self) -> String {
-        self.gpu.name()
-    }
-
-    fn launcher(&self) -> &dyn Launcher {
-        self.gpu
-    }
-
-    fn products(&self) -> &dyn Products {
-        &self.products
-    }
-
-    fn tune(&self, product: &Product) -> Result<(), GpuError> {
-        self.products.tune(product)
-    }
-
-    fn load(&self, entry: Entry) -> Result<(), GpuError> {
-        self.gpu.load(entry)
-    }
-
-    fn meets(&self, needs: Needs) -> bool {
-        needs.met_by(self.gpu.arch())
-    }
-
-    fn workspace_bytes(&self) -> usize {
-        WORKSPACE_BYTES
-    }
-
-    fn alloc(&self, bytes: usize) -> Result<Buffer, GpuError> {
-        let buffer = self.gpu.alloc(bytes)?;
-        self.gpu.fill(&buffer, 0)?;
-        Ok(buffer)
-    }
-
-    fn ptr(&self, memory: &Buffer) -> Ptr {
-        memory.ptr()
-    }
-
-    fn write(&self, memory: &Buffer, at: usize, bytes: &[u8]) -> Result<(), GpuError> {
-        self.gpu.write_at(memory, at, bytes)
-    }
-
-    fn read(&self, memory: &Buffer, at: usize, len: usize) -> Result<Vec<u8>, GpuError> {
-        self.gpu.read(memory, at, len)
-    }
-
-    fn zero(&self, memory: &Buffer, at: usize, len: usize) -> Result<(), GpuError> {
-        self.gpu.zero(memory, at, len)
-    }
-
-    fn host(&self, bytes: usize) -> Result<Pinned, GpuError> {
-        self.gpu.pinned(bytes)
-    }
-
-    fn mark(&self) -> Result<Event, GpuError> {
-        self.gpu.mark()
-    }
-
-    unsafe fn send(
-        &self,
-        from: &Pinned,
-        to: &Buffer,
-        bytes: usize,
-        after: Option<&Event>,
-    ) -> Result<Event, GpuError> {
-        // SAFETY: the caller's promise is the same.
-        unsafe { self.gpu.send(from, to, bytes, after) }
-    }
-
-    fn follow(&self, mark: &Event) -> Result<(), GpuError> {
-        self.gpu.follow(mark)
-    }
-
-    fn copy(&self, from: &Buffer, to: &Buffer, bytes: usize) -> Result<(), GpuError> {
-        self.gpu.copy_bytes(from, to, bytes)
-    }
-
-    unsafe fn receive(&self, from: &Buffer, at: usize, to: &mut Pinned) -> Result<(), GpuError> {
-        // SAFETY: the caller's promise is the same.
-        unsafe { self.gpu.receive(from, at, to) }
-    }
-
-    fn capture(&self, work: &mut dyn FnMut() -> Result<(), GpuError>) -> Result<Graph<'static>, GpuError> {
-        self.gpu.capture(work)
-    }
-
-    unsafe fn replay(&self, graph: &Graph<'static>) -> Result<(), GpuError> {
-        // SAFETY: the caller's promise is the same.
-        unsafe { graph.launch() }
-    }
-
-    fn kernels<'g>(&self, graph: &'g Graph<'static>) -> &'g BTreeMap<String, u64> {
-        graph.kernels()
-    }
 }

@@ -85,7 +85,7 @@ impl<'a> Matmul<'a> {
         if plan.product.bias {
             plan.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.0)?;
         }
-        let (one, beta) = (1.0f32, if plan.product.accumulate { 1.0f32 } else { 0.0 });
+        let (alpha, beta) = (plan.product.factor.value(), if plan.product.accumulate { 1.0f32 } else { 0.0 });
         let [left, right, out] = plan.layouts;
         let at = |p: Ptr| p.0 as *const c_void;
         // SAFETY: descriptors and workspace live as long as the plan and `self`; scalars are read before the call returns;
@@ -94,7 +94,7 @@ impl<'a> Matmul<'a> {
             sys::cublasLtMatmul(
                 self.handle,
                 plan.descriptor,
-                (&raw const one).cast(),
+                (&raw const alpha).cast(),
                 at(b),
                 left,
                 at(a),

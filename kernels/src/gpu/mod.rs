@@ -10,6 +10,7 @@
 //! | [`device`] | memory and streams; runs launches |
 //! | [`events`], [`beside`] | points in the order of a stream; copies that run beside the launches |
 //! | [`graph`] | work that is captured once and run again |
+//! | [`trace`] | what ran and when, what it cost, what the machine can do; [`cupti`] and [`stamps`] are its clocks |
 //! | [`machine`] | all that a training needs of a device |
 //! | [`product`], [`matmul`] | matrix products; by cuBLASLt, planned and tuned |
 //! | [`mod@bench`] | a kernel checked, then timed beside a copy of its bytes |
@@ -23,6 +24,7 @@ mod args;
 pub mod bench;
 pub mod beside;
 pub mod compile;
+pub mod cupti;
 pub mod device;
 pub mod digest;
 pub mod eager;
@@ -34,6 +36,8 @@ pub mod library;
 pub mod machine;
 pub mod matmul;
 pub mod product;
+pub mod stamps;
+pub mod trace;
 
 pub use beside::Pinned;
 pub use device::{Buffer, Gpu};
@@ -42,3 +46,4 @@ pub use graph::Graph;
 pub use launch::{Arg, Elem, Entry, Grid, Launcher, Needs, Ptr, Unit, le_bytes};
 pub use machine::{Machine, Wait};
 pub use product::{Product, Products};
+pub use trace::{Activity, Cost, Limits, Tracer};

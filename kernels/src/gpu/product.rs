@@ -2,7 +2,7 @@
 
 use super::{Elem, GpuError, Ptr};
 
-/// `C = A·B (+ bias) (+ C)`, all row-major: C is m × n, A is m × k and B is k × n after their transpositions.
+/// `C = factor · A·B (+ bias) (+ C)`, all row-major: C is m × n, A is m × k and B is k × n after their transpositions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Product {
     /// Rows of C.
@@ -27,6 +27,27 @@ pub struct Product {
     pub accumulate: bool,
     /// How often, and how far apart.
     pub batch: Batch,
+    /// What the products are multiplied by.
+    pub factor: Factor,
+}
+
+/// A finite f32 that compares by its bits, as a part of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Factor(u32);
+
+impl Factor {
+    /// No factor.
+    pub const ONE: Factor = Factor::new(1.0);
+
+    /// A factor.
+    pub const fn new(value: f32) -> Self {
+        Self(value.to_bits())
+    }
+
+    /// Its value.
+    pub const fn value(self) -> f32 {
+        f32::from_bits(self.0)
+    }
 }
 
 /// Products of one shape, in operands that lie a stride apart.
@@ -63,7 +84,20 @@ impl Product {
     /// `y_TN = x_TK · w_NKᵀ`, all dense.
     pub fn linear_forward(t: usize, n: usize, k: usize, elem: Elem) -> Self {
         let (a, b) = (Matrix { ld: k, transposed: false }, Matrix { ld: k, transposed: true });
-        Self { m: t, n, k, a, b, ldc: n, out: elem, elem, bias: false, accumulate: false, batch: Batch::ONE }
+        Self {
+            m: t,
+            n,
+            k,
+            a,
+            b,
+            ldc: n,
+            out: elem,
+            elem,
+            bias: false,
+            accumulate: false,
+            batch: Batch::ONE,
+            factor: Factor::ONE,
+        }
     }
 
     /// `dx_TK = dy_TN · w_NK`, all dense.
@@ -81,6 +115,7 @@ impl Product {
             bias: false,
             accumulate: false,
             batch: Batch::ONE,
+            factor: Factor::ONE,
         }
     }
 
@@ -99,6 +134,7 @@ impl Product {
             bias: false,
             accumulate: true,
             batch: Batch::ONE,
+            factor: Factor::ONE,
         }
     }
 

@@ -152,7 +152,7 @@ fn rows<B: Testbed>(
     let stride = v.next_multiple_of(8);
     let logits = Operand::normal(on, ELEM, 3, chunk * stride, 1.0)?;
     let losses = Operand::output(on, Elem::F32, chunk)?;
-    let plan = Plan { chunk, ..Plan::new(shape, ELEM, shape.tokens) };
+    let plan = Plan::new(shape, ELEM, shape.tokens, Some(chunk));
     let index = index(on, labels, &plan)?;
     let scale = Operand::of(on, Elem::F32, 1, &[SCALE])?;
     let compare = |by: Variant| -> Result<Vec<Compared>, GpuError> {
@@ -220,7 +220,10 @@ impl<'a, B: Testbed> Call<'a, B> {
         let [x_TD, w_VD, index, loss, scale, dx_TD, dw] =
             [&self.o.x, &self.o.w, &self.index, &self.loss, &self.scale, &self.o.dx, &self.o.dw]
                 .map(|m| m.ptr(self.on));
-        (Inputs { x_TD, w_VD, index, loss, scratch }, Gradients { scale, dx_TD, dw_VD: Some(dw) })
+        (
+            Inputs { x_TD, w_VD, index, loss, scratch },
+            Gradients { scale, dx_TD, dw_VD: Some(dw), dw_is_new: false },
+        )
     }
 }
 
@@ -232,7 +235,7 @@ fn whole<B: Testbed>(
     witness: &Witness,
     f: &mut Taker<'_, B>,
 ) -> Result<(), GpuError> {
-    let plan = Plan { chunk, ..Plan::new(shape, ELEM, shape.tokens) };
+    let plan = Plan::new(shape, ELEM, shape.tokens, Some(chunk));
     let call = Call::new(on, o, &plan, witness)?;
     let scratch = Operand::output(on, Elem::F32, plan.scratch_bytes().div_ceil(4))?;
     let run = |l: &dyn Launcher, p: &dyn Products| {
@@ -253,7 +256,7 @@ fn unfused<B: Testbed>(
     witness: &Witness,
     f: &mut Taker<'_, B>,
 ) -> Result<(), GpuError> {
-    let (plan, opts) = (Plan::new(shape, ELEM, shape.tokens), Options::default());
+    let (plan, opts) = (Plan::new(shape, ELEM, shape.tokens, None), Options::default());
     let call = Call::new(on, o, &plan, witness)?;
     let scratch_bytes = cuda_eager::scratch_bytes(&plan, opts);
     let room = Room::new(on, 0, scratch_bytes);

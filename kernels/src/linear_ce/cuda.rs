@@ -11,7 +11,9 @@
 //!   bits for the same plan.
 
 use super::{IGNORE_INDEX, Options, Shape};
-use crate::gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Product, Products, Ptr, Unit, product::Matrix};
+use crate::gpu::{
+    Arg, Cost, Elem, GpuError, Grid, Launcher, Needs, Product, Products, Ptr, Unit, product::Matrix,
+};
 
 /// `kernel.cu`.
 pub static UNIT: Unit = Unit {
@@ -57,17 +59,17 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// For batches of at most `rows` rows with a loss, with chunks of about 1.25 GiB of logits.
+    /// For batches of at most `rows` rows with a loss, with chunks of about 1.25 GiB of logits where `chunk_rows` is None.
     ///
     /// # Panics
     /// If D is not a multiple of 8, or `rows` is above T.
-    pub fn new(shape: Shape, elem: Elem, rows: usize) -> Self {
+    pub fn new(shape: Shape, elem: Elem, rows: usize, chunk_rows: Option<usize>) -> Self {
         let Shape { tokens, hidden, vocab } = shape;
         assert!(hidden > 0 && hidden.is_multiple_of(8), "rows of {hidden} are no multiple of 8");
         assert!(vocab > 0 && vocab < i32::MAX as usize && tokens < i32::MAX as usize, "{shape:?}");
         assert!(rows <= tokens, "{rows} rows with a loss of {tokens}");
         let fit = CHUNK_BYTES / (stride(vocab) * elem.bytes()) / 128 * 128;
-        Self { shape, elem, rows, chunk: fit.max(128).min(rows) }
+        Self { shape, elem, rows, chunk: chunk_rows.unwrap_or(fit.max(128)).max(1).min(rows) }
     }
 
     /// Bytes of a chunk's logits.
@@ -163,6 +165,8 @@ pub struct Gradients {
     pub dx_TD: Ptr,
     /// f32, V × D; added to. None where the head does not train.
     pub dw_VD: Option<Ptr>,
+    /// Whether the first chunk writes `dw_VD` instead, whatever it holds; nothing does where no row has a loss.
+    pub dw_is_new: bool,
 }
 
 /// A call's places in its scratch.
@@ -248,6 +252,7 @@ unsafe fn run(
     if rows > 0 {
         let args = [Arg::Ptr(scratch.losses), Arg::Ptr(operands.loss), Arg::I32(rows as i32)];
         let grid = Grid { blocks: (1, 1), threads: 1024, shared: 0 };
+        on.costs(Cost::bytes(4 * rows as u64 + 16));
         // SAFETY: as above.
         unsafe { on.launch(UNIT.entry("linear_ce_sum", elem), grid, &args)? };
     }
@@ -291,7 +296,11 @@ unsafe fn chunk(
     // SAFETY: as above.
     unsafe { products.product(&dgrad, scratch.logits, operands.w_VD, Ptr::NULL, dx)? };
     let Some(dw) = gradients.dw_VD else { return Ok(()) };
-    let wgrad = Product { a: Matrix { transposed: true, ..dz }, ..Product::linear_wgrad(count, v, d, elem) };
+    let wgrad = Product {
+        a: Matrix { transposed: true, ..dz },
+        accumulate: first > 0 || !gradients.dw_is_new,
+        ..Product::linear_wgrad(count, v, d, elem)
+    };
     // SAFETY: as above.
     unsafe { products.product(&wgrad, scratch.logits, x, Ptr::NULL, dw) }
 }
@@ -325,6 +334,9 @@ pub(super) unsafe fn rows(
     let extents = [count, v, stride(v), in_shared].map(|n| Arg::I32(n as i32));
     let terms = [opts.label_smoothing, opts.z_loss].map(Arg::F32);
     let args = [pointers.into_iter().map(Arg::Ptr).collect(), extents.to_vec(), terms.to_vec()].concat();
+    // Logits are read, and written where they become their gradient.
+    let passes = if scale.is_some() { 2 } else { 1 };
+    on.costs(Cost::bytes((count * (passes * v * elem.bytes() + 8)) as u64));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(UNIT.entry(name, elem), grid, &args) }
 }
@@ -356,6 +368,8 @@ unsafe fn move_rows(
     let threads = (d / 8).next_multiple_of(32).min(256) as u32;
     let grid = Grid { blocks: (blocks as u32, 1), threads, shared: 0 };
     let args = [Arg::Ptr(from), Arg::Ptr(places), Arg::Ptr(to), Arg::I32(d as i32)];
+    // As many rows are read as have a loss, and all are written.
+    on.costs(Cost::bytes(((plan.rows + blocks) * d * plan.elem.bytes() + 4 * blocks) as u64));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(UNIT.entry(name, plan.elem), grid, &args) }
 }

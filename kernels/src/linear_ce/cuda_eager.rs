@@ -89,7 +89,7 @@ pub fn forward_passes(plan: &Plan, opts: Options) -> Vec<Pass> {
 /// The passes of the backward half of [`forward_backward`].
 pub fn backward_passes(plan: &Plan, opts: Options) -> Vec<Pass> {
     let mut call = Call::counted(plan, opts);
-    let gradients = Gradients { scale: Ptr::NULL, dx_TD: Ptr::NULL, dw_VD: None };
+    let gradients = Gradients { scale: Ptr::NULL, dx_TD: Ptr::NULL, dw_VD: None, dw_is_new: false };
     // SAFETY: nothing is launched.
     unsafe { call.backward(&gradients).expect("counted only") };
     call.ops.account().0
@@ -223,7 +223,7 @@ impl<'a> Call<'a> {
         }
         let logits = Product { ldc: stride(v), ..Product::linear_forward(t, v, shape.hidden, elem) };
         let (Scratch { logits: z, float, log_p, sums, lse, .. }, n) = (self.scratch, self.len());
-        let Options { label_smoothing, z_loss } = self.opts;
+        let Options { label_smoothing, z_loss, .. } = self.opts;
         let per_row = Extra { read: 0, written: t };
         // SAFETY: the caller's promise; what lies in the scratch has room in it.
         unsafe {
@@ -267,7 +267,7 @@ impl<'a> Call<'a> {
         }
         let Scratch { float, log_p, dlog_p, dz, dlogits, lse, .. } = self.scratch;
         let ([labels, places], read) = self.labels();
-        let Options { label_smoothing, z_loss } = self.opts;
+        let Options { label_smoothing, z_loss, .. } = self.opts;
         let (n, t, scale) = (self.len(), self.plan.shape.tokens, gradients.scale);
         let extra = |read| Extra { read, written: 0 };
         // SAFETY: the caller's promise; what lies in the scratch has room in it.
@@ -323,7 +323,11 @@ impl<'a> Call<'a> {
         let (t, v, d, dlogits) = (shape.tokens, shape.vocab, shape.hidden, self.scratch.dlogits);
         let dz = Matrix { ld: stride(v), transposed: false };
         let dgrad = Product { a: dz, ..Product::linear_dgrad(t, v, d, elem) };
-        let wgrad = Product { a: Matrix { transposed: true, ..dz }, ..Product::linear_wgrad(t, v, d, elem) };
+        let wgrad = Product {
+            a: Matrix { transposed: true, ..dz },
+            accumulate: !gradients.dw_is_new,
+            ..Product::linear_wgrad(t, v, d, elem)
+        };
         // SAFETY: the caller's promise.
         unsafe {
             dgrad.run(self.products, dlogits, self.operands.w_VD, gradients.dx_TD)?;
@@ -367,7 +371,8 @@ mod tests {
         let shape = Shape { tokens: 7, hidden: 16, vocab: 203 };
         let options = [(0.0, 0.0), (0.1, 0.0), (0.0, 1e-3), (0.1, 1e-3)];
         for (elem, (label_smoothing, z_loss)) in Elem::ALL.into_iter().flat_map(|e| options.map(|o| (e, o))) {
-            let (plan, opts) = (Plan::new(shape, elem, 5), Options { label_smoothing, z_loss });
+            let (plan, opts) =
+                (Plan::new(shape, elem, 5, None), Options { label_smoothing, z_loss, chunk_rows: None });
             let extent = |name: &str| match name {
                 "TV" => 7 * 208,
                 "T" => 7,

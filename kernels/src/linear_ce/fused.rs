@@ -19,13 +19,14 @@ const MIN_CHUNK_ROWS: usize = 256;
 const BLOCK: usize = 2048;
 
 /// Rows of logits that exist at a time.
-pub fn chunk_rows(shape: Shape) -> usize {
-    (CHUNK_BYTES / 4 / shape.vocab).max(MIN_CHUNK_ROWS).min(shape.tokens).max(1)
+pub fn chunk_rows(shape: Shape, opts: Options) -> usize {
+    let by_size = (CHUNK_BYTES / 4 / shape.vocab).max(MIN_CHUNK_ROWS);
+    opts.chunk_rows.unwrap_or(by_size).min(shape.tokens).max(1)
 }
 
-pub(super) fn workspace_bytes(shape: Shape) -> u64 {
+pub(super) fn workspace_bytes(shape: Shape, opts: Options) -> u64 {
     // logits, gathered x, its gradient; row indices and row losses
-    let rows = chunk_rows(shape) as u64;
+    let rows = chunk_rows(shape, opts) as u64;
     4 * rows * (shape.vocab as u64 + 2 * shape.hidden as u64) + 8 * (rows + shape.tokens as u64)
 }
 
@@ -44,12 +45,12 @@ pub(super) fn forward_backward(
     for (dx, _) in dx_TD.chunks_exact_mut(d).zip(labels).filter(|(_, y)| **y == IGNORE_INDEX) {
         dx.fill(0.0);
     }
-    let mut dx_RD = vec![0.0; chunk_rows(shape) * d];
+    let mut dx_RD = vec![0.0; chunk_rows(shape, opts) * d];
     chunks(
         x_TD,
         w_VD,
         labels,
-        shape,
+        (shape, opts),
         #[inline(always)]
         |logits, label| row_gradient(logits, label, scale, opts),
         |rows, x_RD, dlogits_RV| {
@@ -71,7 +72,7 @@ pub(super) fn forward(x_TD: &[f32], w_VD: &[f32], labels: &[i32], shape: Shape, 
         x_TD,
         w_VD,
         labels,
-        shape,
+        (shape, opts),
         #[inline(always)]
         |logits, label| row_forward(logits, label, opts),
         |_, _, _| (),
@@ -84,13 +85,13 @@ fn chunks(
     x_TD: &[f32],
     w_VD: &[f32],
     labels: &[i32],
-    shape: Shape,
+    (shape, opts): (Shape, Options),
     row: impl Fn(&mut [f32], usize) -> f64 + Sync,
     mut chunk: impl FnMut(&[usize], &[f32], &[f32]),
 ) -> Sums {
     let Shape { hidden: d, vocab: v, .. } = shape;
     let rows: Vec<usize> = (0..shape.tokens).filter(|&t| labels[t] != IGNORE_INDEX).collect();
-    let per_chunk = chunk_rows(shape).min(rows.len());
+    let per_chunk = chunk_rows(shape, opts).min(rows.len());
     let (mut x_RD, mut logits_RV) = (vec![0.0; per_chunk * d], Vec::new());
     let mut losses = vec![0f64; per_chunk];
     let mut loss = 0.0;

@@ -58,6 +58,8 @@ pub struct Options {
     pub label_smoothing: f32,
     /// c: weight of `lse²`.
     pub z_loss: f32,
+    /// Rows whose logits exist at a time in the fused variant; None for a number by the vocabulary.
+    pub chunk_rows: Option<usize>,
 }
 
 /// What a call adds to the loss of a step.
@@ -114,9 +116,9 @@ pub fn forward(
 }
 
 /// Most temporary bytes that [`forward_backward`] holds at once, when every row has a loss.
-pub fn workspace_bytes(variant: Variant, shape: Shape) -> u64 {
+pub fn workspace_bytes(variant: Variant, shape: Shape, opts: Options) -> u64 {
     match variant {
-        Variant::Fused => fused::workspace_bytes(shape),
+        Variant::Fused => fused::workspace_bytes(shape, opts),
         Variant::Eager => eager::workspace_bytes(shape),
     }
 }

@@ -85,8 +85,11 @@ impl<'a, B: Testbed> Operands<'a, B> {
         })
     }
 
-    /// Bytes of the kernels beside the fused products: B made wide, and backward its gradient collected.
+    /// Bytes of the kernels beside the fused products, where there are any: B made wide, and backward its gradient collected.
     fn kernel_bytes(&self, backward: bool) -> u64 {
+        if self.group.scratch_bytes() == 0 {
+            return 0;
+        }
         let (b, wide) = (b_len(self.segments), self.shape.outputs * self.group.s);
         let collected = if backward { 4 * b + 8 * b } else { 0 };
         (ELEM.bytes() * (b + wide) + collected) as u64

@@ -1,15 +1,16 @@
 //! LoRA on a GPU: products, and launches of `kernel.cu`. The same contract as the CPU's functions, in bf16 or f32, with the
 //! gradients of A and B in f32.
 //!
-//! A group's adapters are batched: their A are one matrix already, and their B, scaled, become one, `wide_NS`, with a block for
-//! each adapter and zeros elsewhere. Two products then make the forward pass of q, k and v, or of gate and up, and four its
-//! backward pass; merged weights never exist. The zeros cost arithmetic, not bytes: S is small beside T, D and N.
+//! A group's adapters are batched: two products make the forward pass of q, k and v, or of gate and up, and four its backward pass;
+//! merged weights never exist. The A are one matrix already. Adapters of one width and rank that fill the output, those of gate and up
+//! or one alone, are a batch of products, which have the scale as a factor. Others have their B, scaled, in one matrix, `wide_NS`,
+//! with a block for each adapter and zeros elsewhere: these cost arithmetic, not bytes, as S is small beside T, D and N.
 //!
 //! Rows of S elements end at whole packs: S is the sum of the ranks, rounded up to a multiple of 8, and what is beyond the ranks
 //! is zero. `xa_TS` must be so before its first use; nothing writes there.
 //!
 //! ```text
-//! xa_TS = x·Aᵀ     y += xa·wideᵀ     dxa_TS = dy·wide     dB from dyᵀ·xa     dA += dxaᵀ·x     dx += dxa·A
+//! xa_TS = x·Aᵀ     y += s·xa·Bᵀ     dxa_TS = s·dy·B     dB += s·dyᵀ·xa     dA += dxaᵀ·x     dx += dxa·A
 //! ```
 //!
 //! * Overwritten: `xa_TS`, `dxa_TS`, the scratch. Added to: `y_TN`, `dx_TD` (of the element type), `da_SD`, `db` (f32).
@@ -17,7 +18,8 @@
 
 use super::{Segment, Shape, b_len, placed, stacked_rank};
 use crate::gpu::{
-    Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Product, Products, Ptr, Unit, product::Matrix,
+    Arg, Cost, Elem, Entry, GpuError, Grid, Launcher, Needs, Product, Products, Ptr, Unit,
+    product::{Batch, Factor, Matrix},
 };
 
 /// `kernel.cu`.
@@ -44,6 +46,27 @@ pub struct Group {
     pub count: usize,
     /// Factor of the update, α/r.
     pub scale: f32,
+    /// Columns and rank of every adapter, where these are equal and a batch.
+    even: Option<Even>,
+    /// Elements of all B.
+    of_b: usize,
+}
+
+/// Adapters side by side, each of so many columns and so many ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Even {
+    width: usize,
+    r: usize,
+}
+
+impl Even {
+    /// Whole packs alone: each adapter begins at one.
+    fn of(segments: &[Segment], outputs: usize) -> Option<Self> {
+        let Segment { width, r, .. } = *segments.first()?;
+        let alike = |(i, s): (usize, &Segment)| s.width == width && s.r == r && s.offset == i * width;
+        let whole = width.is_multiple_of(8) && r.is_multiple_of(8) && segments.len() * width == outputs;
+        (whole && segments.iter().enumerate().all(alike)).then_some(Self { width, r })
+    }
 }
 
 impl Group {
@@ -57,12 +80,44 @@ impl Group {
         let inside = |s: &Segment| s.offset + s.width <= shape.outputs;
         assert!(segments.iter().all(inside), "a segment ends beyond {} columns", shape.outputs);
         assert!(b_len(segments) <= i32::MAX as usize, "{} elements of B", b_len(segments));
-        Self { shape, elem, s, ranks, count: segments.len(), scale }
+        let (even, of_b) = (Even::of(segments, shape.outputs), b_len(segments));
+        Self { shape, elem, s, ranks, count: segments.len(), scale, even, of_b }
     }
 
-    /// Bytes of scratch: `wide_NS`, and its gradient in f32.
+    /// Bytes of scratch: none of a batch, else `wide_NS` and its gradient in f32.
     pub fn scratch_bytes(&self) -> usize {
-        self.wide_bytes() + 4 * self.shape.outputs * self.s
+        if self.even.is_some() { 0 } else { self.wide_bytes() + 4 * self.shape.outputs * self.s }
+    }
+
+    /// `y += s·xa·Bᵀ`, `dxa = s·dy·B` and `dB += s·dyᵀ·xa` as batches.
+    fn batches(&self, Even { width, r }: Even) -> [Product; 3] {
+        let Self { shape: Shape { tokens: t, outputs: n, .. }, elem, s, count, scale, .. } = *self;
+        let (factor, of_b) = (Factor::new(scale), width * r);
+        let matrix = |ld, transposed| Matrix { ld, transposed };
+        let batch = |strides| Batch { count, strides };
+        let up = Product {
+            a: matrix(s, false),
+            ldc: n,
+            accumulate: true,
+            batch: batch([r, of_b, width]),
+            factor,
+            ..Product::linear_forward(t, width, r, elem)
+        };
+        let dxa = Product {
+            a: matrix(n, false),
+            ldc: s,
+            batch: batch([width, of_b, r]),
+            factor,
+            ..Product::linear_dgrad(t, width, r, elem)
+        };
+        let db = Product {
+            a: matrix(n, true),
+            b: matrix(s, false),
+            batch: batch([width, r, of_b]),
+            factor,
+            ..Product::linear_wgrad(t, width, r, elem)
+        };
+        [up, dxa, db]
     }
 
     fn wide_bytes(&self) -> usize {
@@ -106,7 +161,7 @@ pub struct Operands {
     pub scratch: Ptr,
 }
 
-/// `xa_TS = x·Aᵀ` and `y_TN += xa·wideᵀ`, the latter unless whoever reads y adds it.
+/// `xa_TS = x·Aᵀ` and `y_TN += s·xa·Bᵀ`, the latter unless whoever reads y adds it.
 ///
 /// # Safety
 /// As [`Launcher::launch`]: operands have the lengths that their docs say, 16-byte aligned, and outputs overlap nothing. `on`
@@ -129,6 +184,10 @@ pub unsafe fn forward(
     unsafe {
         products.product(&down, x_TD, a_SD, Ptr::NULL, xa_TS)?;
         let Some(y_TN) = y_TN else { return Ok(()) };
+        if let Some(even) = group.even {
+            let [up, ..] = group.batches(even);
+            return products.product(&up, xa_TS, operands.b, Ptr::NULL, y_TN);
+        }
         widen(on, group, operands)?;
         products.product(&up, xa_TS, wide_NS, Ptr::NULL, y_TN)
     }
@@ -175,11 +234,19 @@ pub unsafe fn backward(
     let dx = Product { a: dxa_TR, accumulate: true, ..Product::linear_dgrad(tokens, ranks, inputs, elem) };
     // SAFETY: the caller's promise; the gradient of the wide matrix lies behind it in the scratch.
     unsafe {
-        widen(on, group, operands)?;
-        products.product(&dxa, dy_TN, wide_NS, Ptr::NULL, dxa_TS)?;
-        products.product(&dwide, dy_TN, xa_TS, Ptr::NULL, dwide_NS)?;
-        let args = group.launch_args([dwide_NS, operands.table, db]);
-        on.launch(group.entry("lora_collect"), group.grid(), &args)?;
+        if let Some(even) = group.even {
+            let [_, dxa, of_b] = group.batches(even);
+            products.product(&dxa, dy_TN, operands.b, Ptr::NULL, dxa_TS)?;
+            products.product(&of_b, dy_TN, xa_TS, Ptr::NULL, db)?;
+        } else {
+            widen(on, group, operands)?;
+            products.product(&dxa, dy_TN, wide_NS, Ptr::NULL, dxa_TS)?;
+            products.product(&dwide, dy_TN, xa_TS, Ptr::NULL, dwide_NS)?;
+            let args = group.launch_args([dwide_NS, operands.table, db]);
+            // The blocks of the adapters, and the gradient read and written.
+            on.costs(Cost::bytes(4 * 3 * group.of_b as u64));
+            on.launch(group.entry("lora_collect"), group.grid(), &args)?;
+        }
         products.product(&da, dxa_TS, x_TD, Ptr::NULL, da_SD)?;
         match dx_TD {
             Some(to) => products.product(&dx, dxa_TS, a_SD, Ptr::NULL, to),
@@ -192,6 +259,7 @@ pub unsafe fn backward(
 /// As [`forward`].
 unsafe fn widen(on: &dyn Launcher, group: &Group, operands: &Operands) -> Result<(), GpuError> {
     let args = group.launch_args([operands.b, operands.table, operands.scratch]);
+    on.costs(Cost::bytes((group.elem.bytes() * (group.of_b + group.shape.outputs * group.s)) as u64));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(group.entry("lora_widen"), group.grid(), &args) }
 }

@@ -45,8 +45,8 @@ pub const BENCHES: [Case; 2] =
 const OPS: [&str; 4] =
     ["qk_rope_forward", "qk_rope_backward", "qk_rope_bias_forward", "qk_rope_bias_backward"];
 
-/// Rows are read and written in place. Values take part with a bias alone: forward both ways, backward they are only read.
-fn bytes(op: &str, shape: Shape, element: u64) -> u64 {
+/// Bytes of a pass, by the size of an element: rows are read and written in place. Values take part with a bias alone: forward both ways, backward they are only read.
+pub fn bytes(op: &str, shape: Shape, element: u64) -> u64 {
     let values = shape.packed() - shape.rotated();
     let moved = match op {
         "qk_rope_bias_forward" => 2 * shape.packed(),

@@ -5,8 +5,8 @@
 //! `q` and `k` once; forward with a bias `v` too; backward with a bias gradient reads `v`; the QK-norm adds its saved
 //! operands, written forward and read backward.
 
-use super::Shape;
-use crate::gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit};
+use super::{Shape, cases::bytes};
+use crate::gpu::{Arg, Cost, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit};
 
 /// `kernel.cu` and `backward.cu`.
 pub static UNIT: Unit = Unit {
@@ -128,6 +128,19 @@ impl Layout {
     }
 }
 
+/// Bytes of a pass: what is rotated read and written, with a bias the values too; with a norm what it saves is written, or
+/// read, besides.
+fn cost(elem: Elem, shape: Shape, bias: bool, norm: bool, backward: bool) -> Cost {
+    let op = match (bias, backward) {
+        (false, _) => "qk_rope_forward",
+        (true, false) => "qk_rope_bias_forward",
+        (true, true) => "qk_rope_bias_backward",
+    };
+    let of_norm = elem.bytes() * shape.rotated() + 4 * (shape.heads + shape.kv_heads);
+    let saved = if norm { shape.tokens * of_norm } else { 0 };
+    Cost::bytes(bytes(op, shape, elem.bytes() as u64) + saved as u64)
+}
+
 /// Floats of partial sums of bias and norm weights.
 fn partials(grid: Grid, shape: Shape, bias: bool, norm: bool) -> (usize, usize) {
     let (x, y) = (grid.blocks.0 as usize, grid.blocks.1 as usize);
@@ -186,6 +199,7 @@ pub unsafe fn forward(
         (None, _) => "qk_rope_norm_forward",
         (Some(_), Some(_)) => "qk_rope_bias_norm_forward",
     };
+    on.costs(cost(elem, shape, bias_Q.is_some(), norm.is_some(), false));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(UNIT.entry(name, elem), layout.forward_grid(shape), &args) }
 }
@@ -206,6 +220,7 @@ unsafe fn rotate(
     let layout = Layout::new(shape, false);
     let pointers = [qkv_TQ, rotation.cos, rotation.sin, rotation.positions].map(Arg::Ptr);
     let args = [pointers.as_slice(), &[Arg::F32(sign)], &layout.args(shape)].concat();
+    on.costs(cost(elem, shape, false, false, sign < 0.0));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(UNIT.entry("qk_rope_forward", elem), layout.forward_grid(shape), &args) }
 }
@@ -257,6 +272,7 @@ pub unsafe fn backward(
         (Some(_), Some(_)) => "qk_rope_bias_norm_backward",
     };
     let args: Vec<Arg> = pointers.into_iter().map(Arg::Ptr).chain(layout.args(shape)).collect();
+    on.costs(cost(elem, shape, dbias_Q.is_some(), norm.is_some(), true));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(UNIT.entry(name, elem), grid, &args)? };
     let (x, y, k, q) = (grid.blocks.0, grid.blocks.1, shape.head_dim, shape.packed());
@@ -289,6 +305,7 @@ unsafe fn add_rows(
     let [stride, width] = [stride, columns].map(|n| Arg::I32(n as i32));
     let args = [Arg::Ptr(part), Arg::Ptr(out), Arg::I32(rows as i32), stride, width];
     let grid = Grid { blocks: ((columns as u32).div_ceil(8), 1), threads: 1024, shared: 0 };
+    on.costs(Cost::bytes(4 * (u64::from(rows) + 2) * columns as u64));
     // SAFETY: the caller's promise is the same; it waits before it reads, and nothing before it writes `out`.
     unsafe { on.launch_early(UNIT.entry("qk_rope_sum", elem), grid, &args) }
 }

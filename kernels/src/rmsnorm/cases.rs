@@ -52,7 +52,11 @@ const TENSORS: [(&str, u64); 4] = [
     ("rmsnorm_add_backward", 4), // dy, x, dx twice
 ];
 
-fn bytes(op: &str, shape: Shape, element: u64) -> u64 {
+/// Bytes that one pass reads and writes, by the size of an element.
+///
+/// # Panics
+/// When the operation is none of this kernel.
+pub fn bytes(op: &str, shape: Shape, element: u64) -> u64 {
     let (_, tensors) = TENSORS.iter().find(|(name, _)| *name == op).expect("an operation of this kernel");
     tensors * element * shape.elements() as u64
 }

@@ -1,7 +1,7 @@
 //! Launches of `kernel.cu`. The same contract as the CPU's functions; weights' gradients are f32.
 
-use super::Shape;
-use crate::gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit};
+use super::{Shape, cases::bytes};
+use crate::gpu::{Arg, Cost, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit};
 
 /// `kernel.cu`.
 pub static UNIT: Unit = Unit {
@@ -63,6 +63,11 @@ fn extent(shape: Shape) -> [Arg; 3] {
     [Arg::I64(shape.tokens as i64), Arg::I32(shape.hidden as i32), Arg::I32(layout(shape).0 as i32)]
 }
 
+/// A pass over tensors of T × D.
+fn cost(op: &str, elem: Elem, shape: Shape) -> Cost {
+    Cost::bytes(bytes(op, shape, elem.bytes() as u64))
+}
+
 fn forward_grid(shape: Shape) -> Grid {
     let (_, threads, rows) = layout(shape);
     Grid { blocks: ((shape.tokens as u32).div_ceil(rows), 1), threads, shared: 0 }
@@ -90,6 +95,7 @@ pub unsafe fn forward(
     let [t, d, warps] = extent(shape);
     let args =
         [Arg::Ptr(x_TD), Arg::Ptr(weight_D), Arg::Ptr(y_TD), Arg::Ptr(rstd_T), t, d, warps, Arg::F32(eps)];
+    on.costs(cost("rmsnorm_forward", elem, shape));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(UNIT.entry("rmsnorm_forward", elem), forward_grid(shape), &args) }
 }
@@ -118,6 +124,7 @@ pub unsafe fn add_forward(
     let [t, d, warps] = extent(shape);
     let pointers = [residual_TD, delta_TD, sum_TD, weight_D, y_TD, rstd_T].map(Arg::Ptr);
     let args = [pointers.as_slice(), &[t, d, warps, Arg::F32(eps)]].concat();
+    on.costs(cost("rmsnorm_add_forward", elem, shape));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(UNIT.entry("rmsnorm_add_forward", elem), forward_grid(shape), &args) }
 }
@@ -150,10 +157,13 @@ pub unsafe fn backward(
     let args = [pointers.as_slice(), &[t, d, warps]].concat();
     let name = if accumulate { "rmsnorm_add_backward" } else { "rmsnorm_backward" };
     let grid = backward_grid(on.processors(), shape);
+    on.costs(cost(name, elem, shape));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(UNIT.entry(name, elem), grid, &args)? };
     let Some((dweight, scratch)) = dweight_D else { return Ok(()) };
     let args = [Arg::Ptr(scratch), Arg::Ptr(dweight), Arg::I32(grid.blocks.0 as i32), d];
+    // A row of partial sums of every block, and the gradient read and written.
+    on.costs(Cost::bytes(4 * (u64::from(grid.blocks.0) + 2) * shape.hidden as u64));
     let grid = Grid { blocks: (shape.hidden as u32 / 8, 1), threads: 1024, shared: 0 };
     // SAFETY: as above; it waits before it reads the partial sums, and nothing before it writes the gradient.
     unsafe { on.launch_early(UNIT.entry("rmsnorm_dweight", elem), grid, &args) }

@@ -49,7 +49,11 @@ const TENSORS: [(&str, u64); 2] = [
     ("swiglu_backward", 5), // gate, up, dact, dgate, dup
 ];
 
-fn bytes(op: &str, tokens: usize, ffn: usize, element: u64) -> u64 {
+/// Bytes that one pass reads and writes, by the size of an element.
+///
+/// # Panics
+/// When the operation is none of this kernel.
+pub fn bytes(op: &str, tokens: usize, ffn: usize, element: u64) -> u64 {
     let (_, tensors) = TENSORS.iter().find(|(name, _)| *name == op).expect("an operation of this kernel");
     tensors * element * (tokens * ffn) as u64
 }
@@ -69,7 +73,40 @@ pub fn workload(op: &'static str, (tokens, ffn): (usize, usize)) -> Workload {
     }
 }
 
-/// Every operation at every shape of [`GPU`].
+/// A shape between projections with adapters of one rank.
+#[derive(Clone, Copy, Debug)]
+pub struct Adapted {
+    /// Rows `T`.
+    pub tokens: usize,
+    /// Activations `F` of a row.
+    pub ffn: usize,
+    /// Rank of the adapters of gate, up and the projection behind.
+    pub r: usize,
+}
+
+/// For GPU benches: Qwen2.5-0.5B with adapters.
+pub const ADAPTED: [Adapted; 2] =
+    [Adapted { tokens: 16_384, ffn: 4864, r: 16 }, Adapted { tokens: 16_384, ffn: 4864, r: 32 }];
+
+/// An operation on bf16 with adapters: the same tensors, and the factors of two or three updates.
+pub fn adapted_workload(op: &'static str, Adapted { tokens, ffn, r }: Adapted) -> Workload {
+    let (of, updates) = match op {
+        "swiglu_adapted_forward" => ("swiglu_forward", 2),
+        _ => ("swiglu_backward", 3),
+    };
+    Workload {
+        op,
+        case: format!("{tokens}x{ffn} r{r}"),
+        dims: vec![("tokens", tokens), ("ffn", ffn), ("rank", r)],
+        documents: Vec::new(),
+        bytes: bytes(of, tokens, ffn, 2) + (2 * updates * r * (tokens + ffn)) as u64,
+        flops: (2 * updates * r * tokens * ffn) as u64,
+    }
+}
+
+/// Every operation at every shape of [`GPU`] and [`ADAPTED`].
 pub fn workloads() -> Vec<Workload> {
-    GPU.iter().flat_map(|shape| TENSORS.map(|(op, _)| workload(op, *shape))).collect()
+    let plain = GPU.iter().flat_map(|shape| TENSORS.map(|(op, _)| workload(op, *shape)));
+    let ops = ["swiglu_adapted_forward", "swiglu_adapted_backward"];
+    plain.chain(ADAPTED.iter().flat_map(|shape| ops.map(|op| adapted_workload(op, *shape)))).collect()
 }

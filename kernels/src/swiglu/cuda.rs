@@ -1,7 +1,8 @@
 //! Launches of `kernel.cu`. The same contract as the CPU's functions: the backward pass is in place, and reads what the
 //! forward read. A pass moves each operand once: `3·T·F` elements forward, `5·T·F` backward.
 
-use crate::gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit};
+use super::cases::bytes;
+use crate::gpu::{Arg, Cost, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit};
 
 /// `kernel.cu`.
 pub static UNIT: Unit = Unit {
@@ -83,6 +84,7 @@ unsafe fn launch(
     let packs = (tokens * row) as u32;
     let grid = Grid { blocks: (packs.div_ceil(PACKS * THREADS), 1), threads: THREADS, shared: 0 };
     let args = [Arg::Ptr(gate_up_T2F), Arg::Ptr(act_TF), Arg::U32(packs), Arg::U32(row as u32)];
+    on.costs(Cost::bytes(bytes(name, tokens, ffn, elem.bytes() as u64)));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(UNIT.entry(name, elem), grid, &args) }
 }

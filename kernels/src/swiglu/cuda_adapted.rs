@@ -10,8 +10,9 @@
 //! Gate and up stay as they are; the backward pass computes `gate'` and `up'` again. Sums are in f32 and rounded once, with the
 //! result; s·B is rounded, as [`crate::lora::cuda`] rounds it.
 
+use super::cases::bytes;
 use crate::{
-    gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit},
+    gpu::{Arg, Cost, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit},
     lora::{Segment, cuda::Group},
 };
 
@@ -130,6 +131,18 @@ fn shared(layer: &Layer, behind: &Behind) -> usize {
     FACTOR * blocks + 2 * TILE * 2 * (layer.s + behind.s)
 }
 
+/// Gate, up and activation, or these and three gradients; the left factors; and the products with them.
+fn cost(op: &str, layer: &Layer, behind: &Behind, tokens: usize, ffn: usize) -> Cost {
+    let of_factors = 2 * tokens * (layer.s + behind.s);
+    let ranks = layer.gate.ranks + layer.up.ranks + behind.ranks;
+    let right = 2 * ranks * ffn;
+    Cost {
+        bytes: bytes(op, tokens, ffn, 2) + (of_factors + right) as u64,
+        flops: 2 * (tokens * ffn) as u64 * ranks as u64,
+        flops_a_pair: 0,
+    }
+}
+
 /// Blocks of 32 ranks that each of three right factors may have: one on every device, and two on those of data centres.
 fn blocks_that_fit(on: &dyn Launcher) -> usize {
     let of_each = 3 * (FACTOR + 2 * TILE * 2 * GROUP);
@@ -169,6 +182,7 @@ pub unsafe fn forward(
     let mut args = vec![Arg::Ptr(o.gate_up_T2F), Arg::Ptr(act_TF)];
     args.extend(extents);
     args.extend(layer.args(o.xa_TS, o.b));
+    on.costs(cost("swiglu_forward", layer, &Behind::NONE, tokens, ffn));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(UNIT.entry("swiglu_adapted_forward", Elem::Bf16), grid, &args) }
 }
@@ -209,6 +223,7 @@ pub unsafe fn backward(
     args.extend(layer.args(o.xa_TS, o.b));
     let [s, ranks] = [behind.s, behind.ranks].map(|n| Arg::I32(n as i32));
     args.extend([Arg::Ptr(d.dxa_TS), s, Arg::Ptr(d.a_RF), ranks]);
+    on.costs(cost("swiglu_backward", layer, behind, tokens, ffn));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(UNIT.entry("swiglu_adapted_backward", Elem::Bf16), grid, &args) }
 }

@@ -14,6 +14,7 @@
 #![allow(non_snake_case)] // shape suffixes, see the crate's legend
 
 pub mod bench;
+pub mod bench_adapted;
 pub mod cases;
 pub mod cuda;
 pub mod cuda_adapted;

@@ -3,7 +3,7 @@
 use chronicals_kernels::{
     Variant,
     cases::values,
-    gpu::{Elem, Ptr, le_bytes},
+    gpu::{Elem, le_bytes},
     linear_ce::{
         IGNORE_INDEX, Options, Shape,
         cuda::{self, Gradients, Operands as Inputs, Plan},
@@ -29,9 +29,9 @@ const CASES: [(usize, usize, usize, usize); 8] = [
 const SCALE: f32 = 0.037;
 
 const OPTIONS: [Options; 3] = [
-    Options { label_smoothing: 0.0, z_loss: 0.0 },
-    Options { label_smoothing: 0.1, z_loss: 0.0 },
-    Options { label_smoothing: 0.2, z_loss: 1e-3 },
+    Options { label_smoothing: 0.0, z_loss: 0.0, chunk_rows: None },
+    Options { label_smoothing: 0.1, z_loss: 0.0, chunk_rows: None },
+    Options { label_smoothing: 0.2, z_loss: 1e-3, chunk_rows: None },
 ];
 
 /// A batch of one case: x, W, labels.
@@ -149,8 +149,19 @@ impl Way<'_> {
     }
 }
 
-/// A call; the gradient of W is added to `old`.
-fn run(machine: &dyn Machine, batch: &Batch, way: Way, old: Option<&[f32]>) -> Left {
+/// What becomes of the gradient of W.
+#[derive(Clone, Copy, Debug)]
+enum Head<'a> {
+    /// The head does not train.
+    Frozen,
+    /// It is added to this.
+    Adds(&'a [f32]),
+    /// It is written.
+    New,
+}
+
+/// A call.
+fn run(machine: &dyn Machine, batch: &Batch, way: Way, head: Head) -> Left {
     let plan = way.plan;
     let on = Operands { machine, elem: batch.elem };
     let (x, w) = (on.input(&batch.x), on.input(&batch.w));
@@ -160,11 +171,19 @@ fn run(machine: &dyn Machine, batch: &Batch, way: Way, old: Option<&[f32]>) -> L
     let loss = machine.upload(&1000f64.to_le_bytes());
     let scratch = machine.upload(&vec![0xff; way.scratch_bytes()]);
     let (dx, scale) = (on.output(batch.x.len()), on.f32().input(&[SCALE]));
-    let dw = on.f32().input(old.unwrap_or(&[0.0]));
+    let dw = match head {
+        Head::Frozen => on.f32().input(&[0.0]),
+        Head::Adds(old) => on.f32().input(old),
+        Head::New => on.f32().output(batch.w.len()),
+    };
     let [x_TD, w_VD, index, loss_at, scratch] = [&x, &w, &index, &loss, &scratch].map(Memory::ptr);
     let inputs = Inputs { x_TD, w_VD, index, loss: loss_at, scratch };
-    let gradients =
-        Gradients { scale: scale.ptr(), dx_TD: dx.ptr(), dw_VD: old.map(|_| -> Ptr { dw.ptr() }) };
+    let gradients = Gradients {
+        scale: scale.ptr(),
+        dx_TD: dx.ptr(),
+        dw_VD: (!matches!(head, Head::Frozen)).then(|| dw.ptr()),
+        dw_is_new: matches!(head, Head::New),
+    };
     // SAFETY: every operand has the length that its docs say.
     unsafe { way.call(machine, &inputs, Some(&gradients)) };
     let read = |loss: &Memory| f64::from_le_bytes(machine.download(loss).try_into().unwrap()) - 1000.0;
@@ -190,7 +209,7 @@ fn check(machine: &dyn Machine, batch: &Batch, way: Way, what: &str) -> Left {
     let (old, what) = (values(4, batch.w.len()), format!("{} {what}", way.variant));
     let exact = expected(batch, way.opts);
     let (loss_tolerance, tolerance) = tolerances(batch.elem);
-    let left = run(machine, batch, way, Some(&old));
+    let left = run(machine, batch, way, Head::Adds(&old));
     let (loss, dx, dw) = &left;
     let off = (loss - exact.loss).abs();
     // A row's loss is a difference of f32.
@@ -217,7 +236,7 @@ pub fn forward_backward(machine: &dyn Machine) {
     for (case, elem) in cases.into_iter().flat_map(|c| Elem::ALL.map(|e| (c, e))) {
         let batch = Batch::new(case, elem, 1.0);
         let plans = [batch.rows(), (batch.rows() + 3).min(batch.shape.tokens), batch.shape.tokens]
-            .map(|rows| Plan::new(batch.shape, elem, rows));
+            .map(|rows| Plan::new(batch.shape, elem, rows, None));
         // Large vocabularies are slow to emulate, and the options are the same code.
         let few = batch.shape.vocab > 10_000;
         for opts in OPTIONS.into_iter().skip(if few { 2 } else { 0 }) {
@@ -231,9 +250,15 @@ pub fn forward_backward(machine: &dyn Machine) {
                 let way = Way { variant, plan, opts };
                 let left = check(machine, &batch, way, &what);
                 let old = values(4, batch.w.len());
-                assert!(run(machine, &batch, way, Some(&old)) == left, "{variant} {what}: other bits");
-                let (loss, dx, _) = run(machine, &batch, way, None);
+                assert!(run(machine, &batch, way, Head::Adds(&old)) == left, "{variant} {what}: other bits");
+                let (loss, dx, _) = run(machine, &batch, way, Head::Frozen);
                 assert!((loss, dx) == (left.0, left.1), "{variant} {what}: a head that does not train");
+                let zeros = vec![0.0; batch.w.len()];
+                let added = run(machine, &batch, way, Head::Adds(&zeros));
+                assert!(
+                    batch.rows() == 0 || run(machine, &batch, way, Head::New) == added,
+                    "{variant} {what}: written, not added"
+                );
             }
         }
     }
@@ -245,7 +270,7 @@ pub fn chunks(machine: &dyn Machine) {
         let batch = Batch::new((45, 16, 203, 4), elem, 2.0);
         for rows in [batch.rows(), batch.shape.tokens] {
             for chunk in [1, 7, 16] {
-                let plan = Plan { chunk, ..Plan::new(batch.shape, elem, rows) };
+                let plan = Plan::new(batch.shape, elem, rows, Some(chunk));
                 let way = Way { variant: Variant::Fused, plan: &plan, opts: OPTIONS[2] };
                 check(machine, &batch, way, &format!("{} {rows} by {chunk}", elem.name()));
             }
@@ -257,7 +282,7 @@ pub fn chunks(machine: &dyn Machine) {
 pub fn magnitudes(machine: &dyn Machine) {
     for (elem, magnitude) in Elem::ALL.into_iter().flat_map(|e| [1e-6, 300.0, 1e4].map(|m| (e, m))) {
         let batch = Batch::new((12, 8, 517, 5), elem, magnitude);
-        let plan = Plan::new(batch.shape, elem, batch.rows());
+        let plan = Plan::new(batch.shape, elem, batch.rows(), None);
         for variant in Variant::ALL {
             let way = Way { variant, plan: &plan, opts: OPTIONS[0] };
             check(machine, &batch, way, &format!("{} ×{magnitude}", elem.name()));

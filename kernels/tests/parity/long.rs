@@ -200,7 +200,7 @@ pub fn linear_ce(machine: &dyn Machine) {
     use linear_ce::cuda::{self, Gradients, Operands as Inputs, Plan};
     let (t, d, v) = (32 << 10, 16, 151_936);
     let shape = linear_ce::Shape { tokens: t, hidden: d, vocab: v };
-    let plan = Plan { chunk: t, ..Plan::new(shape, Elem::Bf16, t) };
+    let plan = Plan::new(shape, Elem::Bf16, t, Some(t));
     let on = on(machine);
     let (x, w) = (bf16(1, t * d), bf16(2, v * d));
     let labels: Vec<i32> = (0..t).map(|i| (i * 7919 % v) as i32).collect();
@@ -210,7 +210,7 @@ pub fn linear_ce(machine: &dyn Machine) {
     let (scratch, dx) = (machine.upload(&vec![0xff; plan.scratch_bytes()]), on.output(t * d));
     let scale = on.f32().input(&[1.0]);
     let inputs = Inputs { x_TD, w_VD, index, loss, scratch: scratch.ptr() };
-    let gradients = Gradients { scale: scale.ptr(), dx_TD: dx.ptr(), dw_VD: None };
+    let gradients = Gradients { scale: scale.ptr(), dx_TD: dx.ptr(), dw_VD: None, dw_is_new: false };
     // SAFETY: every operand has the length that its docs say.
     unsafe {
         let (launcher, products) = (machine.launcher(), machine.products());

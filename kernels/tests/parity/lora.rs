@@ -21,8 +21,8 @@ const fn segment(offset: usize, width: usize, r: usize) -> Segment {
 
 /// Tokens, inputs, outputs and adapters: one of all columns and one token; q, k and v, of several ranks, one of them odd;
 /// columns that no adapter has; the last alone; q, k and v with columns between them, all in multiples of 8; ranks that are no
-/// whole packs, together and alone.
-const CASES: [(usize, usize, usize, &[Segment]); 7] = [
+/// whole packs, together and alone; gate and up, alike, and all but alike.
+const CASES: [(usize, usize, usize, &[Segment]); 10] = [
     (1, 8, 16, &[segment(0, 16, 8)]),
     (37, 40, 64, &[segment(0, 32, 8), segment(32, 16, 5), segment(48, 16, 3)]),
     (50, 24, 80, &[segment(8, 30, 4), segment(48, 24, 12)]),
@@ -30,6 +30,9 @@ const CASES: [(usize, usize, usize, &[Segment]); 7] = [
     (41, 48, 96, &[segment(0, 40, 16), segment(48, 16, 8), segment(64, 24, 8)]),
     (21, 24, 32, &[segment(0, 16, 4), segment(16, 8, 4), segment(24, 8, 4)]),
     (9, 16, 24, &[segment(0, 24, 1)]),
+    (53, 40, 96, &[segment(0, 48, 16), segment(48, 48, 16)]),
+    (30, 32, 64, &[segment(0, 32, 8), segment(32, 32, 16)]),
+    (30, 32, 64, &[segment(0, 24, 8), segment(24, 24, 8)]),
 ];
 
 /// x·Aᵀ, s·B and what is added to are rounded to bf16 before they meet; sums in f32. Unfused, the output of B is rounded before

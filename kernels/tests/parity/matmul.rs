@@ -4,7 +4,7 @@ use chronicals_kernels::{
     cases::values,
     gpu::{
         Elem, Product,
-        product::{Batch, Matrix},
+        product::{Batch, Factor, Matrix},
     },
 };
 
@@ -27,8 +27,8 @@ pub fn products(machine: &dyn Machine) {
                 let a = Matrix { ld: if ta { m } else { k } + 8, transposed: ta };
                 let b = Matrix { ld: if tb { k } else { n } + 16, transposed: tb };
                 // cuBLASLt's bias has the type of C.
-                let one =
-                    Product { m, n, k, a, b, ldc: n + 8, out, elem, bias, accumulate, batch: Batch::ONE };
+                let (batch, factor) = (Batch::ONE, Factor::new(if ta == tb { 1.0 } else { -1.5 }));
+                let one = Product { m, n, k, a, b, ldc: n + 8, out, elem, bias, accumulate, batch, factor };
                 check(machine, &one);
             }
         }
@@ -48,7 +48,8 @@ pub fn batches(machine: &dyn Machine) {
         let apart = |(rows, columns): (usize, usize)| rows * columns + 8;
         let product = |a: Matrix, b: Matrix, ldc, count, strides| {
             let batch = Batch { count, strides };
-            Product { m, n, k, a, b, ldc, out, elem, bias: false, accumulate, batch }
+            let factor = Factor::new(if ta == tb { 1.0 } else { 0.75 });
+            Product { m, n, k, a, b, ldc, out, elem, bias: false, accumulate, batch, factor }
         };
         let (dense_a, dense_b) = (matrix(a.1, ta), matrix(b.1, tb));
         check(machine, &product(dense_a, dense_b, n, 5, [apart(a), apart(b), apart((m, n))]));
@@ -90,7 +91,7 @@ fn check(machine: &dyn Machine, p: &Product) {
     let expected = places(p).map(|(batch, i, j)| {
         let [first_a, first_b, _] = p.batch.strides.map(|stride| batch * stride);
         let term = |l| f64::from(a[first_a + p.a.at(i, l)]) * f64::from(b[first_b + p.b.at(l, j)]);
-        (0..p.k).map(term).sum::<f64>()
+        f64::from(p.factor.value()) * (0..p.k).map(term).sum::<f64>()
             + f64::from(u8::from(p.bias)) * f64::from(bias[j])
             + f64::from(u8::from(p.accumulate)) * f64::from(old[place(p, (batch, i, j))])
     });

@@ -7,10 +7,13 @@
 //! compute-sanitizer --tool racecheck target/release/deps/parity-<hash> --ignored gpu::smoke
 //! ```
 
-use std::{cell::RefCell, collections::BTreeSet};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeSet,
+};
 
 use chronicals_kernels::gpu::{
-    Arg, Elem, Entry, GpuError, Grid, Launcher, Needs, Products, Unit, launch::UNITS,
+    Arg, Cost, Elem, Entry, GpuError, Grid, Launcher, Needs, Products, Unit, launch::UNITS,
 };
 
 use crate::{
@@ -50,12 +53,19 @@ type Kernel = (&'static str, &'static str, Elem);
 struct Recorder<'a> {
     on: &'a dyn Machine,
     launched: RefCell<BTreeSet<Kernel>>,
+    /// What the next launch costs, where it was said; and the kernels of which it was, by our launch code.
+    next: Cell<Option<Cost>>,
+    said: RefCell<BTreeSet<Kernel>>,
 }
 
 impl Recorder<'_> {
     fn keep(&self, entry: Entry, launched: Result<(), GpuError>) -> Result<(), GpuError> {
         launched?;
-        self.launched.borrow_mut().insert((entry.unit.name, entry.name, entry.elem));
+        let kernel = (entry.unit.name, entry.name, entry.elem);
+        self.launched.borrow_mut().insert(kernel);
+        if self.next.take().is_some_and(|cost| cost.bytes > 0) {
+            self.said.borrow_mut().insert(kernel);
+        }
         Ok(())
     }
 }
@@ -69,6 +79,10 @@ impl Launcher for Recorder<'_> {
     unsafe fn launch_early(&self, entry: Entry, grid: Grid, args: &[Arg]) -> Result<(), GpuError> {
         // SAFETY: the caller's promise is the same.
         self.keep(entry, unsafe { self.on.launcher().launch_early(entry, grid, args) })
+    }
+
+    fn costs(&self, next: Cost) {
+        self.next.set(Some(next));
     }
 
     fn processors(&self) -> u32 {
@@ -113,15 +127,22 @@ fn kernels(units: &[&'static Unit], met: impl Fn(Needs) -> bool) -> BTreeSet<Ker
     typed.flat_map(|(u, elem)| u.entries.iter().map(move |name| (u.name, *name, elem))).collect()
 }
 
-/// Runs the checks, which must launch every kernel that the machine can run, but for conversions in f32, and no others.
+/// Runs the checks, whose launches must say what they cost, and which must launch every kernel that the machine can run, but for conversions in f32, and no others.
 pub fn every_kernel(machine: &dyn Machine, checks: &[Check]) {
-    let recorder = Recorder { on: machine, launched: RefCell::default() };
+    let recorder = Recorder {
+        on: machine,
+        launched: RefCell::default(),
+        next: Cell::default(),
+        said: RefCell::default(),
+    };
     for (name, check) in checks {
         // A sanitizer's report goes to the check before it.
         eprintln!("{name}");
         check(&recorder);
     }
-    let launched = recorder.launched.into_inner();
+    let (said, launched) = (recorder.said.into_inner(), recorder.launched.into_inner());
+    let silent = Vec::from_iter(launched.difference(&said));
+    assert!(silent.is_empty(), "their launches do not say what they cost (`Launcher::costs`): {silent:?}");
     let mut all = kernels(UNITS, |needs| machine.meets(needs));
     for (unit, name) in NOT_IN_F32 {
         assert!(all.remove(&(unit, name, Elem::F32)), "{name} of {unit}, in NOT_IN_F32, is no kernel");

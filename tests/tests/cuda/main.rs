@@ -10,6 +10,8 @@ mod feed;
 mod goldens;
 mod graphs;
 mod memory;
+mod profile;
+mod recompute;
 mod states;
 mod trial;
 
@@ -62,8 +64,10 @@ checks! {
     agreement { gradients_f32, gradients_bf16, eager_f32, eager_bf16, odd_adapters, ten_steps_f32, ten_steps_bf16, packed_as_alone }
     feed { as_step_by_step, failures; whenever_copies_arrive, eager_whenever_copies_arrive, ahead }
     graphs { replays, eager_replays, one_graph_a_shape, evaluation_between; log }
-    states { losses_fall, masters, seeds; scalars }
+    states { losses_fall, resumed, masters, seeds; scalars }
+    recompute { levels, eager_levels, replayed, offloaded; whenever_entries_come, limits }
     memory { as_planned; taken, refusals }
+    profile { complete; the_same, as_logged, without_cupti, documents }
     trial { events }
 }
 

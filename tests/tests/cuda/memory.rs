@@ -11,6 +11,7 @@ use chronicals::{
         },
     },
     config::ModelConfig,
+    model::Level,
 };
 use chronicals_emulator::Training;
 use chronicals_kernels::{attention::cuda::Path, gpu::Machine};
@@ -28,6 +29,8 @@ fn each(check: impl Fn(&Model, &Case)) {
                     let precision = PrecisionArgs { dtype: Some(dtype), states: Some(states) };
                     let fused = Case { precision, ..of };
                     check(&model, &fused);
+                    check(&model, &Case { recompute: Level::Block, ..fused.clone() });
+                    check(&model, &Case { offload: true, ..fused.clone() });
                     if states != States::Eight {
                         check(&model, &fused.with(KernelPlan::uniform(Variant::Eager)));
                     }
@@ -48,7 +51,8 @@ pub fn as_planned<D: Machine>(machine: &dyn Fn() -> D) {
         let planned = plan::bytes(&setup, case.loss, Formats::from(case.precision), gpu).unwrap();
         let backend = case.on(device, &model.config, &batches);
         let trainer = model.trainer_on(case, &batches, backend);
-        assert_eq!(trainer.backend().planned_bytes(), planned, "{:?}", case.precision);
+        assert_eq!(trainer.backend().planned_bytes(), planned.bytes, "{:?}", case.precision);
+        assert_eq!(trainer.backend().planned_host_bytes(), planned.host_bytes);
     });
 }
 

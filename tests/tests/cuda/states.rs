@@ -7,6 +7,8 @@ use chronicals::{
         Backend,
         cuda::{CudaBackend, Formats},
     },
+    checkpoint,
+    fit::fit,
 };
 use chronicals_kernels::gpu::Machine;
 use chronicals_tests::{
@@ -46,6 +48,41 @@ pub fn losses_fall<D: Machine>(machine: &dyn Fn() -> D) {
                 (0..10).map(|s| trainer.train_step(&batches.step(s).unwrap()).unwrap().loss).collect();
             assert!(losses[9] < 0.9 * losses[0], "{precision:?} {}: {losses:?}", case.prefix());
             assert!(losses.windows(2).filter(|w| w[1] < w[0]).count() >= 8, "{precision:?}: {losses:?}");
+        }
+    }
+}
+
+/// A training taken up from a checkpoint continues to the bit, whatever the optimizer keeps; with a batch cut in two.
+pub fn resumed<D: Machine>(machine: &dyn Fn() -> D) {
+    let golden = Golden::load("qwen3");
+    for (precision, geometry) in
+        precisions().into_iter().flat_map(|p| [Geometry::Packed, Geometry::Accumulated].map(|g| (p, g)))
+    {
+        let (model, batches) = (Model::new("qwen2", head_dim(precision)), golden.batches(geometry, 6));
+        for of in [Case::full(), Case::lora()] {
+            let (case, dir) = (case(of, precision), tempfile::tempdir().unwrap());
+            let new = || model.trainer_on(&case, &batches, case.on(machine(), &model.config, &batches));
+            let (mut whole, mut first, mut second) = (new(), new(), new());
+            let identity = checkpoint::Identity::new();
+            let (mut losses, mut resumed) = (Vec::new(), Vec::new());
+            fit(&mut whole, &batches, 6, |_, r| {
+                losses.push(r);
+                Ok(())
+            })
+            .unwrap();
+            let mut keep = |_, r| {
+                resumed.push(r);
+                Ok(())
+            };
+            fit(&mut first, &batches, 4, &mut keep).unwrap();
+            let saved = checkpoint::save(&first, dir.path(), &identity, None).unwrap();
+            checkpoint::load(&mut second, &saved, &identity).unwrap();
+            fit(&mut second, &batches, 6, &mut keep).unwrap();
+            assert!(losses == resumed, "{precision:?} {}", case.prefix());
+            let trained = |t: &Trainer<CudaBackend<D>>| {
+                t.backend().read(t.model().adapters.unwrap_or(t.model().weights)).unwrap()
+            };
+            assert!(trained(&whole) == trained(&second), "{precision:?} {}", case.prefix());
         }
     }
 }

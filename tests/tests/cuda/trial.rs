@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chronibench_protocol::{
     Event, Spec,
     event::{Done, Hello, Phase, Ready, Step, Window},
-    spec::{DataSpec, Measure, Method, ModelSpec, PROTOCOL, PrecisionArgs, States},
+    spec::{DataSpec, Measure, Method, ModelSpec, PROTOCOL, PrecisionArgs, Recompute, States},
 };
 use chronicals::worker;
 use chronicals_kernels::gpu::Machine;
@@ -81,6 +81,9 @@ fn spec(model: &Model, dir: &std::path::Path, of: &Case, states: States, kernels
         threads: None,
         device: "cuda".into(),
         precision: PrecisionArgs { dtype: None, states: Some(states) },
+        recompute: Recompute::Auto,
+        offload: false,
+        memory_limit_gb: None,
         save_weights: Some(dir.join("saved.safetensors")),
     }
 }
@@ -120,6 +123,8 @@ pub fn events<D: Machine>(machine: &dyn Fn() -> D) {
                 "mma" => assert_eq!(path, Some("mma")),
                 _ => assert!(["mma", "hopper"].contains(&path.unwrap()), "{path:?}"),
             }
+            assert_eq!(hello.settings["recompute"], "none");
+            assert!(hello.chosen["recompute"].contains(" free"), "{:?}", hello.chosen);
             assert!(ready.planned_bytes.contains_key("scratch"), "{:?}", ready.planned_bytes);
             check_launches(&hello.kernel_plan, &done.kernels, lora);
             assert!(losses.len() == 6 && losses[5] < losses[0], "{losses:?}");

@@ -11,186 +11,28 @@
 //! Unless a method says `+=`, it overwrites its outputs. Widths come from the views' layout at set-up, the number of
 //! tokens `T` from the uploaded batch; the first `T` rows of an activation buffer are in use.
 
+mod buffers;
 pub mod cpu;
 pub mod cuda;
 mod dims;
+mod operands;
 
 use std::collections::BTreeMap;
 
 use chronibench_protocol::{event::Precision, spec::TrainArgs};
 use chronicals_data::batch::Batch;
-use chronicals_kernels::{linear_ce, lora::Segment};
+use chronicals_kernels::linear_ce;
 
-use crate::{error::Error, model::Model};
-
-/// A span of one of the backend's buffers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct View {
-    /// Which buffer.
-    pub buffer: usize,
-    /// First element.
-    pub offset: usize,
-    /// Elements.
-    pub len: usize,
-}
-
-impl View {
-    /// A part of this view.
-    pub fn slice(self, offset: usize, len: usize) -> Self {
-        assert!(offset + len <= self.len, "a part lies inside its view");
-        Self { buffer: self.buffer, offset: self.offset + offset, len }
-    }
-}
-
-/// What a buffer is for, in memory plans.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Component {
-    /// Model parameters.
-    Weights,
-    /// LoRA parameters.
-    Adapters,
-    /// Gradients of whatever trains.
-    Gradients,
-    /// AdamW's two moments.
-    OptimizerStates,
-    /// Kept from forward to backward, and gradients of activations.
-    Activations,
-    /// Sums over a row that the backward pass reads again: f32 whatever the element type.
-    Statistics,
-    /// Temporaries of the loss.
-    Logits,
-}
-
-impl Component {
-    /// Name in plans and records.
-    pub fn name(self) -> &'static str {
-        match self {
-            Component::Weights => "weights",
-            Component::Adapters => "adapters",
-            Component::Gradients => "gradients",
-            Component::OptimizerStates => "optimizer states",
-            Component::Activations => "activations",
-            Component::Statistics => "statistics",
-            Component::Logits => "logits",
-        }
-    }
-}
-
-/// Hands out buffers, whose element type follows from the component. A backend allocates them; a memory plan only adds
-/// them up.
-pub trait Allocator {
-    /// A buffer of `len` zeros.
-    fn alloc(&mut self, component: Component, len: usize) -> View;
-
-    /// Whether the probabilities that unfused attention keeps are a buffer of the model; else they are the backend's own.
-    fn keeps_probabilities(&self) -> bool {
-        true
-    }
-}
-
-/// A parameter and, when it trains, its gradient.
-#[derive(Clone, Copy, Debug)]
-pub struct Param {
-    /// Values.
-    pub value: View,
-    /// Gradient, `None` when frozen.
-    pub grad: Option<View>,
-}
-
-/// A projection `y_TN = x_TK · w_NKᵀ`, several of Hugging Face's side by side where they share an input.
-#[derive(Clone, Debug)]
-pub struct Linear {
-    /// `[N, K]`.
-    pub weight: Param,
-    /// `N`.
-    pub outputs: usize,
-    /// `K`.
-    pub inputs: usize,
-    /// Adapters on this projection.
-    pub adapter: Option<Adapter>,
-    /// SwiGLU, where it is next to this projection.
-    pub beside: Beside,
-}
-
-/// Where SwiGLU is, seen from a [`Linear`]. What lies between the two may be short of the adapters' part, which SwiGLU then adds:
-/// it has the projection at hand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Beside {
-    /// Elsewhere.
-    Nothing,
-    /// It reads the output.
-    ReaderOfOutput,
-    /// It writes the input.
-    WriterOfInput,
-}
-
-/// The LoRA adapters of one [`Linear`].
-#[derive(Clone, Debug)]
-pub struct Adapter {
-    /// All `A`, stacked: `[S, K]`, `S` the sum of the ranks.
-    pub a: Param,
-    /// All `B`, one after the other: `[N_i, r_i]` each.
-    pub b: Param,
-    /// Where each adapter writes.
-    pub segments: Vec<Segment>,
-    /// Factor on `B·A`.
-    pub scale: f32,
-    /// Saved product `x·Aᵀ`, `[T, S]`, with room for rows that end at a multiple of 8.
-    pub xa: View,
-    /// Its gradient.
-    pub dxa: View,
-}
-
-impl Adapter {
-    /// `S`: the sum of the ranks.
-    pub fn ranks(&self) -> usize {
-        self.segments.iter().map(|s| s.r).sum()
-    }
-}
-
-/// RMSNorm of the residual stream.
-#[derive(Clone, Copy, Debug)]
-pub struct Norm {
-    /// `[D]`.
-    pub weight: Param,
-    /// Saved reciprocal root mean square, `[T]`.
-    pub rstd: View,
-}
-
-/// Bias, QK-norm and rotary embedding of one block.
-#[derive(Clone, Copy, Debug)]
-pub struct QkRope {
-    /// `[Q]`, Qwen2 only.
-    pub bias: Option<Param>,
-    /// Qwen3 only.
-    pub norm: Option<QkNorm>,
-}
-
-/// RMSNorm on every query and key head.
-#[derive(Clone, Copy, Debug)]
-pub struct QkNorm {
-    /// `[K]`.
-    pub q_weight: Param,
-    /// `[K]`.
-    pub k_weight: Param,
-    /// Saved queries and keys before the norm, `[T, (H+G)·K]`.
-    pub pre: View,
-    /// Saved reciprocal root mean squares, `[T, H+G]`.
-    pub rstd: View,
-}
-
-/// Attention's buffers of one block.
-#[derive(Clone, Copy, Debug)]
-pub struct Attention {
-    /// Rotated queries and keys, and values: `[T, Q]`.
-    pub qkv: View,
-    /// `[T, H·K]`.
-    pub out: View,
-    /// Saved log-sum-exp, `[H, T]`.
-    pub lse: View,
-    /// Saved probabilities, of the unfused variant where [they are the model's](Allocator::keeps_probabilities).
-    pub probs: Option<View>,
-}
+pub use self::{
+    buffers::{Allocator, Component, HostPlace, View},
+    operands::*,
+};
+use crate::{
+    error::Error,
+    memory::Plan,
+    model::{Model, Setup},
+    profile::{self, Profile},
+};
 
 /// A run of parameters that share hyper-parameters.
 #[derive(Clone, Copy, Debug)]
@@ -271,7 +113,11 @@ pub struct About {
 
 /// The terms of the loss that settings ask for.
 pub fn loss_options(args: &TrainArgs) -> linear_ce::Options {
-    linear_ce::Options { label_smoothing: args.label_smoothing_factor as f32, z_loss: args.z_loss as f32 }
+    linear_ce::Options {
+        label_smoothing: args.label_smoothing_factor as f32,
+        z_loss: args.z_loss as f32,
+        chunk_rows: args.loss_chunk_rows.map(|n| n as usize),
+    }
 }
 
 /// Makes batches ready for a device, on any thread.
@@ -286,10 +132,21 @@ pub trait Stager: Send {
     fn stage(&self, batch: Batch) -> Result<Self::Staged, Error>;
 }
 
+/// Of bytes that are to be put back.
+fn check_stored(got: usize, expected: usize) -> Result<(), Error> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(Error::new(format!("{got} bytes of optimizer states, not {expected}"), "optimizer states"))
+}
+
 /// A device that can train.
 pub trait Backend: Allocator {
     /// Whether it is a device of its own: one that [`rehearse`](Self::rehearse) readies, and that works while its caller goes on.
     const APART: bool;
+
+    /// Whether it can keep activations in the host's memory; where not, no model has them there.
+    const OFFLOADS: bool;
 
     /// A batch that is ready.
     type Staged: Send;
@@ -297,6 +154,18 @@ pub trait Backend: Allocator {
     type Stager: Stager<Staged = Self::Staged>;
     /// A step whose numbers are not read yet.
     type Ended;
+
+    /// Bytes by component that it would take for a training, itself included; takes nothing.
+    ///
+    /// # Errors
+    /// The method's settings make no sense, or it has no kernels.
+    fn plan(&self, setup: &Setup<'_>) -> Result<Plan, Error>;
+
+    /// Bytes that are free for the rest of a plan: without those that the plan has already, nor what is needed outside of plans.
+    ///
+    /// # Errors
+    /// The device does not tell.
+    fn room(&self, setup: &Setup<'_>) -> Result<u64, Error>;
 
     /// Takes whatever else the steps of `model` need; once, when it is laid out.
     ///
@@ -314,8 +183,21 @@ pub trait Backend: Allocator {
     fn about(&self) -> About;
     /// Bytes by component that it took, and the most that a step takes for its temporaries.
     fn planned_bytes(&self) -> BTreeMap<String, u64>;
+    /// Bytes of page-locked memory that it took for activations.
+    fn planned_host_bytes(&self) -> u64;
     /// Kernel → launches so far; a name is `seam.variant.operation`.
     fn launches(&self) -> BTreeMap<String, u64>;
+
+    /// Keeps when the calls of some steps ran, and what they cost; before anything is allocated.
+    ///
+    /// # Errors
+    /// The device has no such clock, or its limits cannot be measured.
+    fn profile(&mut self, options: &profile::Options) -> Result<(), Error>;
+    /// What was kept, when the last of those steps was handed over; nothing where nobody asked for it.
+    ///
+    /// # Errors
+    /// The device fails, or what ran is not what was asked for.
+    fn profiled(&mut self) -> Result<Option<Profile>, Error>;
 
     /// Copies a view to the host; not for use inside a step.
     ///
@@ -327,6 +209,17 @@ pub trait Backend: Allocator {
     /// # Errors
     /// As [`read`](Self::read).
     fn write(&mut self, view: View, values: &[f32]) -> Result<(), Error>;
+
+    /// Bytes of a whole buffer as the device keeps them, for [`restore`](Self::restore).
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    fn stored(&self, view: View) -> Result<Vec<u8>, Error>;
+    /// Puts them back.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); also when they are not of a buffer of this size and format.
+    fn restore(&mut self, view: View, bytes: &[u8]) -> Result<(), Error>;
 
     /// What readies batches for it.
     fn stager(&self) -> Self::Stager;
@@ -377,7 +270,14 @@ pub trait Backend: Allocator {
     /// Loss of the current batch only.
     fn loss_forward(&mut self, head: &Param, x: View);
 
-    /// Sets a buffer to zero.
+    /// Copies the rows of a residual stream that are in use to the host, beside what follows.
+    fn put_aside(&mut self, x: View, place: HostPlace);
+    /// Copies them back, beside what follows.
+    fn bring_back(&mut self, place: HostPlace, x: View);
+    /// What follows waits for the last copy to or from a place. Each copy is waited for in the work that it is of.
+    fn await_copy(&mut self, place: HostPlace);
+
+    /// Sets gradients to zero; or, in work that begins with it, those that are not written before anything is added to them.
     fn zero(&mut self, view: View);
     /// Global norm of `grads`, clipping, AdamW on every group, as scheduled.
     fn update(&mut self, groups: &[Group], grads: View);

@@ -1,6 +1,6 @@
 //! `chronicals memory`.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf};
 
 use chronibench_protocol::spec::{Dtype, LoraArgs, Method, PrecisionArgs, States};
 use chronicals::{
@@ -13,9 +13,10 @@ use chronicals::{
         },
     },
     config::ModelConfig,
-    memory::{Accounting, Elements, elements_for, elements_of},
-    model::{Capacity, Setup},
+    memory::{Accounting, Elements, Plan, elements, elements_for, elements_of, gigabytes},
+    model::{Capacity, Level, Setup},
 };
+use chronicals_kernels::linear_ce;
 use clap::ValueEnum;
 
 /// Arguments of `memory`.
@@ -24,6 +25,8 @@ use clap::ValueEnum;
   chronicals memory --model config.json                          full fine-tuning, 1 x 512, as this CPU trainer holds it
   chronicals memory --model config.json --method lora --r 32 --rows 8 --row-slots 512
   chronicals memory --model config.json --accounting cuda --rows 16 --row-slots 2048 --states 8bit
+  chronicals memory --model config.json --accounting cuda --rows 16 --row-slots 2048 --memory-limit-gb 40
+  chronicals memory --model config.json --accounting cuda --rows 4 --row-slots 2048 --states bf16 --offload --loss-chunk-rows 1024
   chronicals memory --params 7e9 --accounting paper              14 + 14 + 56 = 84 GB")]
 pub struct Args {
     /// Hugging Face config.json
@@ -53,6 +56,15 @@ pub struct Args {
     /// What the optimizer keeps on a GPU
     #[arg(long, value_enum, default_value = "f32")]
     states: StatesName,
+    /// Rows whose logits exist at a time, as train.loss_chunk_rows
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    loss_chunk_rows: Option<u32>,
+    /// Let blocks' inputs wait for the backward pass in the host's memory
+    #[arg(long)]
+    offload: bool,
+    /// Say which level `recompute: auto` takes within so many GB (10⁹ bytes)
+    #[arg(long)]
+    memory_limit_gb: Option<f64>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -88,31 +100,100 @@ enum Rule {
     Paper,
 }
 
-/// Prints the plan.
+/// Prints the plan, of every level of recomputation where it tells them apart.
 pub fn run(args: &Args) -> Result<(), Error> {
-    let (title, elements) = count(args)?;
-    let bytes = match args.accounting {
-        Rule::Cpu => Accounting::CPU.bytes(&elements),
-        Rule::Paper => Accounting::PAPER.bytes(&elements),
-        Rule::Cuda => on_gpu(args)?,
-    };
-    println!("{title}\n");
-    for (name, b) in &bytes {
-        println!("{name:<22} {:>12}", human(*b));
+    if args.offload && args.accounting != Rule::Cuda {
+        return Err(Error::new("a processor has no other memory to move activations to", "--offload")
+            .hint("use --accounting cuda"));
     }
-    println!("{:<22} {:>12}", "total", human(bytes.values().sum()));
+    let (title, elements) = count(args)?;
+    println!("{title}\n");
+    let limit = match args.memory_limit_gb {
+        Some(gb) if args.model.is_none() || args.accounting == Rule::Paper => {
+            return Err(Error::new(
+                format!("{gb} GB limit nothing: this plan has no levels"),
+                "--memory-limit-gb",
+            )
+            .hint("give --model config.json and --accounting cpu or cuda"));
+        }
+        limit => limit,
+    };
+    match (&args.model, args.accounting) {
+        (None, Rule::Cuda) => {
+            return Err(Error::new(
+                "a GPU's memory cannot be counted from a number of parameters",
+                "--params",
+            )
+            .hint("give --model config.json"));
+        }
+        (None, _) | (_, Rule::Paper) => {
+            let rule = if args.accounting == Rule::Paper { Accounting::PAPER } else { Accounting::CPU };
+            table(&[("", Plan { bytes: rule.bytes(&elements), host_bytes: 0 })]);
+        }
+        (Some(path), Rule::Cpu | Rule::Cuda) => {
+            let config = ModelConfig::load(path)?;
+            let plans: Vec<Plan> =
+                Level::ALL.map(|level| plan(args, &config, level)).into_iter().collect::<Result<_, _>>()?;
+            let columns = Level::ALL.map(Level::name).into_iter().zip(plans);
+            let columns: Vec<(&str, Plan)> = columns.collect();
+            println!("{:<22} recompute", "");
+            table(&columns);
+            limit.into_iter().for_each(|gb| println!("\n{}", first_within(&columns, gb)));
+        }
+    }
     for line in left_out(args, &elements) {
         println!("\n{line}");
     }
     Ok(())
 }
 
-fn on_gpu(args: &Args) -> Result<BTreeMap<String, u64>, Error> {
-    let Some(path) = &args.model else {
-        return Err(Error::new("a GPU's memory cannot be counted from a number of parameters", "--params")
-            .hint("give --model config.json"));
+/// A row for each component, a column for each plan.
+fn table(columns: &[(&str, Plan)]) {
+    let line = |name: &str, cells: &mut dyn Iterator<Item = String>| {
+        let cells: Vec<String> = cells.map(|cell| format!("{cell:>12}")).collect();
+        println!("{name:<22} {}", cells.join(" "));
     };
-    let config = ModelConfig::load(path)?;
+    if columns.len() > 1 {
+        line("", &mut columns.iter().map(|(name, _)| name.to_string()));
+    }
+    let names: BTreeSet<&String> = columns.iter().flat_map(|(_, plan)| plan.bytes.keys()).collect();
+    for name in names {
+        let cell = |plan: &Plan| plan.bytes.get(name).map_or("-".into(), |bytes| gigabytes(*bytes));
+        line(name, &mut columns.iter().map(|(_, plan)| cell(plan)));
+    }
+    line("total", &mut columns.iter().map(|(_, plan)| gigabytes(plan.total())));
+    if columns.iter().any(|(_, plan)| plan.host_bytes > 0) {
+        line("page-locked on host", &mut columns.iter().map(|(_, plan)| gigabytes(plan.host_bytes)));
+    }
+}
+
+/// What `recompute: auto` takes under a limit.
+fn first_within(columns: &[(&str, Plan)], gb: f64) -> String {
+    let fits = columns.iter().find(|(_, plan)| plan.total() as f64 <= gb * 1e9);
+    match fits {
+        Some((name, _)) => format!("within {gb} GB: recompute: auto takes {name}"),
+        None => format!("within {gb} GB: nothing fits"),
+    }
+}
+
+fn plan(args: &Args, config: &ModelConfig, recompute: Level) -> Result<Plan, Error> {
+    let (_, method) = method(args);
+    let capacity = Capacity { tokens: args.rows * args.row_slots, row_slots: args.row_slots };
+    let setup = Setup {
+        config,
+        method: &method,
+        capacity,
+        plan: Default::default(),
+        recompute,
+        offload: args.offload,
+    };
+    let loss = linear_ce::Options {
+        chunk_rows: args.loss_chunk_rows.map(|n| n as usize),
+        ..linear_ce::Options::default()
+    };
+    if args.accounting == Rule::Cpu {
+        return Ok(Plan { bytes: Accounting::CPU.bytes(&elements(&setup, loss)?), host_bytes: 0 });
+    }
     let dtype = match args.dtype {
         DtypeName::Bf16 => Dtype::Bf16,
         DtypeName::F32 => Dtype::F32,
@@ -122,11 +203,8 @@ fn on_gpu(args: &Args) -> Result<BTreeMap<String, u64>, Error> {
         StatesName::Bf16 => States::Bf16,
         StatesName::Eight => States::Eight,
     };
-    let capacity = Capacity { tokens: args.rows * args.row_slots, row_slots: args.row_slots };
-    let (_, method) = method(args);
-    let setup = Setup { config: &config, method: &method, capacity, plan: Default::default() };
     let formats = Formats::from(PrecisionArgs { dtype: Some(dtype), states: Some(states) });
-    plan::bytes(&setup, Default::default(), formats, Gpu::HOPPER)
+    plan::bytes(&setup, loss, formats, Gpu::HOPPER)
 }
 
 fn count(args: &Args) -> Result<(String, Elements), Error> {
@@ -142,7 +220,7 @@ fn count(args: &Args) -> Result<(String, Elements), Error> {
         return Err(Error::new("an empty batch", "--rows, --row-slots").hint("give at least 1 of each"));
     }
     let (name, method) = method(args);
-    let elements = elements_for(&config, &method, args.rows, args.row_slots)?;
+    let elements = elements_for(&config, &method, args.rows, args.row_slots, Level::None)?;
     let params = elements.0.get(&Component::Weights).copied().unwrap_or(0);
     let title = format!("{params} parameters, {name}, micro-batch {} x {}", args.rows, args.row_slots);
     Ok((title, elements))
@@ -168,7 +246,7 @@ fn left_out(args: &Args, elements: &Elements) -> Vec<String> {
         lines.push(format!(
             "left out by this accounting: f32 master weights ({}), activations, logits, temporaries of kernels,\n\
              fragmentation, and the program itself",
-            human(master)
+            gigabytes(master)
         ));
     } else if args.params.is_some() {
         lines.push("left out without a config: activations and logits".to_string());
@@ -181,14 +259,4 @@ fn left_out(args: &Args, elements: &Elements) -> Vec<String> {
         lines.push("left out: the program itself and the tokenised data set".to_string());
     }
     lines
-}
-
-/// Decimal units, as GPU memory is quoted in papers.
-fn human(bytes: u64) -> String {
-    let b = bytes as f64;
-    match b {
-        b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
-        b if b >= 1e6 => format!("{:.2} MB", b / 1e6),
-        b => format!("{:.2} kB", b / 1e3),
-    }
 }

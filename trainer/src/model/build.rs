@@ -1,12 +1,15 @@
 //! Lays a model out in a backend's buffers.
 
+use std::collections::BTreeMap;
+
 use chronibench_protocol::spec::Method;
 use chronicals_kernels::{KernelPlan, Seam, Variant, lora::Segment};
 
-use super::{Block, Model};
+use super::{Block, Level, Model, offload::PLACES};
 use crate::{
     backend::{
-        Adapter, Allocator, Attention, Beside, Component, Group, Linear, Norm, Param, QkNorm, QkRope, View,
+        Adapter, Allocator, Attention, Beside, Component, Group, HostPlace, Linear, Norm, Param, QkNorm,
+        QkRope, View,
     },
     config::ModelConfig,
     error::Error,
@@ -33,6 +36,10 @@ pub struct Setup<'a> {
     pub capacity: Capacity,
     /// Which variants run: some save more than others.
     pub plan: KernelPlan,
+    /// What the backward pass makes again: blocks share the memory of it.
+    pub recompute: Level,
+    /// Blocks' entries wait for the backward pass on the host.
+    pub offload: bool,
 }
 
 /// Where each parameter lives and, if it trains, its gradient.
@@ -115,42 +122,87 @@ struct Lora<'a> {
 struct Acts<'a, A> {
     alloc: &'a mut A,
     tokens: usize,
+    recompute: Level,
+    /// What all blocks share, by name.
+    shared: BTreeMap<(&'static str, &'static str), View>,
 }
 
 impl<A: Allocator> Acts<'_, A> {
-    fn rows(&mut self, width: usize) -> View {
-        self.alloc.alloc(Component::Activations, self.tokens * width)
+    fn take(&mut self, component: Component, width: usize) -> View {
+        self.alloc.alloc(component, self.tokens * width)
     }
 
-    fn statistics(&mut self, width: usize) -> View {
-        self.alloc.alloc(Component::Statistics, self.tokens * width)
+    fn rows(&mut self, width: usize) -> View {
+        self.take(Component::Activations, width)
+    }
+
+    /// Two buffers in one piece of memory, of which never both are in use.
+    fn either(&mut self, widths: [usize; 2]) -> [View; 2] {
+        let both = self.rows(widths[0].max(widths[1]));
+        widths.map(|width| both.slice(0, self.tokens * width))
+    }
+
+    /// A buffer that each block has, or all of them share from the level on that makes its contents again.
+    fn of_block(
+        &mut self,
+        name: (&'static str, &'static str),
+        again: Option<Level>,
+        component: Component,
+        width: usize,
+    ) -> View {
+        if again.is_none_or(|level| self.recompute < level) {
+            return self.take(component, width);
+        }
+        if let Some(view) = self.shared.get(&name) {
+            return *view;
+        }
+        let view = self.take(component, width);
+        self.shared.insert(name, view);
+        view
+    }
+
+    fn kept(&mut self, name: &'static str, again: Level, width: usize) -> View {
+        self.of_block(("", name), Some(again), Component::Activations, width)
+    }
+
+    fn statistics(&mut self, name: &'static str, again: Level, width: usize) -> View {
+        self.of_block(("", name), Some(again), Component::Statistics, width)
     }
 }
 
 fn layers(alloc: &mut impl Allocator, s: &Setup<'_>, base: &Store<'_>, lora: Option<&Lora<'_>>) -> Model {
     let c = s.config;
-    let mut acts = Acts { alloc, tokens: s.capacity.tokens };
+    let (tokens, recompute) = (s.capacity.tokens, s.recompute);
+    let mut acts = Acts { alloc, tokens, recompute, shared: BTreeMap::new() };
     let embed = base.one("model.embed_tokens.weight");
     let blocks = (0..c.layers).map(|l| block(&mut acts, s, base, lora, l)).collect();
-    let norm = Norm { weight: base.one("model.norm.weight"), rstd: acts.statistics(1) };
+    let norm = Norm { weight: base.one("model.norm.weight"), rstd: acts.take(Component::Statistics, 1) };
+    // The first of each is done with before the blocks' backward pass begins, or between two of its steps.
+    let [x, dact] = acts.either([c.hidden_size, c.intermediate_size]);
+    let [y, dqkv] = acts.either([c.hidden_size, c.qkv_width()]);
+    let [branch, dattention] = acts.either([c.hidden_size, c.attention_width()]);
     Model {
         embed,
         blocks,
         norm,
         head: if c.tied { embed } else { base.one("lm_head.weight") },
-        x: acts.rows(c.hidden_size),
-        y: acts.rows(c.hidden_size),
-        branch: acts.rows(c.hidden_size),
+        x,
+        y,
+        branch,
         dx: acts.rows(c.hidden_size),
-        dqkv: acts.rows(c.qkv_width()),
-        dattention: acts.rows(c.attention_width()),
-        dact: acts.rows(c.intermediate_size),
+        dqkv,
+        dattention,
+        dact,
         grads: base.values.slice(0, 0),
+        recompute,
         groups: Vec::new(),
         weights: base.values,
         adapters: None,
     }
 }
+
+/// Names of the places that blocks' entries take turns on.
+const TURNS: [&str; PLACES] = ["even entries", "odd entries"];
 
 fn block<A: Allocator>(
     acts: &mut Acts<'_, A>,
@@ -161,9 +213,9 @@ fn block<A: Allocator>(
 ) -> Block {
     let c = s.config;
     let (d, f) = (c.hidden_size, c.intermediate_size);
-    let norm = |acts: &mut Acts<'_, A>, name: &str| Norm {
+    let norm = |acts: &mut Acts<'_, A>, name: &'static str| Norm {
         weight: base.one(&format!("model.layers.{l}.{name}.weight")),
-        rstd: acts.statistics(1),
+        rstd: acts.statistics(name, Level::Block, 1),
     };
     let [qkv, o, gate_up, down] = PROJECTION_GROUPS.map(|group| linear(acts, c, base, lora, l, group));
     Block {
@@ -175,12 +227,14 @@ fn block<A: Allocator>(
         norm2: norm(acts, "post_attention_layernorm"),
         gate_up,
         down,
-        x: acts.rows(d),
-        y1: acts.rows(d),
-        mid: acts.rows(d),
-        y2: acts.rows(d),
-        gate_up_out: acts.rows(2 * f),
-        act: acts.rows(f),
+        x: if s.offload { acts.kept(TURNS[l % PLACES], Level::None, d) } else { acts.rows(d) },
+        at_host: (s.offload && l + PLACES < c.layers).then_some(HostPlace(l)),
+        // Where they are made again, each is so when it is wanted: one place does for both.
+        y1: acts.kept("y", Level::Norm, d),
+        mid: acts.kept("mid", Level::Block, d),
+        y2: acts.kept("y", Level::Norm, d),
+        gate_up_out: acts.kept("gate_up", Level::Ffn, 2 * f),
+        act: acts.kept("act", Level::Swiglu, f),
     }
 }
 
@@ -190,7 +244,7 @@ fn linear<A: Allocator>(
     base: &Store<'_>,
     lora: Option<&Lora<'_>>,
     l: usize,
-    group: &[&str],
+    group: &[&'static str],
 ) -> Linear {
     let names: Vec<String> = group.iter().map(|p| format!("{}.weight", params::projection(l, p))).collect();
     let weight = base.param(&names).expect("projections of a group are neighbours");
@@ -213,7 +267,7 @@ fn adapter<A: Allocator>(
     c: &ModelConfig,
     lora: &Lora<'_>,
     l: usize,
-    group: &[&str],
+    group: &[&'static str],
 ) -> Option<Adapter> {
     let targeted = |p: &str| lora.targets.iter().any(|t| t == p);
     let mut segments = Vec::new();
@@ -236,9 +290,20 @@ fn adapter<A: Allocator>(
         b: lora.store.param(&names("B"))?,
         segments,
         scale: lora.scale,
-        xa: acts.rows(ranks),
-        dxa: acts.rows(ranks),
+        xa: acts.of_block((group[0], "xa"), xa_again(group), Component::Activations, ranks),
+        // Of the backward pass alone.
+        dxa: acts.of_block((group[0], "dxa"), Some(Level::None), Component::Activations, ranks),
     })
+}
+
+/// From which level on a group's forward pass runs again, with the product that its adapters keep. That of `down_proj` never
+/// does: nobody wants its output a second time.
+fn xa_again(group: &[&str]) -> Option<Level> {
+    match group {
+        ["gate_proj", ..] => Some(Level::Ffn),
+        ["down_proj"] => None,
+        _ => Some(Level::Block),
+    }
 }
 
 fn qk_rope<A: Allocator>(acts: &mut Acts<'_, A>, c: &ModelConfig, base: &Store<'_>, l: usize) -> QkRope {
@@ -249,8 +314,8 @@ fn qk_rope<A: Allocator>(acts: &mut Acts<'_, A>, c: &ModelConfig, base: &Store<'
         norm: c.family.qk_norm().then(|| QkNorm {
             q_weight: base.one(&format!("model.layers.{l}.self_attn.q_norm.weight")),
             k_weight: base.one(&format!("model.layers.{l}.self_attn.k_norm.weight")),
-            pre: acts.rows(qk_heads * c.head_dim),
-            rstd: acts.statistics(qk_heads),
+            pre: acts.kept("pre", Level::Block, qk_heads * c.head_dim),
+            rstd: acts.statistics("qk_norm", Level::Block, qk_heads),
         }),
     }
 }
@@ -259,9 +324,10 @@ fn attention<A: Allocator>(acts: &mut Acts<'_, A>, s: &Setup<'_>) -> Attention {
     let c = s.config;
     let keeps_probs = s.plan.get(Seam::Attention) == Variant::Eager && acts.alloc.keeps_probabilities();
     Attention {
-        qkv: acts.rows(c.qkv_width()),
-        out: acts.rows(c.attention_width()),
-        lse: acts.statistics(c.heads),
-        probs: keeps_probs.then(|| acts.rows(c.heads * s.capacity.row_slots)),
+        qkv: acts.kept("qkv", Level::Block, c.qkv_width()),
+        out: acts.kept("attention", Level::Block, c.attention_width()),
+        lse: acts.statistics("lse", Level::Block, c.heads),
+        // Like all of attention they stay until the whole block runs again.
+        probs: keeps_probs.then(|| acts.kept("probs", Level::Block, c.heads * s.capacity.row_slots)),
     }
 }

@@ -1,13 +1,17 @@
 //! One model: its parameters and activations as views of a backend's buffers, and the step over them.
 
 mod build;
+mod offload;
+mod recompute;
 pub mod step;
 
 pub use build::{Capacity, Setup};
+pub use recompute::Level;
 
-use crate::backend::{Attention, Group, Linear, Norm, Param, QkRope, View};
+use crate::backend::{Attention, Group, HostPlace, Linear, Norm, Param, QkRope, View};
 
-/// A transformer with everything a step reads and writes.
+/// A transformer with everything a step reads and writes. Views overlap where never both are in use: blocks share what the
+/// [level](Level) makes again, and the two passes share what neither keeps.
 #[derive(Clone, Debug)]
 pub struct Model {
     /// `[V, D]`.
@@ -34,6 +38,8 @@ pub struct Model {
     pub dact: View,
     /// All gradients, end to end.
     pub grads: View,
+    /// What the backward pass makes again.
+    pub recompute: Level,
     /// What the optimizer updates.
     pub groups: Vec<Group>,
     /// Buffers of the model's own parameters and, under LoRA, of the adapters.
@@ -63,6 +69,8 @@ pub struct Block {
     pub down: Linear,
     /// Residual stream entering the block, `[T, D]`.
     pub x: View,
+    /// Where it waits for the backward pass, if not on the device.
+    pub at_host: Option<HostPlace>,
     /// Normalised `x`.
     pub y1: View,
     /// Residual stream between attention and MLP, `[T, D]`.

@@ -74,6 +74,9 @@ impl Fixture {
             threads: None,
             device: "cpu".into(),
             precision: Default::default(),
+            recompute: Default::default(),
+            offload: false,
+            memory_limit_gb: None,
             save_weights: None,
         };
         Self { dir, spec }

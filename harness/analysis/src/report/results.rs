@@ -184,7 +184,7 @@ pub(super) fn memory(summary: &RunSummary) -> String {
             or_dash(trial_median(c, |m| m.peak_rss_sampled), mib),
             or_dash(trial_median(c, |m| m.peak_rss_reported), mib),
             or_dash(planned, mib),
-            or_dash(planned.zip(c.peak_rss).map(|(p, e)| p / e.median), percent),
+            or_dash(planned.zip(trial_median(c, |m| m.peak_memory())).map(|(p, peak)| p / peak), percent),
             or_dash(trial_median(c, |m| m.peak_gpu_bytes), mib),
         ]);
     }
@@ -192,9 +192,10 @@ pub(super) fn memory(summary: &RunSummary) -> String {
         return String::new();
     }
     format!(
-        "## Memory\n\n{}\nMedians over VALID trials. Planned is what an arm plans for its buffers; the resident set also holds the program, its libraries and the data.\n{}",
+        "## Memory\n\n{}\nMedians over VALID trials. Planned is what an arm plans for its buffers; the peak, of the GPU where the arm has memory there and else the resident set, also holds the program, its libraries and the data.\n{}{}",
         table(&rows),
-        plot(Plot::Memory, "Peak resident set of every case, and the planned bytes", summary)
+        plot(Plot::Memory, "Peak memory of every case, and the planned bytes", summary),
+        plot(Plot::Tradeoff, "Throughput of every case over its peak memory", summary)
     )
 }
 

@@ -44,6 +44,9 @@ pub fn case(arm: &str, method: Method, packing: Packing) -> Case {
         kernels: if fused { kernels.into() } else { BTreeMap::new() },
         device: "cpu".into(),
         precision: Default::default(),
+        recompute: Default::default(),
+        offload: false,
+        memory_limit_gb: None,
         ablation: None,
     }
 }
@@ -196,6 +199,9 @@ fn spec(case: &Case, round: u32) -> Spec {
         threads: Some(2),
         device: "cpu".into(),
         precision: Default::default(),
+        recompute: Default::default(),
+        offload: false,
+        memory_limit_gb: None,
         save_weights: None,
     }
 }
@@ -240,6 +246,7 @@ fn hello(case: &Case, spec: &Spec) -> Hello {
         precision: Precision::f32(),
         settings,
         kernel_plan: case.kernels.clone(),
+        chosen: Default::default(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Launches of `hopper/`: wgmma on tiles that TMA brings to shared memory.
 
-use super::{BLOCK, Documents};
+use super::{BLOCK, Documents, Kernel};
 use crate::{
     attention::Shape,
     gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit},
@@ -119,6 +119,7 @@ pub(super) unsafe fn forward(
 ) -> Result<(), GpuError> {
     let pointers = [documents.by_queries(), documents.begin(), out_T, lse_HT].map(Arg::Ptr);
     let operands = [&[rows(qkv_TQ, documents, shape.packed())][..], &pointers].concat();
+    on.costs(Kernel::Forward.cost(Elem::Bf16, documents, shape));
     // SAFETY: the caller's promise is the same.
     unsafe { launch(on, &FORWARD, shape.heads, &operands, documents, shape) }
 }
@@ -137,10 +138,12 @@ pub(super) unsafe fn backward(
     let pointers =
         [dout_T, out_T, lse_HT, documents.by_queries(), documents.begin(), delta_HT, dqkv_TQ].map(Arg::Ptr);
     let operands = [&matrices[..], &pointers].concat();
+    on.costs(Kernel::ByQueries.cost(Elem::Bf16, documents, shape));
     // SAFETY: the caller's promise is the same.
     unsafe { launch(on, &DQ, shape.heads, &operands, documents, shape)? };
     let pointers = [lse_HT, delta_HT, documents.by_keys(), documents.end(), dqkv_TQ].map(Arg::Ptr);
     let operands = [&matrices[..], &pointers].concat();
+    on.costs(Kernel::ByKeys.cost(Elem::Bf16, documents, shape));
     // SAFETY: as above; delta is what the launch before left.
     unsafe { launch(on, &DKV, shape.kv_heads, &operands, documents, shape) }
 }

@@ -1,6 +1,6 @@
 //! Launches of `mma/`: bf16 by mma.sync.
 
-use super::{BLOCK, Documents};
+use super::{BLOCK, Documents, Kernel};
 use crate::{
     attention::Shape,
     gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit},
@@ -98,6 +98,7 @@ pub(super) unsafe fn forward(
     shape: Shape,
 ) -> Result<(), GpuError> {
     let operands = [qkv_TQ, documents.by_queries(), documents.begin(), out_T, lse_HT];
+    on.costs(Kernel::Forward.cost(Elem::Bf16, documents, shape));
     // SAFETY: the caller's promise is the same.
     unsafe { launch(on, &FORWARD, shape.heads, &operands, documents, shape) }
 }
@@ -114,9 +115,11 @@ pub(super) unsafe fn backward(
     let super::Backward { dout_T, qkv_TQ, out_T, lse_HT, delta_HT } = *from;
     let operands =
         [dout_T, qkv_TQ, out_T, lse_HT, documents.by_queries(), documents.begin(), delta_HT, dqkv_TQ];
+    on.costs(Kernel::ByQueries.cost(Elem::Bf16, documents, shape));
     // SAFETY: the caller's promise is the same.
     unsafe { launch(on, &DQ, shape.heads, &operands, documents, shape)? };
     let operands = [dout_T, qkv_TQ, lse_HT, delta_HT, documents.by_keys(), documents.end(), dqkv_TQ];
+    on.costs(Kernel::ByKeys.cost(Elem::Bf16, documents, shape));
     // SAFETY: as above; delta is what the launch before left.
     unsafe { launch(on, &DKV, shape.kv_heads, &operands, documents, shape) }
 }

@@ -1,6 +1,6 @@
 //! Launches of `plain.cu`: f32, a warp a token.
 
-use super::Documents;
+use super::{Documents, Kernel};
 use crate::{
     attention::Shape,
     gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit},
@@ -51,6 +51,7 @@ pub(super) unsafe fn forward(
     shape: Shape,
 ) -> Result<(), GpuError> {
     let operands = [qkv_TQ, documents.begin(), out_T, lse_HT];
+    on.costs(Kernel::Forward.cost(Elem::F32, documents, shape));
     // SAFETY: the caller's promise is the same.
     unsafe { launch(on, "attention_plain_forward", shape.heads, &operands, documents, shape) }
 }
@@ -66,9 +67,11 @@ pub(super) unsafe fn backward(
 ) -> Result<(), GpuError> {
     let super::Backward { dout_T, qkv_TQ, out_T, lse_HT, delta_HT } = *from;
     let operands = [dout_T, qkv_TQ, out_T, lse_HT, documents.begin(), delta_HT, dqkv_TQ];
+    on.costs(Kernel::ByQueries.cost(Elem::F32, documents, shape));
     // SAFETY: the caller's promise is the same.
     unsafe { launch(on, "attention_plain_dq", shape.heads, &operands, documents, shape)? };
     let operands = [dout_T, qkv_TQ, lse_HT, delta_HT, documents.end(), dqkv_TQ];
+    on.costs(Kernel::ByKeys.cost(Elem::F32, documents, shape));
     // SAFETY: as above; delta is what the launch before left.
     unsafe { launch(on, "attention_plain_dkv", shape.kv_heads, &operands, documents, shape) }
 }

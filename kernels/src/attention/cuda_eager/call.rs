@@ -235,6 +235,7 @@ impl<'a> Call<'a> {
             bias: false,
             accumulate: false,
             batch,
+            factor: product::Factor::ONE,
         };
         // SAFETY: the caller's promise.
         unsafe { product.run(self.products, a.at, b.at, c.at) }

@@ -238,7 +238,10 @@ pub fn each<B: Testbed>(on: &B, wants: &Wants, f: &mut Taker<'_, B>) -> Result<(
         (lora::cases::workloads(), &|f| lora::bench::each(on, &lora::cases::GPU, f)),
         (qk_rope::cases::workloads(), &|f| qk_rope::bench::each(on, &qk_rope::cases::GPU, f)),
         (rmsnorm::cases::workloads(), &|f| rmsnorm::bench::each(on, &rmsnorm::cases::GPU, f)),
-        (swiglu::cases::workloads(), &|f| swiglu::bench::each(on, &swiglu::cases::GPU, f)),
+        (swiglu::cases::workloads(), &|f| {
+            swiglu::bench::each(on, &swiglu::cases::GPU, f)?;
+            swiglu::bench_adapted::each(on, &swiglu::cases::ADAPTED, f)
+        }),
     ];
     // Operands of what nobody wants are not made.
     for (_, each) in groups.iter().filter(|(works, _)| works.iter().any(|w| wants(w.op))) {

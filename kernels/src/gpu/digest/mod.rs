@@ -9,7 +9,7 @@
 //! * Integer sums: the same whatever the order, and whatever the device.
 
 use super::{
-    Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit,
+    Arg, Cost, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit,
     bench::{Operand, Testbed},
 };
 
@@ -56,6 +56,7 @@ pub fn parts_bytes(on: &dyn Launcher) -> usize {
 /// As [`Launcher::launch`].
 pub unsafe fn launch(on: &dyn Launcher, words: Ptr, count: usize, parts: Ptr) -> Result<(), GpuError> {
     let args = [Arg::Ptr(words), Arg::I64(count as i64), Arg::Ptr(parts)];
+    on.costs(Cost::bytes((4 * count + parts_bytes(on)) as u64));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(UNIT.entry("digest_words", Elem::Bf16), grid(on), &args) }
 }

@@ -1,5 +1,8 @@
 //! The CPU backend: f32, on the kernels of `chronicals-kernels`, with rayon's current pool.
 
+mod adapters;
+mod costs;
+mod laps;
 mod seams;
 
 use std::{
@@ -9,7 +12,7 @@ use std::{
 };
 
 use chronicals_data::batch::Batch;
-use chronicals_kernels::{KernelPlan, Seam, Variant, attention, linear_ce, qk_rope, rmsnorm};
+use chronicals_kernels::{KernelPlan, Seam, Variant, attention, gpu::Cost, linear_ce, qk_rope, rmsnorm};
 
 use super::{Allocator, Component, StepStats, Update, View, dims::Dims};
 use crate::{config::ModelConfig, model::Capacity};
@@ -29,6 +32,7 @@ pub struct CpuBackend {
     loss_scale: f32,
     update: Option<Update>,
     stats: StepStats,
+    laps: Option<laps::Laps>,
 }
 
 impl CpuBackend {
@@ -52,6 +56,7 @@ impl CpuBackend {
             loss_scale: 1.0,
             update: None,
             stats: StepStats::default(),
+            laps: None,
         }
     }
 
@@ -87,9 +92,12 @@ impl CpuBackend {
         (self.buffers[views[0].buffer].borrow_mut(), views.map(|v| v.offset..v.offset + v.len))
     }
 
-    /// Logs a launch and returns the seam's variant.
-    fn launch(&mut self, seam: Seam, operation: &str) -> Variant {
+    /// Logs a launch, begins its lap and returns the seam's variant.
+    fn launch(&mut self, seam: Seam, operation: &str, cost: impl FnOnce(&Self) -> Cost) -> Variant {
         let variant = self.plan.get(seam);
+        if self.laps.is_some() {
+            self.lap(seam.name(), variant.name(), operation, cost(self));
+        }
         *self.launches.entry(format!("{}.{variant}.{operation}", seam.name())).or_default() += 1;
         variant
     }

@@ -1,74 +1,24 @@
 //! The seams on the CPU: each method looks its views up and calls one kernel.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::collections::BTreeMap;
 
 use chronibench_protocol::event::Precision;
 use chronicals_data::batch::Batch;
 use chronicals_kernels::{
-    Seam, Target, adamw, attention, embedding, gemm, linear_ce, lora, qk_rope, rmsnorm, swiglu,
+    Seam, Target, adamw, attention, embedding, gemm, gpu::Cost, linear_ce, qk_rope, rmsnorm, swiglu,
 };
 
-use super::CpuBackend;
+use super::{CpuBackend, adapters::split};
 use crate::{
     backend::{
-        About, Adapter, Attention, Backend, Component, Group, Linear, Norm, Param, QkRope, Stager, StepStats,
-        Update, View, Work,
+        About, Attention, Backend, Component, Group, HostPlace, Linear, Norm, Param, QkRope, Stager,
+        StepStats, Update, View, Work, check_stored,
     },
     error::Error,
-    model::Model,
+    memory::{self, Accounting, Plan},
+    model::{Model, Setup},
+    profile::{self, Profile},
 };
-
-/// The parts of a locked gradient buffer.
-fn split<'a, const N: usize>(buffer: &'a mut [f32], ranges: &[Range<usize>; N]) -> [&'a mut [f32]; N] {
-    buffer.get_disjoint_mut(ranges.clone()).expect("parameters do not overlap")
-}
-
-impl CpuBackend {
-    /// The part in use of an adapter's `[T, S]`, rows without the room at their ends.
-    fn ranks(&self, ad: &Adapter, v: View) -> View {
-        v.slice(0, self.tokens() * ad.ranks())
-    }
-
-    fn adapter_forward(&mut self, l: &Linear, ad: &Adapter, x: View, y: View) {
-        let variant = self.launch(Seam::Lora, "forward");
-        let shape = lora::Shape { tokens: self.tokens(), inputs: l.inputs, outputs: l.outputs };
-        lora::forward(
-            variant,
-            &self.act(x),
-            &self.get(ad.a.value),
-            &self.get(ad.b.value),
-            ad.scale,
-            &ad.segments,
-            &mut self.get_mut(self.ranks(ad, ad.xa)),
-            &mut self.act_mut(y),
-            shape,
-        );
-    }
-
-    fn adapter_backward(&mut self, l: &Linear, ad: &Adapter, dy: View, x: View, dx: Option<View>) {
-        let variant = self.launch(Seam::Lora, "backward");
-        let shape = lora::Shape { tokens: self.tokens(), inputs: l.inputs, outputs: l.outputs };
-        let grad = |p: &Param| p.grad.expect("adapters train");
-        let (mut grads, ranges) = self.grads([grad(&ad.a), grad(&ad.b)]);
-        let [da, db] = split(&mut grads, &ranges);
-        let mut dx = dx.map(|v| self.act_mut(v));
-        lora::backward(
-            variant,
-            &self.act(dy),
-            &self.act(x),
-            &self.get(self.ranks(ad, ad.xa)),
-            &self.get(ad.a.value),
-            &self.get(ad.b.value),
-            ad.scale,
-            &ad.segments,
-            da,
-            db,
-            dx.as_deref_mut(),
-            &mut self.get_mut(self.ranks(ad, ad.dxa)),
-            shape,
-        );
-    }
-}
 
 /// Batches are read as they were laid out.
 pub struct AsItIs;
@@ -83,10 +33,24 @@ impl Stager for AsItIs {
 
 impl Backend for CpuBackend {
     const APART: bool = false;
+    const OFFLOADS: bool = false;
 
     type Staged = Batch;
     type Stager = AsItIs;
     type Ended = StepStats;
+
+    fn plan(&self, setup: &Setup<'_>) -> Result<Plan, Error> {
+        Ok(Plan { bytes: Accounting::CPU.bytes(&memory::elements(setup, self.loss_options)?), host_bytes: 0 })
+    }
+
+    /// A tenth is left to temporaries, batches and other programs.
+    fn room(&self, _: &Setup<'_>) -> Result<u64, Error> {
+        let free = memory::available_bytes().ok_or_else(|| {
+            Error::new("the system does not tell how much memory is free", "memory")
+                .hint("set memory_limit_gb, or recompute to other than auto")
+        })?;
+        Ok(free / 10 * 9)
+    }
 
     fn prepare(&mut self, _: &Model) -> Result<(), Error> {
         Ok(())
@@ -107,9 +71,21 @@ impl Backend for CpuBackend {
 
     fn planned_bytes(&self) -> BTreeMap<String, u64> {
         let shape = self.dims.loss(self.capacity.tokens);
-        let logits = linear_ce::workspace_bytes(self.plan.get(Seam::Loss), shape);
+        let logits = linear_ce::workspace_bytes(self.plan.get(Seam::Loss), shape, self.loss_options);
         let allocated = self.planned.iter().map(|(c, b)| (c.name().to_string(), *b));
         allocated.chain([(Component::Logits.name().to_string(), logits)]).collect()
+    }
+
+    fn profile(&mut self, options: &profile::Options) -> Result<(), Error> {
+        self.start_laps(options)
+    }
+
+    fn profiled(&mut self) -> Result<Option<Profile>, Error> {
+        self.take_laps()
+    }
+
+    fn planned_host_bytes(&self) -> u64 {
+        0
     }
 
     fn launches(&self) -> BTreeMap<String, u64> {
@@ -125,6 +101,17 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn stored(&self, view: View) -> Result<Vec<u8>, Error> {
+        Ok(self.get(view).iter().flat_map(|x| x.to_le_bytes()).collect())
+    }
+
+    fn restore(&mut self, view: View, bytes: &[u8]) -> Result<(), Error> {
+        check_stored(bytes.len(), 4 * view.len)?;
+        let values = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+        self.get_mut(view).iter_mut().zip(values).for_each(|(to, x)| *to = x);
+        Ok(())
+    }
+
     fn stager(&self) -> AsItIs {
         AsItIs
     }
@@ -134,12 +121,14 @@ impl Backend for CpuBackend {
     }
 
     fn schedule(&mut self, _: &[Group], update: &Update) {
+        self.begin_laps(update.step - 1);
         self.update = Some(*update);
     }
 
     /// Inside rayon's pool, so that a parallel kernel starts without waking a sleeping thread.
     fn submit(&mut self, _: Work, f: impl FnOnce(&mut Self) + Send) {
         rayon::scope(|_| f(self));
+        self.end_lap();
     }
 
     fn feed(&mut self, batch: Batch) {
@@ -149,15 +138,17 @@ impl Backend for CpuBackend {
     }
 
     fn embed(&mut self, table: View, x: View) {
+        self.lap("embedding", "fused", "forward", self.embedding_cost(false));
         embedding::forward(&self.batch.ids, &self.get(table), &mut self.act_mut(x), self.dims.hidden);
     }
 
     fn embed_backward(&mut self, dx: View, dtable: View) {
+        self.lap("embedding", "fused", "backward", self.embedding_cost(true));
         embedding::backward(&self.batch.ids, &self.act(dx), &mut self.get_mut(dtable), self.dims.hidden);
     }
 
     fn norm(&mut self, n: &Norm, x: View, y: View) {
-        let variant = self.launch(Seam::Norm, "forward");
+        let variant = self.launch(Seam::Norm, "forward", |b| b.norm_cost("rmsnorm_forward"));
         rmsnorm::forward(
             variant,
             &self.act(x),
@@ -170,7 +161,7 @@ impl Backend for CpuBackend {
     }
 
     fn add_norm(&mut self, n: &Norm, residual: View, delta: View, sum: View, y: View) {
-        let variant = self.launch(Seam::Norm, "add_forward");
+        let variant = self.launch(Seam::Norm, "add_forward", |b| b.norm_cost("rmsnorm_add_forward"));
         rmsnorm::add_forward(
             variant,
             &self.act(residual),
@@ -185,7 +176,9 @@ impl Backend for CpuBackend {
     }
 
     fn norm_backward(&mut self, n: &Norm, dy: View, x: View, dx: View, accumulate: bool) {
-        let variant = self.launch(Seam::Norm, "backward");
+        let variant = self.launch(Seam::Norm, "backward", |b| {
+            b.norm_cost(if accumulate { "rmsnorm_add_backward" } else { "rmsnorm_backward" })
+        });
         let mut dweight = n.weight.grad.map(|g| self.get_mut(g));
         rmsnorm::backward(
             variant,
@@ -201,6 +194,7 @@ impl Backend for CpuBackend {
     }
 
     fn linear(&mut self, l: &Linear, x: View, y: View) {
+        self.lap("gemm", "library", "forward", self.product_cost(l, false, 0));
         gemm::linear_forward(
             &mut self.act_mut(y),
             &self.act(x),
@@ -218,9 +212,11 @@ impl Backend for CpuBackend {
     fn linear_backward(&mut self, l: &Linear, dy: View, x: View, dx: Option<View>) {
         let (t, n, k) = (self.tokens(), l.outputs, l.inputs);
         if let Some(dx) = dx {
+            self.lap("gemm", "library", "dgrad", self.product_cost(l, false, 0));
             gemm::linear_dgrad(&mut self.act_mut(dx), &self.act(dy), &self.get(l.weight.value), t, n, k, 0.0);
         }
         if let Some(dw) = l.weight.grad {
+            self.lap("gemm", "library", "wgrad", self.product_cost(l, true, n * k));
             gemm::linear_wgrad(&mut self.get_mut(dw), &self.act(dy), &self.act(x), t, n, k, 1.0);
         }
         if let Some(adapter) = &l.adapter {
@@ -229,7 +225,9 @@ impl Backend for CpuBackend {
     }
 
     fn qk_rope(&mut self, r: &QkRope, qkv: View) {
-        let variant = self.launch(Seam::QkRope, "forward");
+        let variant = self.launch(Seam::QkRope, "forward", |b| {
+            b.rope_cost(if r.bias.is_some() { "qk_rope_bias_forward" } else { "qk_rope_forward" })
+        });
         let bias = r.bias.map(|b| self.get(b.value));
         let mut norm = r.norm.map(|n| {
             let weights = (self.get(n.q_weight.value), self.get(n.k_weight.value));
@@ -247,7 +245,9 @@ impl Backend for CpuBackend {
     }
 
     fn qk_rope_backward(&mut self, r: &QkRope, dqkv: View) {
-        let variant = self.launch(Seam::QkRope, "backward");
+        let variant = self.launch(Seam::QkRope, "backward", |b| {
+            b.rope_cost(if r.bias.is_some() { "qk_rope_bias_backward" } else { "qk_rope_backward" })
+        });
         let mut dbias = r.bias.and_then(|b| b.grad).map(|g| self.get_mut(g));
         let norm = r.norm.map(|n| {
             let weights = (self.get(n.q_weight.value), self.get(n.k_weight.value));
@@ -269,7 +269,7 @@ impl Backend for CpuBackend {
     }
 
     fn attention(&mut self, a: &Attention) {
-        let variant = self.launch(Seam::Attention, "forward");
+        let variant = self.launch(Seam::Attention, "forward", |b| b.attention_cost(false));
         let (layout, shape) = self.attention_shape();
         let mut probs = a.probs.map(|p| self.get_mut(self.probs_in_use(p)));
         attention::forward(
@@ -284,7 +284,7 @@ impl Backend for CpuBackend {
     }
 
     fn attention_backward(&mut self, a: &Attention, dout: View, dqkv: View) {
-        let variant = self.launch(Seam::Attention, "backward");
+        let variant = self.launch(Seam::Attention, "backward", |b| b.attention_cost(true));
         let (layout, shape) = self.attention_shape();
         let probs = a.probs.map(|p| self.get(self.probs_in_use(p)));
         let (qkv, out, lse) = (self.act(a.qkv), self.act(a.out), self.act(a.lse));
@@ -293,17 +293,17 @@ impl Backend for CpuBackend {
     }
 
     fn swiglu(&mut self, _: &Linear, gate_up: View, act: View) {
-        let variant = self.launch(Seam::Mlp, "forward");
+        let variant = self.launch(Seam::Mlp, "forward", |b| b.swiglu_cost("swiglu_forward"));
         swiglu::forward(variant, &self.act(gate_up), &mut self.act_mut(act), self.tokens(), self.dims.ffn);
     }
 
     fn swiglu_backward(&mut self, _: &Linear, _: &Linear, gate_up: View, dact: View) {
-        let variant = self.launch(Seam::Mlp, "backward");
+        let variant = self.launch(Seam::Mlp, "backward", |b| b.swiglu_cost("swiglu_backward"));
         swiglu::backward(variant, &mut self.act_mut(gate_up), &self.act(dact), self.tokens(), self.dims.ffn);
     }
 
     fn loss(&mut self, head: &Param, x: View, dx: View) {
-        let variant = self.launch(Seam::Loss, "forward_backward");
+        let variant = self.launch(Seam::Loss, "forward_backward", |b| b.loss_cost(true, head.grad.is_some()));
         let mut dw = head.grad.map(|g| self.get_mut(g));
         let sums = linear_ce::forward_backward(
             variant,
@@ -321,7 +321,7 @@ impl Backend for CpuBackend {
     }
 
     fn loss_forward(&mut self, head: &Param, x: View) {
-        let variant = self.launch(Seam::Loss, "forward");
+        let variant = self.launch(Seam::Loss, "forward", |b| b.loss_cost(false, false));
         let sums = linear_ce::forward(
             variant,
             &self.act(x),
@@ -333,13 +333,26 @@ impl Backend for CpuBackend {
         self.add_loss(sums);
     }
 
+    fn put_aside(&mut self, _: View, _: HostPlace) {
+        unreachable!("no model on a processor has places on the host");
+    }
+
+    fn bring_back(&mut self, _: HostPlace, _: View) {
+        unreachable!("as above");
+    }
+
+    fn await_copy(&mut self, _: HostPlace) {
+        unreachable!("as above");
+    }
+
     fn zero(&mut self, view: View) {
+        self.lap("memory", "device", "fill", Cost::bytes(4 * view.len as u64));
         self.get_mut(view).fill(0.0);
     }
 
     fn update(&mut self, groups: &[Group], grads: View) {
         let u = self.update.expect("an update is scheduled");
-        let variant = self.launch(Seam::Optimizer, "update");
+        let variant = self.launch(Seam::Optimizer, "update", |b| b.update_cost(grads.len));
         let norm = adamw::norm_squared(variant, &self.get(grads)).sqrt();
         self.stats.grad_norm = norm;
         // PyTorch's clip_grad_norm_: the same epsilon, never scaling up.

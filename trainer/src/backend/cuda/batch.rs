@@ -18,6 +18,8 @@ pub(super) struct Shape {
     pub row_slots: usize,
     /// Rows with a loss.
     pub loss_tokens: usize,
+    /// Pairs of a query and a key that attention's mask leaves: half of each document's square.
+    pub pairs: u64,
 }
 
 /// Extents of a batch.
@@ -25,7 +27,10 @@ pub(super) fn shape(batch: &Batch, e: &Extents) -> Shape {
     let loss_tokens = batch.labels.iter().filter(|y| **y != IGNORE_INDEX).count();
     let (tokens, rows) = e.bucketed(batch.ids.len(), loss_tokens);
     let row_slots = if e.is_eager(Seam::Attention) { batch.row_slots } else { 0 };
-    Shape { tokens, rows, row_slots, loss_tokens }
+    let padding = (tokens - batch.ids.len()) as u64;
+    let lengths = batch.cu_seqlens.array_windows().map(|[a, b]| u64::from(b - a));
+    let pairs = lengths.chain([padding]).map(|n| n * n / 2).sum();
+    Shape { tokens, rows, row_slots, loss_tokens, pairs }
 }
 
 /// A batch of extents [`shape`], to the beginning of a block that is laid out as `layout`. Tokens are padded by a document of their own, without a loss.

@@ -36,15 +36,8 @@ pub(super) struct Pieces {
     at: BTreeMap<(usize, usize), usize>,
     /// Of all of them.
     pub bytes: usize,
-    /// The mask of the batch, before whose first use it is made.
-    mask: Option<Mask>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Mask {
-    at: usize,
-    /// Queries, keys and values of the first block.
-    first: View,
+    /// Where the mask of the batch begins.
+    mask: Option<usize>,
 }
 
 impl Pieces {
@@ -64,7 +57,7 @@ impl Pieces {
         }
         if e.is_eager(Seam::Attention) {
             let most = e.eager_attention();
-            pieces.mask = Some(Mask { at: pieces.bytes, first: model.blocks[0].attention.qkv });
+            pieces.mask = Some(pieces.bytes);
             pieces.grow(most.mask);
             model.blocks.iter().for_each(|k| pieces.put(k.attention.qkv, most.saved));
         }
@@ -77,8 +70,9 @@ impl Pieces {
 
     /// A piece for a place; one alone where several share a buffer.
     fn put(&mut self, place: View, bytes: usize) {
-        let at = self.bytes;
-        if self.at.insert((place.buffer, place.offset), at).is_none() {
+        let place = (place.buffer, place.offset);
+        if !self.at.contains_key(&place) {
+            self.at.insert(place, self.bytes);
             self.grow(bytes);
         }
     }
@@ -207,17 +201,22 @@ impl<D: Machine> CudaBackend<D> {
         attention::Batch::new(self.elem(), self.extents.dims.attention(), t / slots, slots)
     }
 
-    pub(super) fn eager_attention(&self, on: &Logged<'_>, a: &Attention) -> Result<(), GpuError> {
-        let (batch, own) = (self.eager_batch(), self.own());
-        let mask = own.pieces.mask.expect("eager attention has a mask");
-        let mask_TS = self.ptr(&own.kept, mask.at);
-        let [qkv, out] = [a.qkv, a.out].map(|v| self.at(v));
+    fn mask(&self) -> Ptr {
+        let own = self.own();
+        self.ptr(&own.kept, own.pieces.mask.expect("eager attention has a mask"))
+    }
+
+    /// Makes the mask of the batch, once for all blocks.
+    pub(super) fn eager_mask(&self, on: &Logged<'_>) -> Result<(), GpuError> {
         // SAFETY: as above; the documents are the batch's, whose tokens are whole rows, and none of them crosses one.
+        unsafe { attention::mask(on, &self.eager_batch(), &self.documents(), self.mask()) }
+    }
+
+    pub(super) fn eager_attention(&self, on: &Logged<'_>, a: &Attention) -> Result<(), GpuError> {
+        let [qkv, out] = [a.qkv, a.out].map(|v| self.at(v));
+        // SAFETY: as above; the mask was made with the first layer's input.
         unsafe {
-            if a.qkv == mask.first {
-                attention::mask(on, &batch, &self.documents(), mask_TS)?;
-            }
-            attention::forward(on, on, &batch, qkv, mask_TS, out, self.memory_of(a.qkv))
+            attention::forward(on, on, &self.eager_batch(), qkv, self.mask(), out, self.memory_of(a.qkv))
         }
     }
 

@@ -76,7 +76,7 @@ impl Extents {
     }
 
     pub(super) fn loss_plan(&self, tokens: usize, rows: usize) -> linear_ce::Plan {
-        linear_ce::Plan::new(self.dims.loss(tokens), self.elem(), rows)
+        linear_ce::Plan::new(self.dims.loss(tokens), self.elem(), rows, self.loss.chunk_rows)
     }
 
     pub(super) fn eager_attention(&self) -> Most {
@@ -200,6 +200,8 @@ pub(super) struct Extras {
     pub rotation: usize,
     /// What eager kernels keep.
     pub pieces: eager::Pieces,
+    /// Of a block's entry, as it waits on the host.
+    pub entry: usize,
 }
 
 impl Extras {
@@ -213,6 +215,7 @@ impl Extras {
             scalars: scalars::bytes(model.groups.len()),
             rotation: 4 * e.capacity.row_slots * e.dims.head_dim / 2,
             pieces: eager::Pieces::of(model, e),
+            entry: e.elem().bytes() * e.capacity.tokens * e.dims.hidden,
         })
     }
 }

@@ -34,6 +34,7 @@ impl<D: Machine> CudaBackend<D> {
         let Some(((group, operands), ad)) = self.adapters(l, x).zip(l.adapter.as_ref()) else {
             return Ok(());
         };
+        on.within(Seam::Lora);
         // SAFETY: see `seams`.
         unsafe {
             if self.is_eager(Seam::Lora) {
@@ -61,7 +62,7 @@ impl<D: Machine> CudaBackend<D> {
             unsafe { on.product(&p, self.at(dy), self.at(l.weight.value), Ptr::NULL, dx)? };
         }
         if let Some(dw) = l.weight.grad {
-            let p = Product::linear_wgrad(t, n, k, elem);
+            let p = Product { accumulate: !self.first, ..Product::linear_wgrad(t, n, k, elem) };
             // SAFETY: see `seams`.
             unsafe { on.product(&p, self.at(dy), self.at(x), Ptr::NULL, self.at(dw))? };
         }
@@ -71,6 +72,7 @@ impl<D: Machine> CudaBackend<D> {
         let [da_SD, db] = [&ad.a, &ad.b].map(|p| self.at(p.grad.expect("adapters train")));
         let dx_TD = dx_TD.filter(|_| !self.leaves_gradient(l));
         let gradients = lora::Gradients { dy_TN: self.at(dy), dxa_TS: self.at(ad.dxa), da_SD, db, dx_TD };
+        on.within(Seam::Lora);
         // SAFETY: see `seams`; the forward pass left x·Aᵀ.
         unsafe {
             if self.is_eager(Seam::Lora) {

@@ -11,10 +11,12 @@ use super::{
     extents::{Extras, linears},
     failure,
     feed::Feed,
+    gradients::Written,
+    offload::places,
     plan::{BATCH, KEPT, MASTERS, SCRATCH},
 };
 use crate::{
-    backend::{Allocator, Component, View},
+    backend::{Allocator, Component, View, check_stored},
     error::Error,
     model::Model,
 };
@@ -61,6 +63,8 @@ impl<D: Machine> CudaBackend<D> {
             sin: self.filled(&sin)?,
             segments: Vec::new(),
             trains_table: model.embed.grad.is_some(),
+            written: Written::of(model),
+            places: self.take_places(places(model), extras.entry)?,
             feed,
         };
         for adapter in linears(model).filter_map(|l| l.adapter.as_ref()) {
@@ -126,6 +130,29 @@ impl<D: Machine> CudaBackend<D> {
             self.device.write(copy, elem.bytes() * view.offset, &elem.encode(values)).map_err(failure)?;
         }
         Ok(())
+    }
+
+    /// Memory of a whole buffer, and its bytes.
+    fn whole(&self, view: View) -> Result<(&D::Memory, usize), Error> {
+        self.check()?;
+        let Buffer { memory, elem, coded } = &self.buffers[view.buffer];
+        let bytes = if *coded {
+            self.formats.bytes(Component::OptimizerStates, view.len)
+        } else {
+            elem.bytes() * view.len
+        };
+        Ok((memory.as_ref().expect("no failure, no lack of memory"), bytes))
+    }
+
+    pub(super) fn read_stored(&self, view: View) -> Result<Vec<u8>, Error> {
+        let (memory, bytes) = self.whole(view)?;
+        self.device.read(memory, 0, bytes).map_err(failure)
+    }
+
+    pub(super) fn write_stored(&mut self, view: View, bytes: &[u8]) -> Result<(), Error> {
+        let (memory, expected) = self.whole(view)?;
+        check_stored(bytes.len(), expected)?;
+        self.device.write(memory, 0, bytes).map_err(failure)
     }
 }
 

@@ -7,12 +7,16 @@
 //! | `extents` | sizes of whatever else a step needs; [`Buckets`] |
 //! | `batch` | a micro-batch as the kernels read it |
 //! | `feed` | batches on their way to the device, a step's numbers on their way back |
+//! | `gradients` | what a step's first micro-batch clears |
 //! | `linear` | projections and adapters |
 //! | `adapted` | SwiGLU between projections with adapters |
 //! | `seams` | one call of a kernel for each seam |
+//! | `operands` | what the seams' calls have in common |
+//! | `offload` | activations that wait on the host |
 //! | `eager` | the same for the eager variants, and what they keep |
 //! | `update` | gradient norm and AdamW |
 //! | `submit` | graphs, and the log of launches |
+//! | `record` | the calls of some steps, and when they ran |
 //! | `plan` | bytes by component without a device |
 //!
 //! All memory is taken before the first step. Kernels that run one after another share their scratch. Products of a shape are
@@ -27,9 +31,13 @@ mod eager;
 mod extents;
 mod feed;
 mod formats;
+mod gradients;
 mod linear;
 mod memory;
+mod offload;
+mod operands;
 pub mod plan;
+mod record;
 mod seams;
 mod submit;
 mod update;
@@ -55,6 +63,7 @@ pub use self::{
 use self::{
     extents::{BatchLayout, Extents},
     memory::{Buffer, Masters},
+    record::Record,
     submit::{Kept, Key, Log},
 };
 use super::dims;
@@ -102,8 +111,12 @@ pub struct CudaBackend<D: Machine> {
     masters: Option<Masters<D::Memory>>,
     own: Option<Own<D>>,
     planned: BTreeMap<&'static str, u64>,
+    planned_host: u64,
     log: Log,
+    record: Record,
     shape: batch::Shape,
+    /// Gradients hold nothing yet that the work at hand adds to.
+    first: bool,
     /// Loss tokens of the step that is handed over.
     loss_tokens: u64,
     max_norm: f32,
@@ -125,6 +138,9 @@ struct Own<D: Machine> {
     /// Segments of adapters as the kernels read them, once for each list that occurs.
     segments: Vec<(Vec<chronicals_kernels::lora::Segment>, D::Memory)>,
     trains_table: bool,
+    written: gradients::Written,
+    /// Of activations, on the host. Memory of the device goes before: it waits for what is on its way.
+    places: Vec<offload::Place<D>>,
     feed: feed::Feed<D>,
 }
 
@@ -185,8 +201,11 @@ impl<D: Machine> CudaBackend<D> {
             masters: None,
             own: None,
             planned,
+            planned_host: 0,
             log: Log::default(),
+            record: Record::default(),
             shape: batch::Shape::default(),
+            first: false,
             loss_tokens: 0,
             max_norm: 0.0,
             failed: None,

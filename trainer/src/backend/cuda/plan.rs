@@ -8,10 +8,12 @@ use super::{
     Buckets, Formats,
     extents::{Extents, Extras, linears},
     failure,
+    offload::places,
 };
 use crate::{
     backend::{Allocator, Component, View},
     error::Error,
+    memory::Plan,
     model::{Model, Setup},
 };
 
@@ -61,15 +63,7 @@ impl Allocator for DryRun {
 ///
 /// # Errors
 /// The method's settings make no sense, or it has no kernels.
-pub fn bytes(
-    setup: &Setup<'_>,
-    loss: linear_ce::Options,
-    formats: Formats,
-    gpu: Gpu,
-) -> Result<BTreeMap<String, u64>, Error> {
-    let workspace = BTreeMap::from([(WORKSPACE, gpu.workspace_bytes as u64)]);
-    let mut dry = DryRun { formats, buffers: 0, bytes: workspace };
-    let model = Model::build(&mut dry, setup)?;
+pub fn bytes(setup: &Setup<'_>, loss: linear_ce::Options, formats: Formats, gpu: Gpu) -> Result<Plan, Error> {
     let extents = Extents {
         dims: setup.config.into(),
         capacity: setup.capacity,
@@ -79,11 +73,37 @@ pub fn bytes(
         processors: gpu.processors,
         buckets: Buckets::of(setup.capacity),
     };
-    let extras = Extras::of(&model, &extents).map_err(failure)?;
+    count(setup, &extents, gpu.workspace_bytes)
+}
+
+/// The same for extents.
+pub(super) fn count(setup: &Setup<'_>, extents: &Extents, workspace_bytes: usize) -> Result<Plan, Error> {
+    let workspace = BTreeMap::from([(WORKSPACE, workspace_bytes as u64)]);
+    let mut dry = DryRun { formats: extents.formats, buffers: 0, bytes: workspace };
+    let model = Model::build(&mut dry, setup)?;
+    let extras = Extras::of(&model, extents).map_err(failure)?;
     for (name, bytes) in parts(&extras, &segment_bytes(&model)) {
         *dry.bytes.entry(name).or_default() += bytes as u64;
     }
-    Ok(dry.bytes.into_iter().filter(|(_, b)| *b > 0).map(|(name, b)| (name.to_string(), b)).collect())
+    let some = dry.bytes.into_iter().filter(|(_, b)| *b > 0);
+    let bytes = some.map(|(name, b)| (name.to_string(), b)).collect();
+    Ok(Plan { bytes, host_bytes: (places(&model) * extras.entry) as u64 })
+}
+
+/// What a device needs outside of plans: kernels' machine code and captured graphs, about.
+const OUTSIDE: u64 = 512 << 20;
+
+/// Bytes outside of the plan, with the operands on which the largest product is tuned.
+pub(super) fn outside(setup: &Setup<'_>, extents: &Extents) -> u64 {
+    let c = setup.config;
+    let elem = extents.elem().bytes();
+    let product = |n: usize, k: usize| elem * (setup.capacity.tokens * (n + k) + n * k);
+    let widths = [c.qkv_width(), c.attention_width(), 2 * c.intermediate_size, c.intermediate_size];
+    let loss = extents.loss_plan(setup.capacity.tokens, setup.capacity.tokens);
+    // Of the head: its weights, its gradient in f32 and a chunk of logits.
+    let head = (elem + 4) * c.vocab_size * c.hidden_size + loss.chunk_bytes();
+    let largest = widths.into_iter().map(|n| product(n, c.hidden_size)).max().unwrap_or(0).max(head);
+    OUTSIDE + largest as u64
 }
 
 fn parts(e: &Extras, segments: &[usize]) -> Vec<(&'static str, usize)> {

@@ -11,7 +11,7 @@ use chronicals_kernels::{
     Seam, Target,
     attention::cuda as attention,
     embedding::cuda as embedding,
-    gpu::{GpuError, Machine, Ptr},
+    gpu::Machine,
     linear_ce::{cuda as linear_ce, cuda_eager as linear_ce_eager},
     qk_rope::cuda as qk_rope,
     rmsnorm::cuda as rmsnorm,
@@ -22,71 +22,37 @@ use super::{
     CudaBackend, batch,
     extents::scalars,
     feed::{Reading, Staged, Stager},
-    submit::{Logged, Rehearsal},
-    update,
+    plan, update,
 };
 use crate::{
-    backend::{About, Attention, Backend, Group, Linear, Norm, Param, QkRope, StepStats, Update, View, Work},
+    backend::{
+        About, Attention, Backend, Group, HostPlace, Linear, Norm, Param, QkRope, StepStats, Update, View,
+        Work,
+    },
     device::lacking,
     error::Error,
-    model::{Model, step},
+    memory::Plan,
+    model::{Model, Setup, step},
+    profile::{self, Profile},
 };
-
-impl<D: Machine> CudaBackend<D> {
-    /// Calls `launch` unless something failed before, and keeps its failure.
-    pub(super) fn run(&mut self, launch: impl FnOnce(&Self, &Logged<'_>) -> Result<(), GpuError>) {
-        if self.failed.is_none() {
-            let (launcher, products) = (self.device.launcher(), self.device.products());
-            let rehearsal: Option<&dyn Rehearsal> = if self.rehearses { Some(&*self.device) } else { None };
-            let on = Logged { launcher, products, rehearsal, log: &self.log, plan: self.plan };
-            self.failed = launch(self, &on).err();
-        }
-    }
-
-    pub(super) fn scratch(&self) -> Ptr {
-        self.ptr(&self.own().scratch, 0)
-    }
-
-    fn of_batch(&self, at: usize) -> Ptr {
-        self.ptr(&self.own().batch, at)
-    }
-
-    pub(super) fn documents(&self) -> attention::Documents {
-        attention::Documents { list: self.of_batch(self.layout.documents), tokens: self.shape.tokens }
-    }
-
-    pub(super) fn rotation(&self) -> qk_rope::Rotation {
-        let own = self.own();
-        let positions = self.of_batch(self.layout.positions);
-        qk_rope::Rotation { cos: self.ptr(&own.cos, 0), sin: self.ptr(&own.sin, 0), positions }
-    }
-
-    fn embedding_shape(&self) -> embedding::Shape {
-        let d = self.extents.dims;
-        embedding::Shape { tokens: self.shape.tokens, vocabulary: d.vocab, hidden: d.hidden }
-    }
-
-    fn loss_plan(&self) -> linear_ce::Plan {
-        self.extents.loss_plan(self.shape.tokens, self.shape.rows)
-    }
-
-    fn loss_operands(&self, head: &Param, x: View) -> linear_ce::Operands {
-        linear_ce::Operands {
-            x_TD: self.at(x),
-            w_VD: self.at(head.value),
-            index: self.of_batch(self.layout.labels),
-            loss: self.scalar(scalars::LOSS),
-            scratch: self.scratch(),
-        }
-    }
-}
 
 impl<D: Machine> Backend for CudaBackend<D> {
     const APART: bool = true;
+    const OFFLOADS: bool = true;
 
     type Staged = Staged<D>;
     type Stager = Stager<D>;
     type Ended = Reading<D>;
+
+    fn plan(&self, setup: &Setup<'_>) -> Result<Plan, Error> {
+        plan::count(setup, &self.extents, self.device.workspace_bytes())
+    }
+
+    fn room(&self, setup: &Setup<'_>) -> Result<u64, Error> {
+        let own = self.device.workspace_bytes();
+        let free = (self.device.free_bytes().map_err(lacking)? + own) as u64;
+        Ok(free.saturating_sub(plan::outside(setup, &self.extents)))
+    }
 
     fn prepare(&mut self, model: &Model) -> Result<(), Error> {
         update::check_groups(model)?;
@@ -98,12 +64,16 @@ impl<D: Machine> Backend for CudaBackend<D> {
 
     fn rehearse(&mut self, model: &Model, batch: &Batch) -> Result<(), Error> {
         let shape = batch::shape(batch, &self.extents);
-        if !self.rehearsed.insert(batch::Shape { loss_tokens: 0, ..shape }) {
+        if !self.rehearsed.insert(batch::Shape { loss_tokens: 0, pairs: 0, ..shape }) {
             return Ok(());
         }
         (self.shape, self.rehearses) = (shape, true);
-        step::forward(self, model);
-        step::backward(self, model);
+        step::forward(self, model, step::Purpose::Training);
+        // Products of the first micro-batch, then of the others.
+        for first in [true, false] {
+            self.first = first;
+            step::backward(self, model);
+        }
         self.update(&model.groups, model.grads);
         self.rehearses = false;
         self.check()
@@ -125,6 +95,18 @@ impl<D: Machine> Backend for CudaBackend<D> {
         some.map(|(name, b)| (name.to_string(), *b)).collect()
     }
 
+    fn profile(&mut self, options: &profile::Options) -> Result<(), Error> {
+        self.start_record(options)
+    }
+
+    fn profiled(&mut self) -> Result<Option<Profile>, Error> {
+        self.end_record()
+    }
+
+    fn planned_host_bytes(&self) -> u64 {
+        self.planned_host
+    }
+
     fn launches(&self) -> BTreeMap<String, u64> {
         self.log.counts()
     }
@@ -135,6 +117,14 @@ impl<D: Machine> Backend for CudaBackend<D> {
 
     fn write(&mut self, view: View, values: &[f32]) -> Result<(), Error> {
         self.write_values(view, values)
+    }
+
+    fn stored(&self, view: View) -> Result<Vec<u8>, Error> {
+        self.read_stored(view)
+    }
+
+    fn restore(&mut self, view: View, bytes: &[u8]) -> Result<(), Error> {
+        self.write_stored(view, bytes)
     }
 
     fn stager(&self) -> Stager<D> {
@@ -149,6 +139,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
     }
 
     fn schedule(&mut self, groups: &[Group], update: &Update) {
+        self.begin_recording(update.step - 1);
         self.max_norm = update.max_grad_norm as f32;
         self.put_numbers(scalars::HYPER, &update::hyper_bytes(groups, update, self.seed));
     }
@@ -158,11 +149,16 @@ impl<D: Machine> Backend for CudaBackend<D> {
     }
 
     fn submit(&mut self, work: Work, f: impl FnOnce(&mut Self) + Send) {
+        self.first = matches!(work, Work::Step | Work::First);
         self.submit_work(work, f);
+        self.first = false;
     }
 
     fn embed(&mut self, table: View, x: View) {
         self.run(|b, on| {
+            if b.is_eager(Seam::Attention) {
+                b.eager_mask(on)?;
+            }
             let ids = b.of_batch(b.layout.ids);
             // SAFETY: see the module.
             unsafe { embedding::forward(on, b.elem(), ids, b.at(table), b.at(x), b.embedding_shape()) }
@@ -266,6 +262,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
 
     fn attention(&mut self, a: &Attention) {
         self.run(|b, on| {
+            on.within(Seam::Attention);
             if b.is_eager(Seam::Attention) {
                 return b.eager_attention(on, a);
             }
@@ -278,6 +275,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
 
     fn attention_backward(&mut self, a: &Attention, dout: View, dqkv: View) {
         self.run(|b, on| {
+            on.within(Seam::Attention);
             if b.is_eager(Seam::Attention) {
                 return b.eager_attention_backward(on, a, dout, dqkv);
             }
@@ -324,8 +322,10 @@ impl<D: Machine> Backend for CudaBackend<D> {
                 scale: b.scalar(scalars::SCALE),
                 dx_TD: b.at(dx),
                 dw_VD: head.grad.map(|g| b.at(g)),
+                dw_is_new: b.first,
             };
             let (operands, plan) = (b.loss_operands(head, x), b.loss_plan());
+            on.within(Seam::Loss);
             // SAFETY: see the module.
             unsafe {
                 if b.is_eager(Seam::Loss) {
@@ -339,6 +339,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
     fn loss_forward(&mut self, head: &Param, x: View) {
         self.run(|b, on| {
             let (operands, plan) = (b.loss_operands(head, x), b.loss_plan());
+            on.within(Seam::Loss);
             // SAFETY: see the module.
             unsafe {
                 if b.is_eager(Seam::Loss) {
@@ -349,12 +350,20 @@ impl<D: Machine> Backend for CudaBackend<D> {
         });
     }
 
+    fn put_aside(&mut self, x: View, place: HostPlace) {
+        self.beside(x, place, true);
+    }
+
+    fn bring_back(&mut self, place: HostPlace, x: View) {
+        self.beside(x, place, false);
+    }
+
+    fn await_copy(&mut self, place: HostPlace) {
+        self.follow_copy(place);
+    }
+
     fn zero(&mut self, view: View) {
-        self.run(|b, _| {
-            let bytes = b.buffers[view.buffer].elem.bytes();
-            let memory = b.memory(view.buffer).expect("no failure, no lack of memory");
-            b.device.zero(memory, bytes * view.offset, bytes * view.len)
-        });
+        self.run(|b, on| b.cleared(view).into_iter().try_for_each(|v| b.clear(on, v)));
     }
 
     fn update(&mut self, groups: &[Group], grads: View) {

@@ -5,11 +5,14 @@ use std::{cell::RefCell, collections::BTreeMap};
 use chronicals_kernels::{
     KernelPlan, Seam, Variant,
     attention::cuda::Path,
-    gpu::{Arg, Entry, GpuError, Grid, Launcher, Machine, Product, Products, Ptr, launch::UNITS},
+    gpu::{Arg, Cost, Entry, GpuError, Grid, Launcher, Machine, Product, Products, Ptr, launch::UNITS},
 };
 
-use super::{CudaBackend, batch};
-use crate::backend::Work;
+use super::{
+    CudaBackend, batch,
+    record::{Asked, Calls},
+};
+use crate::{backend::Work, profile::Call};
 
 /// What decides the launches of a piece of work, besides the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,8 +29,8 @@ pub(super) struct Key {
 pub(super) enum Kept<G> {
     /// Once, and launched: its kernels are loaded and its products tuned.
     Launched,
-    /// Captured.
-    Graph(G),
+    /// Captured; and its calls, where they are recorded.
+    Graph(G, Vec<Call>),
 }
 
 /// Launches by `seam.variant.kernel`.
@@ -51,7 +54,7 @@ impl Log {
 }
 
 /// The seam of a unit, or the unit's own name where it is of none, and the variant that it is.
-fn seam_of(unit: &'static str, plan: KernelPlan) -> (&'static str, &'static str) {
+pub(super) fn seam_of(unit: &'static str, plan: KernelPlan) -> (&'static str, &'static str) {
     let (name, variant) = match unit.strip_suffix("_eager") {
         Some(name) => (name, Variant::Eager.name()),
         None => (unit, Variant::Fused.name()),
@@ -113,6 +116,7 @@ pub(super) struct Logged<'a> {
     pub launcher: &'a dyn Launcher,
     pub products: &'a dyn Products,
     pub rehearsal: Option<&'a dyn Rehearsal>,
+    pub record: Option<Calls<'a>>,
     pub log: &'a Log,
     pub plan: KernelPlan,
 }
@@ -123,7 +127,7 @@ impl Launcher for Logged<'_> {
             return rehearsal.load(entry);
         }
         // SAFETY: the caller's promise is the same.
-        unsafe { self.launcher.launch(entry, grid, args)? };
+        self.recorded(Asked::Kernel(entry), || unsafe { self.launcher.launch(entry, grid, args) })?;
         self.log.add(label(entry.name, self.plan), 1);
         Ok(())
     }
@@ -133,9 +137,17 @@ impl Launcher for Logged<'_> {
             return rehearsal.load(entry);
         }
         // SAFETY: the caller's promise is the same.
-        unsafe { self.launcher.launch_early(entry, grid, args)? };
+        self.recorded(Asked::Kernel(entry), || unsafe { self.launcher.launch_early(entry, grid, args) })?;
         self.log.add(label(entry.name, self.plan), 1);
         Ok(())
+    }
+
+    fn costs(&self, next: Cost) {
+        self.record.iter().for_each(|r| r.costs(next));
+    }
+
+    fn cost(&self, last: Cost) {
+        self.record.iter().for_each(|r| r.cost(last));
     }
 
     fn processors(&self) -> u32 {
@@ -153,7 +165,7 @@ impl Products for Logged<'_> {
             return rehearsal.tune(p);
         }
         // SAFETY: the caller's promise is the same.
-        unsafe { self.products.product(p, a, b, bias, c)? };
+        self.recorded(Asked::Product(p), || unsafe { self.products.product(p, a, b, bias, c) })?;
         self.log.add(label("product", self.plan), 1);
         Ok(())
     }
@@ -178,7 +190,7 @@ impl<D: Machine> CudaBackend<D> {
         let count = |b: &Self, how: &str| {
             b.log.add(format!("{}.{}.{how}", Seam::Graph.name(), b.plan.get(Seam::Graph)), 1);
         };
-        if self.plan.get(Seam::Graph) == Variant::Eager {
+        if self.plan.get(Seam::Graph) == Variant::Eager || self.record.stamps() {
             count(self, "launched");
             return f(self);
         }
@@ -191,34 +203,39 @@ impl<D: Machine> CudaBackend<D> {
                 return;
             }
             Some(Kept::Launched) => match self.capture(f) {
-                Ok(graph) => {
+                Ok((graph, calls)) => {
                     count(self, "captured");
-                    self.graphs.insert(key, Kept::Graph(graph));
+                    self.graphs.insert(key, Kept::Graph(graph, calls));
                 }
                 Err(e) => return self.failed = Some(e),
             },
-            Some(Kept::Graph(_)) => {}
+            Some(Kept::Graph(..)) => {}
         }
         count(self, "replayed");
         self.failed = self.replay(key).err();
     }
 
-    fn capture(&mut self, f: impl FnOnce(&mut Self)) -> Result<D::Graph, GpuError> {
+    fn capture(&mut self, f: impl FnOnce(&mut Self)) -> Result<(D::Graph, Vec<Call>), GpuError> {
         let device = self.device.clone();
         let mut f = Some(f);
         self.log.paused = true;
+        self.record.begin_capture();
         let graph = device.capture(&mut || {
             f.take().expect("work is captured once")(self);
             self.failed.take().map_or(Ok(()), Err)
         });
         self.log.paused = false;
-        graph
+        let calls = self.record.end_capture();
+        graph.map(|graph| (graph, calls))
     }
 
     fn replay(&self, key: Key) -> Result<(), GpuError> {
-        let Some(Kept::Graph(graph)) = self.graphs.get(&key) else { unreachable!("it was captured above") };
+        let Some(Kept::Graph(graph, calls)) = self.graphs.get(&key) else {
+            unreachable!("it was captured above")
+        };
         // SAFETY: buffers are freed with this backend alone, which waits for the device first.
         unsafe { self.device.replay(graph)? };
+        self.record.replayed(calls, self.shape.pairs);
         for (kernel, count) in self.device.kernels(graph) {
             self.log.add(label(kernel, self.plan), *count);
         }

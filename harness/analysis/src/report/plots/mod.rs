@@ -6,6 +6,7 @@
 mod bars;
 mod canvas;
 mod loss;
+mod tradeoff;
 
 use std::collections::BTreeSet;
 
@@ -14,6 +15,7 @@ use plotters::style::RGBColor;
 
 use crate::{
     format::{mib, number, percent, times},
+    stats::median,
     summary::{CaseSummary, RunSummary},
     trial::TrialLog,
 };
@@ -40,6 +42,7 @@ pub(crate) enum Plot {
     Loss,
     Ablation,
     Packing,
+    Tradeoff,
 }
 
 impl Plot {
@@ -50,6 +53,7 @@ impl Plot {
             Plot::Loss => "loss.svg",
             Plot::Ablation => "ablation.svg",
             Plot::Packing => "packing.svg",
+            Plot::Tradeoff => "tradeoff.svg",
         }
     }
 
@@ -61,6 +65,7 @@ impl Plot {
             Plot::Memory => case(|c| c.peak_rss.is_some()),
             Plot::Loss => case(|c| c.first_loss.is_some()),
             Plot::Packing => case(|c| c.packing_efficiency.is_some()),
+            Plot::Tradeoff => tradeoff::has_choice(summary),
             Plot::Ablation => summary.ablations.iter().any(|a| a.result.speed.is_some()),
         }
     }
@@ -74,8 +79,9 @@ pub fn plots(resolved: &Resolved, summary: &RunSummary, logs: &[TrialLog]) -> Ve
         Plot::Loss => loss::loss_svg(resolved, summary, logs),
         Plot::Ablation => ablation(summary).svg(),
         Plot::Packing => packing(resolved, summary).svg(),
+        Plot::Tradeoff => tradeoff::tradeoff_svg(resolved, summary),
     };
-    [Plot::Throughput, Plot::Memory, Plot::Loss, Plot::Ablation, Plot::Packing]
+    [Plot::Throughput, Plot::Memory, Plot::Tradeoff, Plot::Loss, Plot::Ablation, Plot::Packing]
         .into_iter()
         .filter(|p| p.has_data(summary))
         .map(|p| (p.file().to_string(), draw(p)))
@@ -157,19 +163,21 @@ fn throughput(resolved: &Resolved, summary: &RunSummary) -> BarPlot {
 
 fn memory(resolved: &Resolved, summary: &RunSummary) -> BarPlot {
     let mib_of = |bytes: f64| bytes / (1 << 20) as f64;
+    let on_gpu = resolved.cases.iter().all(|c| c.device != "cpu");
     let bars: Vec<Bar> = by_cell(summary)
         .into_iter()
         .filter_map(|c| {
-            let e = c.peak_rss?;
-            let valid = c.trials.iter().filter(|t| t.is_valid());
+            let valid = || c.trials.iter().filter(|t| t.is_valid());
+            let peaks: Vec<f64> = valid().filter_map(|t| t.metrics.peak_memory()).map(|b| b as f64).collect();
+            let peak = median(&peaks)?;
             Some(Bar {
                 group: cell(c),
                 label: c.id.clone(),
-                segments: vec![Segment { value: mib_of(e.median), colour: arm_colour(resolved, &c.arm) }],
+                segments: vec![Segment { value: mib_of(peak), colour: arm_colour(resolved, &c.arm) }],
                 interval: None,
-                dots: valid.filter_map(|t| t.metrics.peak_rss()).map(|b| mib_of(b as f64)).collect(),
+                dots: peaks.into_iter().map(mib_of).collect(),
                 mark: c.planned_bytes.map(|b| mib_of(b as f64)),
-                text: mib(e.median),
+                text: mib(peak),
             })
         })
         .collect();
@@ -180,7 +188,12 @@ fn memory(resolved: &Resolved, summary: &RunSummary) -> BarPlot {
     }
     BarPlot {
         title: "Peak memory".into(),
-        axis: "peak resident set, MiB (lower is better)".into(),
+        axis: if on_gpu {
+            "peak memory on the GPU, MiB (lower is better)"
+        } else {
+            "peak resident set, MiB (lower is better)"
+        }
+        .into(),
         origin: 0.0,
         unit: "",
         keys,

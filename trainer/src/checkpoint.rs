@@ -1,0 +1,186 @@
+//! Checkpoints: what a training needs to go on as if it had never stopped.
+//!
+//! A folder `checkpoint-<step>` holds
+//!
+//! | file | what |
+//! |---|---|
+//! | `model.safetensors` or `adapter_model.safetensors` | what trains, f32; masters where there are any |
+//! | `exp_avg.safetensors`, `exp_avg_sq.safetensors` | AdamW's moments, bytes as the device keeps them |
+//! | `trainer_state.json` | the step, and the [`Identity`] of the training |
+//!
+//! Batches, schedule and stochastic rounding are functions of seed and step, so this is all: a resumed training continues to the
+//! bit. A folder is written beside its place and renamed when it is whole.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    backend::{Backend, View},
+    error::Error,
+    trainer::Trainer,
+};
+
+const FORMAT: &str = "chronicals.checkpoint/1";
+const STATE: &str = "trainer_state.json";
+const PREFIX: &str = "checkpoint-";
+
+/// What must be equal where a training is resumed, by name: settings, then hashes of what was made of them.
+pub type Identity = Vec<(String, Value)>;
+
+#[derive(Serialize, Deserialize)]
+struct State {
+    format: String,
+    step: u32,
+    identity: Identity,
+}
+
+/// Whole checkpoints in a folder, by step.
+///
+/// # Errors
+/// The folder cannot be read; one that is not there has none.
+pub fn all(dir: &Path) -> Result<BTreeMap<u32, PathBuf>, Error> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        entries => entries.map_err(|e| Error::io(dir, &e))?,
+    };
+    let mut found = BTreeMap::new();
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io(dir, &e))?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if let Some(step) = name.strip_prefix(PREFIX).and_then(|n| n.parse().ok())
+            && path.join(STATE).is_file()
+        {
+            found.insert(step, path);
+        }
+    }
+    Ok(found)
+}
+
+/// Writes a checkpoint into `dir`, then removes all but the newest `keep`.
+///
+/// # Errors
+/// It cannot be written, or the device fails; earlier checkpoints are then as they were.
+pub fn save<B: Backend>(
+    trainer: &Trainer<B>,
+    dir: &Path,
+    identity: &Identity,
+    keep: Option<u32>,
+) -> Result<PathBuf, Error> {
+    std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
+    let temporary =
+        tempfile::Builder::new().prefix(".checkpoint-").tempdir_in(dir).map_err(|e| Error::io(dir, &e))?;
+    let at = temporary.path();
+    trainer.save_trainable(&at.join(trainer.trainable_file()))?;
+    for (name, view) in moments(trainer) {
+        save_bytes(&at.join(file_of(name)), name, trainer.backend().stored(view)?)?;
+    }
+    let state = State { format: FORMAT.into(), step: trainer.step(), identity: identity.clone() };
+    let path = at.join(STATE);
+    let text = serde_json::to_vec_pretty(&state).expect("plain data");
+    std::fs::write(&path, text).map_err(|e| Error::io(&path, &e))?;
+    open_to_all(at)?;
+    for file in std::fs::read_dir(at).map_err(|e| Error::io(at, &e))?.flatten() {
+        // On the disk before its name is: a power cut leaves the old checkpoint, or the whole new one.
+        let synced = std::fs::File::open(file.path()).and_then(|f| f.sync_all());
+        synced.map_err(|e| Error::io(&file.path(), &e))?;
+    }
+    let to = dir.join(format!("{PREFIX}{}", trainer.step()));
+    if to.exists() {
+        std::fs::remove_dir_all(&to).map_err(|e| Error::io(&to, &e))?;
+    }
+    std::fs::rename(temporary.keep(), &to).map_err(|e| Error::io(&to, &e))?;
+    prune(dir, keep)?;
+    Ok(to)
+}
+
+/// Temporary folders are private; checkpoints are for everybody whom the umask lets in.
+fn open_to_all(dir: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::PermissionsExt;
+    let asked = std::fs::metadata(dir.parent().unwrap_or(dir)).map_err(|e| Error::io(dir, &e))?;
+    let mode = std::fs::Permissions::from_mode(asked.permissions().mode() & 0o777);
+    std::fs::set_permissions(dir, mode).map_err(|e| Error::io(dir, &e))
+}
+
+fn prune(dir: &Path, keep: Option<u32>) -> Result<(), Error> {
+    let Some(keep) = keep else { return Ok(()) };
+    let all = all(dir)?;
+    let old = all.len().saturating_sub(keep.max(1) as usize);
+    for path in all.into_values().take(old) {
+        std::fs::remove_dir_all(&path).map_err(|e| Error::io(&path, &e))?;
+    }
+    Ok(())
+}
+
+/// Takes up the training that `dir` holds.
+///
+/// # Errors
+/// The folder is damaged, or of another training: what differs is named. The trainer is then not to be used.
+pub fn load<B: Backend>(trainer: &mut Trainer<B>, dir: &Path, identity: &Identity) -> Result<(), Error> {
+    let path = dir.join(STATE);
+    let at = || path.display().to_string();
+    let damaged = |what: String| {
+        Error::new(what, at()).hint("resume from another checkpoint, or train from the beginning")
+    };
+    let text = std::fs::read(&path).map_err(|e| Error::io(&path, &e))?;
+    let state: State =
+        serde_json::from_slice(&text).map_err(|e| damaged(format!("not a checkpoint's state: {e}")))?;
+    if state.format != FORMAT {
+        return Err(damaged(format!("a checkpoint of format '{}', not '{FORMAT}'", state.format)));
+    }
+    let get = |side: &Identity, name: &str| side.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+    let mut names = identity.iter().chain(&state.identity).map(|(name, _)| name);
+    if let Some(name) = names.find(|name| get(identity, name) != get(&state.identity, name)) {
+        let told = |side: &Identity| get(side, name).map_or("nothing".to_string(), |v| v.to_string());
+        let what = format!(
+            "the checkpoint is of another training: {name} was {}, and is {}",
+            told(&state.identity),
+            told(identity)
+        );
+        return Err(Error::new(what, at())
+            .hint("set it as it was, or train from the beginning with another output_dir"));
+    }
+    trainer.load_trainable(&dir.join(trainer.trainable_file()))?;
+    for (name, view) in moments(trainer) {
+        let bytes = load_bytes(&dir.join(file_of(name)), name)?;
+        trainer.backend_mut().restore(view, &bytes).map_err(|e| damaged(e.to_string()))?;
+    }
+    trainer.set_step(state.step);
+    Ok(())
+}
+
+/// Both moments of everything that trains, under torch's names.
+fn moments<B: Backend>(trainer: &Trainer<B>) -> [(&'static str, View); 2] {
+    let model = trainer.model();
+    let first = &model.groups[0];
+    let whole = |view: View| View { offset: 0, len: model.grads.len, ..view };
+    [("exp_avg", whole(first.m)), ("exp_avg_sq", whole(first.v))]
+}
+
+fn file_of(name: &str) -> String {
+    format!("{name}.safetensors")
+}
+
+fn save_bytes(path: &Path, name: &str, bytes: Vec<u8>) -> Result<(), Error> {
+    let failed = |e: safetensors::SafeTensorError| {
+        Error::new(format!("cannot write the optimizer's states: {e}"), path.display().to_string())
+            .hint("check the disk")
+    };
+    let view = TensorView::new(Dtype::U8, vec![bytes.len()], &bytes).map_err(failed)?;
+    safetensors::serialize_to_file([(name, view)], None, path).map_err(failed)
+}
+
+fn load_bytes(path: &Path, name: &str) -> Result<Vec<u8>, Error> {
+    let file = std::fs::read(path).map_err(|e| Error::io(path, &e))?;
+    let tensors = SafeTensors::deserialize(&file);
+    match tensors.and_then(|t| t.tensor(name).map(|t| t.data().to_vec())) {
+        Ok(bytes) => Ok(bytes),
+        Err(e) => Err(Error::new(format!("not the optimizer's states: {e}"), path.display().to_string())
+            .hint("resume from another checkpoint, or train from the beginning")),
+    }
+}
