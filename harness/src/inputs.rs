@@ -10,7 +10,7 @@ use chronibench_protocol::{
     BatchPlan, TokenStore,
     digest::sha256_hex,
     event::TokenCounts,
-    record::{BatchArgs, Case, LedgerStep, Packing},
+    record::{BatchArgs, Case, LedgerStep, Packing, ResolvedData},
     spec::{Dtype, LoraArgs, Method},
 };
 use serde::{Deserialize, Serialize};
@@ -47,24 +47,14 @@ pub struct PrepareSpec {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PrepareData {
-    /// JSONL file.
+    /// The file.
     pub path: PathBuf,
-    /// `tokenizer.json`.
+    /// `tokenizer.json` or its folder.
     pub tokenizer: PathBuf,
-    /// Prompt template.
-    pub template: String,
-    /// Longest sample and longest row, tokens.
-    pub max_length: u32,
-    /// `truncate`, `refuse` or `wrapped`.
-    pub overlong: String,
-    /// Only the response is learned.
-    pub completion_only_loss: bool,
-    /// Token behind every sample.
-    pub eos_token: Option<String>,
-    /// Token in empty slots.
-    pub pad_token: Option<String>,
-    /// Seed of the order of samples.
-    pub seed: u64,
+    /// Chat template in place of the tokenizer's.
+    pub chat_template: Option<PathBuf>,
+    /// Settings; the paths among them are the scenario's.
+    pub settings: ResolvedData,
 }
 
 /// One batch plan.
@@ -158,7 +148,7 @@ pub fn prepare(setup: &Setup, dir: &Path, extent: Extent) -> Result<Inputs> {
         let plan: BatchPlan = serde_json::from_slice(&bytes).map_err(|e| {
             Error::environment(format!("not a batch plan: {e}"), p.path.display().to_string())
         })?;
-        check_plan(&plan, p, &tokens, spec.data.max_length).map_err(|what| {
+        check_plan(&plan, p, &tokens, spec.data.settings.max_length).map_err(|what| {
             Error::new(Exit::NotValid, what, p.path.display().to_string())
                 .hint("the batch planner broke its promise; no trial would be comparable")
         })?;
@@ -240,7 +230,7 @@ fn same_adapter(a: &LoraArgs, b: &LoraArgs) -> bool {
 }
 
 fn prepare_spec(setup: &Setup, dir: &Path, extent: Extent) -> PrepareSpec {
-    let (r, d) = (&setup.resolved, &setup.resolved.data);
+    let r = &setup.resolved;
     let plan = |name: &str, batch: BatchArgs, steps: u32| PreparePlan {
         path: dir.join(format!(
             "{name}-{}-b{}-a{}.json",
@@ -291,13 +281,8 @@ fn prepare_spec(setup: &Setup, dir: &Path, extent: Extent) -> PrepareSpec {
         data: PrepareData {
             path: setup.data.clone(),
             tokenizer: setup.tokenizer.clone(),
-            template: d.template.clone(),
-            max_length: d.max_length,
-            overlong: d.overlong.clone(),
-            completion_only_loss: d.completion_only_loss,
-            eos_token: setup.eos_token.clone(),
-            pad_token: setup.pad_token.clone(),
-            seed: d.seed,
+            chat_template: setup.chat_template.clone(),
+            settings: r.data.clone(),
         },
         tokens: dir.join("tokens.safetensors"),
         plans,

@@ -104,6 +104,21 @@ fn unknown_template() {
 }
 
 #[test]
+fn unknown_format() {
+    assert_snapshot!(message("template: alpaca", "template: alpaca, format: sharegtp"));
+}
+
+#[test]
+fn unknown_column() {
+    assert_snapshot!(message("template: alpaca", "template: alpaca, columns: { promt: question }"));
+}
+
+#[test]
+fn missing_chat_template() {
+    assert_snapshot!(message("template: alpaca", "template: chat, chat_template_path: chat.jinja"));
+}
+
+#[test]
 fn steps_that_do_not_fill_windows() {
     assert_snapshot!(message("timed_steps: 8", "timed_steps: 7"));
 }

@@ -1,5 +1,7 @@
 //! A training described by a YAML file, for use without the harness.
 
+mod data;
+
 use std::path::{Path, PathBuf};
 
 use chronibench_protocol::{
@@ -10,10 +12,9 @@ use chronibench_protocol::{
     spec::{Method, PrecisionArgs, Recompute, TrainArgs},
 };
 use chronicals_data::{
-    plan::build_plan,
-    template::TemplateError,
-    tokenize::{Overlong, TokenizeArgs, TokenizeReport, tokenize_file},
-    tokenizer::{SpecialTokenNames, TextTokenizer},
+    dataset::{Dataset, Recognised},
+    plan::{build_plan, evaluation_plan},
+    tokenize::TokenizeReport,
 };
 use chronicals_kernels::{KernelPlan, gpu::machine::Cuda};
 use serde::{Deserialize, Serialize};
@@ -31,10 +32,11 @@ use crate::{
     device::{Device, check_cpu_precision},
     error::Error,
     fit::Batches,
-    model::{Level, Setup},
+    model::{Capacity, Level, Setup},
     room::{self, Asked, Choice},
     trainer::Trainer,
 };
+pub use data::{Counter, JobData, told};
 
 /// The file's contents. Paths are relative to it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -99,41 +101,12 @@ pub struct JobModel {
     pub weights: Option<PathBuf>,
 }
 
-/// What to learn from.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct JobData {
-    /// JSONL file.
-    pub path: PathBuf,
-    /// `tokenizer.json`.
-    pub tokenizer: PathBuf,
-    /// Prompt template.
-    #[serde(default = "alpaca")]
-    pub template: String,
-    /// Longest sample, tokens.
-    pub max_length: u32,
-    /// What happens to longer ones.
-    #[serde(default = "truncate")]
-    pub overlong: Overlong,
-    /// Learn the response only.
-    #[serde(default)]
-    pub completion_only_loss: bool,
-}
-
 fn full() -> Method {
     Method::Full {}
 }
 
 fn cpu() -> String {
     "cpu".into()
-}
-
-fn truncate() -> Overlong {
-    Overlong::Truncate
-}
-
-fn alpaca() -> String {
-    "alpaca".into()
 }
 
 /// A job's inputs, read and checked.
@@ -144,10 +117,23 @@ pub struct Inputs {
     pub batches: Batches,
     /// What became of the samples.
     pub report: TokenizeReport,
+    /// Batches of one evaluation, a step each, and what became of the samples; `None` where nothing is held out.
+    pub evaluation: Option<(Batches, TokenizeReport)>,
+    /// What the data turned out to be.
+    pub recognised: Recognised,
     /// Where it runs.
     pub device: Device,
     /// Which kernels run.
     pub kernels: KernelPlan,
+}
+
+impl Inputs {
+    /// The largest micro-batch, of training or of evaluation.
+    pub fn capacity(&self) -> Capacity {
+        let (train, evaluation) = (self.batches.capacity(), self.evaluation.as_ref());
+        let other = evaluation.map_or(train, |(batches, _)| batches.capacity());
+        Capacity { tokens: train.tokens.max(other.tokens), row_slots: train.row_slots.max(other.row_slots) }
+    }
 }
 
 impl Job {
@@ -162,8 +148,12 @@ impl Job {
                 .hint("see `chronicals train --help` for an example")
         })?;
         let dir = path.parent().unwrap_or(Path::new(""));
-        let paths = [&mut job.model.config, &mut job.data.path, &mut job.data.tokenizer, &mut job.output_dir];
-        paths.into_iter().chain(&mut job.model.weights).for_each(|p| *p = dir.join(&*p));
+        let paths = [&mut job.model.config, &mut job.output_dir];
+        let paths = paths.into_iter().chain(&mut job.model.weights).chain(job.data.paths());
+        paths.for_each(|p| *p = dir.join(&*p));
+        // A model's folder has its tokenizer too.
+        let folder = job.model.config.parent().unwrap_or(Path::new("")).to_path_buf();
+        job.data.tokenizer.get_or_insert(folder);
         if let Method::Lora(l) = &mut job.method {
             l.adapter_weights.iter_mut().for_each(|p| *p = dir.join(&*p));
         }
@@ -178,8 +168,23 @@ impl Job {
         let device: Device = self.device.parse()?;
         let config = ModelConfig::load(&self.model.config)?;
         let kernels = device.kernels(&self.kernels, "kernels")?;
-        let (batches, report) = self.batches(&config)?;
-        Ok(Inputs { config, batches, report, device, kernels })
+        let tokenizer = self.data.tokenizer()?;
+        let data = self.data.dataset(&tokenizer, self.seed)?;
+        self.check_context(&data, &config)?;
+        let Dataset { train, report, validation, recognised } = data;
+        let at = tokenizer.path().display().to_string();
+        let (max_length, pad) = (self.data.max_length, tokenizer.pad().id);
+        let plan = build_plan(&train.lengths(), &self.batch, max_length, pad, self.seed, self.max_steps)
+            .map_err(|e| told(&e, Path::new("batch")))?;
+        let batches = Batches::new(train, plan, &config, &at)?;
+        let evaluation = validation.map(|(samples, report)| {
+            let (packing, rows) = (self.batch.packing, self.batch.per_device_train_batch_size);
+            let plan = evaluation_plan(&samples.lengths(), packing, rows, max_length, pad)
+                .map_err(|e| told(&e, Path::new("batch")))?;
+            Ok((Batches::new(samples, plan, &config, &at)?, report))
+        });
+        let evaluation = evaluation.transpose()?;
+        Ok(Inputs { config, batches, report, evaluation, recognised, device, kernels })
     }
 
     /// What must be equal for a checkpoint to be taken up: everything that decides a step.
@@ -218,7 +223,7 @@ impl Job {
     /// Number formats that it does not have.
     pub fn on_cpu(&self, i: &Inputs) -> Result<CpuBackend, Error> {
         check_cpu_precision(self.precision, "precision")?;
-        Ok(CpuBackend::new(&i.config, i.batches.capacity(), i.kernels, loss_options(&self.train)))
+        Ok(CpuBackend::new(&i.config, i.capacity(), i.kernels, loss_options(&self.train)))
     }
 
     /// The backend of a GPU.
@@ -228,7 +233,7 @@ impl Job {
     pub fn on_gpu(&self, ordinal: usize, i: &Inputs) -> Result<CudaBackend<Cuda>, Error> {
         let options = Options {
             config: &i.config,
-            capacity: i.batches.capacity(),
+            capacity: i.capacity(),
             plan: i.kernels,
             loss: loss_options(&self.train),
             precision: self.precision,
@@ -238,7 +243,7 @@ impl Job {
     }
 
     fn setup<'a>(&'a self, i: &'a Inputs, recompute: Level) -> Setup<'a> {
-        let (config, method, capacity) = (&i.config, &self.method, i.batches.capacity());
+        let (config, method, capacity) = (&i.config, &self.method, i.capacity());
         Setup { config, method, capacity, plan: i.kernels, recompute, offload: self.offload }
     }
 
@@ -275,35 +280,18 @@ impl Job {
         Ok(trainer)
     }
 
-    fn batches(&self, config: &ModelConfig) -> Result<(Batches, TokenizeReport), Error> {
-        let (tokens, report, pad) = self.data.tokenize()?;
-        let plan =
-            build_plan(&tokens.lengths(), &self.batch, self.data.max_length, pad, self.seed, self.max_steps)
-                .map_err(|e| Error::new(e.to_string(), "batch"))?;
-        let at = self.data.tokenizer.display().to_string();
-        Ok((Batches::new(tokens, plan, config, &at)?, report))
-    }
-}
-
-impl JobData {
-    /// Token ids, what became of the samples, and the padding id.
-    ///
-    /// # Errors
-    /// A bad record, tokenizer or template.
-    pub fn tokenize(&self) -> Result<(TokenStore, TokenizeReport, u32), Error> {
-        let tokenizer = TextTokenizer::load(&self.tokenizer, &SpecialTokenNames::default())
-            .map_err(|e| Error::new(e.to_string(), self.tokenizer.display().to_string()))?;
-        let args = TokenizeArgs {
-            template: self
-                .template
-                .parse()
-                .map_err(|e: TemplateError| Error::new(e.to_string(), "data.template"))?,
-            max_length: self.max_length,
-            overlong: self.overlong,
-            completion_only_loss: self.completion_only_loss,
-        };
-        let (tokens, report) = tokenize_file(&self.path, &tokenizer, &args)
-            .map_err(|e| Error::new(e.to_string(), self.path.display().to_string()))?;
-        Ok((tokens, report, tokenizer.pad().id))
+    /// No sample is longer than the positions that the model was made for.
+    fn check_context(&self, data: &Dataset, config: &ModelConfig) -> Result<(), Error> {
+        let lengths = |store: &TokenStore| store.lengths().into_iter().max().unwrap_or(0);
+        let held_out = data.validation.as_ref().map_or(0, |(store, _)| lengths(store));
+        let longest = lengths(&data.train).max(held_out);
+        let context = config.max_positions;
+        if longest <= context {
+            return Ok(());
+        }
+        let what = format!("a sample has {longest} tokens, the model has {context} positions");
+        Err(Error::new(what, self.data.path.display().to_string()).hint(format!(
+            "set data.max_length to {context} or less: longer samples are then cut, or left out with overlong: refuse"
+        )))
     }
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use crate::data::ResolvedData;
 use crate::{
     event::{Event, TensorInfo, TokenCounts},
     kernels::KernelHeader,
@@ -240,26 +241,6 @@ pub struct Resolved {
     /// Arms or cases left out, and why.
     #[serde(default)]
     pub skipped: Vec<Skipped>,
-}
-
-/// The data set of a run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ResolvedData {
-    /// The file as the scenario names it.
-    pub path: String,
-    /// Hash of that file.
-    pub sha256: String,
-    /// Prompt template.
-    pub template: String,
-    /// Longest sample kept, tokens.
-    pub max_length: u32,
-    /// Over-long samples are cut (`truncate`) or refused (`refuse`), or all are joined and cut (`wrapped`).
-    pub overlong: String,
-    /// Only the response is learned.
-    pub completion_only_loss: bool,
-    /// Seed of the order of samples.
-    pub seed: u64,
 }
 
 /// The model of a run.

@@ -87,6 +87,17 @@ impl TokenStore {
 
     /// Writes the store.
     pub fn save(&self, path: &Path) -> Result<(), TokenStoreError> {
+        std::fs::write(path, self.to_bytes()).map_err(|source| io(path, source))
+    }
+
+    /// Reads and checks a store.
+    pub fn load(path: &Path) -> Result<Self, TokenStoreError> {
+        let bytes = std::fs::read(path).map_err(|source| io(path, source))?;
+        Self::from_bytes(&bytes).map_err(|what| malformed(path, what))
+    }
+
+    /// The store as the bytes of its file.
+    pub fn to_bytes(&self) -> Vec<u8> {
         let ids = le_bytes(&self.input_ids, u32::to_le_bytes);
         let offsets = le_bytes(&self.offsets, u64::to_le_bytes);
         let n = self.input_ids.len();
@@ -96,22 +107,19 @@ impl TokenStore {
             ("loss_mask", view(Dtype::U8, n, &self.loss_mask)),
             ("offsets", view(Dtype::U64, self.offsets.len(), &offsets)),
         ];
-        let bytes = safetensors::serialize(tensors, None::<HashMap<String, String>>)
-            .map_err(|e| malformed(path, e.to_string()))?;
-        std::fs::write(path, bytes).map_err(|source| io(path, source))
+        safetensors::serialize(tensors, None::<HashMap<String, String>>)
+            .expect("three tensors of known sizes")
     }
 
-    /// Reads and checks a store.
-    pub fn load(path: &Path) -> Result<Self, TokenStoreError> {
-        let bytes = std::fs::read(path).map_err(|source| io(path, source))?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|e| malformed(path, e.to_string()))?;
+    /// The store that such bytes hold, or what is wrong with them.
+    ///
+    /// # Errors
+    /// The bytes are no token store, or its parts do not fit together.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
+        let file = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
         let get = |name: &str, dtype| {
-            let t = file.tensor(name).map_err(|e| malformed(path, e.to_string()))?;
-            if t.dtype() == dtype {
-                Ok(t.data())
-            } else {
-                Err(malformed(path, format!("{name} is {:?}", t.dtype())))
-            }
+            let t = file.tensor(name).map_err(|e| e.to_string())?;
+            if t.dtype() == dtype { Ok(t.data()) } else { Err(format!("{name} is {:?}", t.dtype())) }
         };
         let store = Self {
             input_ids: get("input_ids", Dtype::U32)?
@@ -129,7 +137,7 @@ impl TokenStore {
             && store.offsets.last() == Some(&(n as u64))
             && store.offsets.is_sorted();
         if !ordered || store.loss_mask.len() != n {
-            return Err(malformed(path, "offsets, ids and mask do not fit together".into()));
+            return Err("offsets, ids and mask do not fit together".into());
         }
         Ok(store)
     }

@@ -15,8 +15,10 @@ pub struct Offer {
     pub seams: Seams,
     /// Interchangeable kernels on a GPU.
     pub cuda_seams: Seams,
-    /// Prompt templates.
+    /// Templates from record to text.
     pub templates: Vec<&'static str>,
+    /// Shapes of records.
+    pub formats: Vec<&'static str>,
 }
 
 impl Offer {

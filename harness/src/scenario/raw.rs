@@ -1,11 +1,13 @@
 //! A scenario as written. Every unknown field is an error.
 
 use chronibench_protocol::{
+    data::Columns,
     record::Packing,
     spec::{Measure, PrecisionArgs, Recompute, Scheduler, TrainArgs},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::located::{Ordered, Word};
 
@@ -97,21 +99,36 @@ pub struct RawPretrain {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawData {
-    /// JSONL file.
+    /// JSON Lines, JSON, CSV or Parquet file.
     pub path: Word,
-    /// Hugging Face `tokenizer.json`.
+    /// Hugging Face `tokenizer.json`, or the folder that it is in.
     pub tokenizer: Word,
-    /// Prompt template.
+    /// Shape of the records; recognised from the first one when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Word>,
+    /// Keys of the records that are not the usual ones.
+    #[serde(default, skip_serializing_if = "Columns::is_default")]
+    pub columns: Columns,
+    /// From record to text: `chat`, `alpaca`, `plain`, `text`, or the one that suits the records (`auto`).
     pub template: Word,
+    /// A Jinja file in place of the tokenizer's chat template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template_path: Option<Word>,
+    /// Variables that the chat template reads.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub chat_template_kwargs: Map<String, Value>,
     /// Longest sample kept, tokens; also the length of a packed row.
     pub max_length: u32,
     /// What happens to longer samples.
     #[serde(default)]
     pub overlong: Overlong,
-    /// Only the response is learned.
-    #[serde(default = "yes")]
-    pub completion_only_loss: bool,
-    /// Token behind every sample; the trainer's choice for the tokenizer when left out.
+    /// Only what follows the prompt is learned; so it is for records with a prompt when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_only_loss: Option<bool>,
+    /// Only what the assistant says is learned.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub assistant_only_loss: bool,
+    /// Token behind every sample that no chat template wrote; the tokenizer's own when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eos_token: Option<String>,
     /// Token in empty slots.
@@ -120,10 +137,6 @@ pub struct RawData {
     /// Seed of the order of samples.
     #[serde(default)]
     pub seed: u64,
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// What happens to samples longer than `max_length`.

@@ -46,10 +46,8 @@ pub struct Setup {
     pub data: PathBuf,
     /// Tokenizer, absolute.
     pub tokenizer: PathBuf,
-    /// Token behind every sample.
-    pub eos_token: Option<String>,
-    /// Token in empty slots.
-    pub pad_token: Option<String>,
+    /// Chat template in place of the tokenizer's, absolute.
+    pub chat_template: Option<PathBuf>,
     /// Training of the starting weights.
     pub pretrain: Option<RawPretrain>,
     /// Worker threads of every arm.
@@ -69,8 +67,14 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
     }
     let raw = &raw::Raw { trials: filter.trials.unwrap_or(raw.trials), ..raw.clone() };
     settings::check_measure(raw, source)?;
-    if !offer.templates.contains(&raw.data.template.as_str()) {
-        return Err(source.unknown("template", &raw.data.template, &offer.templates));
+    let named = [
+        (Some(&raw.data.template), "template", &offer.templates),
+        (raw.data.format.as_ref(), "format", &offer.formats),
+    ];
+    for (word, kind, known) in named {
+        if let Some(word) = word.filter(|word| !known.contains(&word.as_str())) {
+            return Err(source.unknown(kind, word, known));
+        }
     }
     let device = raw.device.as_ref().map_or("cpu", Word::as_str);
     let numbered = device.strip_prefix("cuda:").is_some_and(|n| n.parse::<usize>().is_ok());
@@ -84,6 +88,8 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
     let config = find(base, &raw.model.config, "model config", source)?;
     let data = find(base, &raw.data.path, "data set", source)?;
     let tokenizer = find(base, &raw.data.tokenizer, "tokenizer", source)?;
+    let chat_template = raw.data.chat_template_path.as_ref();
+    let chat_template = chat_template.map(|word| find(base, word, "chat template", source)).transpose()?;
     let ids: Vec<String> = cases.iter().map(|c| c.id.clone()).collect();
     let resolved = Resolved {
         schema: SCHEMA.to_string(),
@@ -111,8 +117,7 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
         config,
         data,
         tokenizer,
-        eos_token: raw.data.eos_token.clone(),
-        pad_token: raw.data.pad_token.clone(),
+        chat_template,
         pretrain: raw.model.pretrain.clone(),
         threads: raw.threads,
         scripts,
@@ -168,7 +173,11 @@ fn resolved_data(raw: &raw::Raw, path: &Path) -> Result<ResolvedData> {
     Ok(ResolvedData {
         path: d.path.text.clone(),
         sha256: hashed(path)?,
+        format: d.format.as_ref().map(|word| word.text.clone()),
+        columns: d.columns.clone(),
         template: d.template.text.clone(),
+        chat_template_path: d.chat_template_path.as_ref().map(|word| word.text.clone()),
+        chat_template_kwargs: d.chat_template_kwargs.clone(),
         max_length: d.max_length,
         overlong: match d.overlong {
             Overlong::Truncate => "truncate".into(),
@@ -176,6 +185,9 @@ fn resolved_data(raw: &raw::Raw, path: &Path) -> Result<ResolvedData> {
             Overlong::Wrapped => "wrapped".into(),
         },
         completion_only_loss: d.completion_only_loss,
+        assistant_only_loss: d.assistant_only_loss,
+        eos_token: d.eos_token.clone(),
+        pad_token: d.pad_token.clone(),
         seed: d.seed,
     })
 }

@@ -7,9 +7,10 @@ use chronibench_protocol::{
 };
 use chronicals::data::{
     plan,
-    template::Template,
+    records::{FORMATS, ReadArgs},
+    template::{Loss, Template},
     tokenize::{TokenizeArgs, tokenize_file},
-    tokenizer::{SpecialTokenNames, TextTokenizer},
+    tokenizer::{TextTokenizer, TokenizerArgs},
 };
 use chronicals::{Seam, Target, Variant};
 use chronicals_kernels::gemm::linear_forward;
@@ -27,6 +28,7 @@ pub fn offer() -> Offer {
         seams: seams(Target::Cpu),
         cuda_seams: seams(Target::Cuda),
         templates: Template::ALL.map(Template::name).to_vec(),
+        formats: FORMATS.map(|format| format.name).to_vec(),
     }
 }
 
@@ -41,15 +43,22 @@ fn seams(target: Target) -> Seams {
 
 /// Token store, id of the padding token, and what was counted.
 pub fn tokenize(data: &PrepareData) -> Result<(TokenStore, u32, Value), Box<dyn std::error::Error>> {
-    let names = SpecialTokenNames { eos_token: data.eos_token.clone(), pad_token: data.pad_token.clone() };
-    let tokenizer = TextTokenizer::load(&data.tokenizer, &names)?;
-    let args = TokenizeArgs {
-        template: data.template.parse()?,
-        max_length: data.max_length,
-        overlong: data.overlong.parse()?,
-        completion_only_loss: data.completion_only_loss,
+    let d = &data.settings;
+    let tokenizer = TokenizerArgs {
+        eos_token: d.eos_token.clone(),
+        pad_token: d.pad_token.clone(),
+        chat_template_path: data.chat_template.clone(),
+        chat_template_kwargs: d.chat_template_kwargs.clone(),
     };
-    let (tokens, report) = tokenize_file(&data.path, &tokenizer, &args)?;
+    let tokenizer = TextTokenizer::load(&data.tokenizer, &tokenizer)?;
+    let args = TokenizeArgs {
+        template: d.template.parse()?,
+        max_length: d.max_length,
+        overlong: d.overlong.parse()?,
+        loss: Loss { completion_only: d.completion_only_loss, assistant_only: d.assistant_only_loss },
+    };
+    let read = ReadArgs { format: d.format.clone(), columns: d.columns.clone() };
+    let (tokens, report) = tokenize_file(&data.path, &read, &tokenizer, &args)?;
     Ok((tokens, tokenizer.pad().id, serde_json::to_value(report)?))
 }
 

@@ -27,7 +27,7 @@ pub fn run(path: &Path) -> Prepared<Value> {
         native::tokenize(&spec.data).map_err(|e| usage(&e, &spec.data.path))?;
     tokens.save(&spec.tokens).map_err(|e| environment(&e, &spec.tokens))?;
     for plan in &spec.plans {
-        write_plan(&spec, plan, &tokens, pad_token_id, spec.data.seed)?;
+        write_plan(&spec, plan, &tokens, pad_token_id, spec.data.settings.seed)?;
     }
     if let Some(weights) = &spec.weights {
         write_weights(&spec, weights, &tokens, pad_token_id)?;
@@ -42,9 +42,15 @@ fn write_plan(
     pad: u32,
     seed: u64,
 ) -> Prepared<()> {
-    let made =
-        native::build_plan(&tokens.lengths(), &plan.batch, spec.data.max_length, pad, seed, plan.steps)
-            .map_err(|e| usage(&e, &spec.data.path))?;
+    let made = native::build_plan(
+        &tokens.lengths(),
+        &plan.batch,
+        spec.data.settings.max_length,
+        pad,
+        seed,
+        plan.steps,
+    )
+    .map_err(|e| usage(&e, &spec.data.path))?;
     let bytes = serde_json::to_vec(&made).expect("plain data");
     std::fs::write(&plan.path, bytes).map_err(|e| environment(&e, &plan.path))
 }
@@ -57,7 +63,7 @@ fn write_weights(spec: &PrepareSpec, w: &PrepareWeights, tokens: &TokenStore, pa
             let random = w.path.with_extension("random");
             native::write_weights(&spec.config, w.seed, &random).map_err(failed)?;
             // Another order of samples than the trials', which would else begin with batches seen before.
-            write_plan(spec, &pretrain.plan, tokens, pad, spec.data.seed.wrapping_add(1))?;
+            write_plan(spec, &pretrain.plan, tokens, pad, spec.data.settings.seed.wrapping_add(1))?;
             let trial = pretraining(spec, w, pretrain, &random);
             native::train(&trial, &mut |_| Ok(())).map_err(|(_, f)| failed(f))?;
             std::fs::remove_file(&random).map_err(|e| environment(&e, &random))?;

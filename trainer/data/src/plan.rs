@@ -81,6 +81,37 @@ pub fn build_plan(
     Ok(BatchPlan { packing: args.packing.name().into(), max_length, pad_token_id, steps })
 }
 
+/// Plans one evaluation: every sample once, in order of length so that rows need little padding; each step is one micro-batch of
+/// up to `rows` rows, filled as in training.
+///
+/// # Errors
+/// See [`PlanError`].
+pub fn evaluation_plan(
+    lengths: &[usize],
+    packing: Packing,
+    rows: u32,
+    max_length: u32,
+    pad_token_id: u32,
+) -> Result<BatchPlan, PlanError> {
+    let args = BatchArgs { packing, per_device_train_batch_size: rows, gradient_accumulation_steps: 1 };
+    check(lengths, &args, max_length, 1)?;
+    let mut bins = packing::pack(lengths, max_length as usize, packing)?;
+    let tokens = |bin: &[usize]| bin.iter().map(|&s| lengths[s]).sum::<usize>();
+    bins.sort_by_key(|bin| std::cmp::Reverse(tokens(bin)));
+    let step = |bins: &[Vec<usize>]| {
+        let mut rows: Vec<Vec<u32>> =
+            bins.iter().map(|bin| bin.iter().map(|&s| s as u32).collect()).collect();
+        let mut row_slots = bins.iter().map(|bin| tokens(bin)).max().unwrap_or(0);
+        if packing == Packing::PaddingFree {
+            rows = vec![rows.concat()];
+            row_slots = bins.iter().map(|bin| tokens(bin)).sum();
+        }
+        StepPlan { micro_batches: vec![MicroBatch { row_slots: row_slots as u32, rows }] }
+    };
+    let steps = bins.chunks(rows as usize).map(step).collect();
+    Ok(BatchPlan { packing: packing.name().into(), max_length, pad_token_id, steps })
+}
+
 fn check(lengths: &[usize], args: &BatchArgs, max_length: u32, total_steps: u32) -> Result<(), PlanError> {
     let counts = [
         ("per_device_train_batch_size", args.per_device_train_batch_size),

@@ -12,9 +12,9 @@ use chronicals_data::{
     packing::pack,
     plan::build_plan,
     records::Record,
-    template::Template,
+    template::{Loss, Template},
     tokenize::{Overlong, TokenizeArgs, tokenize},
-    tokenizer::{SpecialTokenNames, TextTokenizer},
+    tokenizer::{TextTokenizer, TokenizerArgs},
 };
 
 /// Two samples in one row with two slots to spare.
@@ -67,7 +67,7 @@ fn padding_is_not_counted_as_tokens() {
 fn eos_is_learned_where_it_is_the_padding_token_too() {
     let dir = tempfile::tempdir().unwrap();
     let path = common::save(&common::bytes(&["<|endoftext|>"]), dir.path());
-    let names = SpecialTokenNames { eos_token: None, pad_token: Some("<|endoftext|>".into()) };
+    let names = TokenizerArgs { pad_token: Some("<|endoftext|>".into()), ..Default::default() };
     let tokenizer = TextTokenizer::load(&path, &names).unwrap();
     let (eos, pad) = (tokenizer.eos().id, tokenizer.pad().id);
     assert_eq!(eos, pad);
@@ -75,7 +75,7 @@ fn eos_is_learned_where_it_is_the_padding_token_too() {
         template: Template::Text,
         max_length: 16,
         overlong: Overlong::Refuse,
-        completion_only_loss: true,
+        loss: Loss { completion_only: Some(true), assistant_only: false },
     };
     let (store, _) = tokenize([Ok(Record::Text { text: "ab".into() })], &tokenizer, &args).unwrap();
     let batch = collate(&MicroBatch { row_slots: 5, rows: vec![vec![0]] }, &store, pad).unwrap();

@@ -6,18 +6,20 @@ use std::fs;
 
 use chronibench_protocol::TokenStore;
 use chronicals_data::{
-    records::{Record, RecordError},
-    template::Template,
+    records::{ReadArgs, Record, RecordError},
+    template::{Loss, Rendered, Template},
     tokenize::{Overlong, TokenizeArgs, TokenizeError, TokenizeReport, tokenize, tokenize_file},
-    tokenizer::{SpecialTokenNames, TextTokenizer, TokenizerError},
+    tokenizer::{TextTokenizer, TokenizerArgs, TokenizerError},
 };
 
 const ARGS: TokenizeArgs = TokenizeArgs {
     template: Template::Alpaca,
     max_length: 1000,
     overlong: Overlong::Truncate,
-    completion_only_loss: true,
+    loss: Loss { completion_only: Some(true), assistant_only: false },
 };
+
+const EVERY: Loss = Loss { completion_only: Some(false), assistant_only: false };
 
 fn alpaca(instruction: &str, output: &str) -> Record {
     Record::Instruction { instruction: instruction.into(), input: None, output: output.into() }
@@ -32,7 +34,10 @@ fn run(
 }
 
 fn prompt_bytes(instruction: &str) -> usize {
-    Template::Alpaca.render(&alpaca(instruction, "x")).unwrap().prompt.len()
+    match Template::Alpaca.render(&alpaca(instruction, "x"), None, ARGS.loss).unwrap() {
+        Rendered::Apart { prompt, .. } => prompt.len(),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
@@ -59,7 +64,7 @@ fn the_mask_covers_the_response_and_its_eos_exactly() {
 #[test]
 fn without_completion_only_loss_every_token_is_learned() {
     let tokenizer = common::load(&common::bytes(&["</s>"]));
-    let args = TokenizeArgs { completion_only_loss: false, ..ARGS };
+    let args = TokenizeArgs { loss: EVERY, ..ARGS };
     let (store, _) = run(&[alpaca("a", "b")], &tokenizer, &args).unwrap();
     assert!(store.loss_mask.iter().all(|&m| m == 1));
 }
@@ -112,7 +117,7 @@ fn wrapped_samples_are_the_same_tokens_in_pieces_of_one_length() {
     let (whole, _) = run(&records, &tokenizer, &ARGS).unwrap();
     for max_length in [1, 2, 16, 64] {
         let args = TokenizeArgs { max_length, overlong: Overlong::Wrapped, ..ARGS };
-        let args = TokenizeArgs { completion_only_loss: false, ..args };
+        let args = TokenizeArgs { loss: EVERY, ..args };
         let cut = run(&records, &tokenizer, &args);
         if max_length == 1 {
             // A token alone has no target.
@@ -152,7 +157,7 @@ fn order_survives_chunks_and_threads() {
     let lines: Vec<String> = (0..1500).map(|i| format!("{{\"text\": \"{i}\"}}")).collect();
     fs::write(&path, lines.join("\n")).unwrap();
     let args = TokenizeArgs { template: Template::Text, ..ARGS };
-    let (store, report) = tokenize_file(&path, &tokenizer, &args).unwrap();
+    let (store, report) = tokenize_file(&path, &ReadArgs::default(), &tokenizer, &args).unwrap();
     assert_eq!((report.read, report.samples, store.len()), (1500, 1500, 1500));
     for i in 0..1500 {
         assert_eq!(raw.decode(store.sample(i).0, true).unwrap(), i.to_string());
@@ -166,9 +171,12 @@ fn a_bad_line_behind_good_ones_stops_everything() {
     let path = dir.path().join("data.jsonl");
     fs::write(&path, "{\"text\": \"a\"}\n{\"text\": 1}\n").unwrap();
     let args = TokenizeArgs { template: Template::Text, ..ARGS };
-    let e = tokenize_file(&path, &tokenizer, &args).unwrap_err();
-    assert!(matches!(e, TokenizeError::Records(RecordError::WrongType { line: 2, .. })), "{e}");
-    let e = tokenize_file(&path, &tokenizer, &ARGS).unwrap_err();
+    let e = tokenize_file(&path, &ReadArgs::default(), &tokenizer, &args).unwrap_err();
+    assert!(
+        matches!(e, TokenizeError::Records(RecordError::WrongType { ref at, .. }) if at.number() == 2),
+        "{e}"
+    );
+    let e = tokenize_file(&path, &ReadArgs::default(), &tokenizer, &ARGS).unwrap_err();
     assert!(e.to_string().contains("choose template `text`"), "{e}");
 }
 
@@ -177,7 +185,11 @@ fn special_tokens_come_from_names_then_config_then_added_tokens() {
     let dir = tempfile::tempdir().unwrap();
     let path = common::save(&common::bytes(&["<|im_end|>", "<|endoftext|>", "<pad>"]), dir.path());
     let with = |eos: Option<&str>, pad: Option<&str>| {
-        let names = SpecialTokenNames { eos_token: eos.map(Into::into), pad_token: pad.map(Into::into) };
+        let names = TokenizerArgs {
+            eos_token: eos.map(Into::into),
+            pad_token: pad.map(Into::into),
+            ..Default::default()
+        };
         TextTokenizer::load(&path, &names).map(|t| (t.eos().token.clone(), t.pad().token.clone()))
     };
     let pair = |eos: &str, pad: &str| (eos.to_string(), pad.to_string());
@@ -199,7 +211,7 @@ fn special_tokens_come_from_names_then_config_then_added_tokens() {
 #[test]
 fn unusable_tokenizers_are_errors() {
     let dir = tempfile::tempdir().unwrap();
-    let load = |path: &std::path::Path| match TextTokenizer::load(path, &SpecialTokenNames::default()) {
+    let load = |path: &std::path::Path| match TextTokenizer::load(path, &TokenizerArgs::default()) {
         Ok(_) => panic!("{} is no usable tokenizer", path.display()),
         Err(e) => e,
     };

@@ -1,5 +1,6 @@
 //! Arguments, sub-commands and exit codes of `chronicals`.
 
+mod data;
 mod describe;
 mod memory;
 mod train;
@@ -15,6 +16,7 @@ use clap::{Parser, Subcommand};
     version,
     after_help = "Examples:
   chronicals train --config train.yaml
+  chronicals data show train.yaml
   chronicals memory --model config.json --method lora --r 32 --rows 8 --row-slots 512
   chronicals memory --params 7e9 --accounting paper
   chronicals describe --json
@@ -28,8 +30,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Train a model on a JSONL data set
+    /// Train a model on a data set
     Train(train::Args),
+    /// Show what a training sees of its data: samples, masks, lengths
+    Data(data::Args),
     /// Print the memory that a training needs, by component
     Memory(memory::Args),
     /// List the seams of a step, their variants and the models supported
@@ -58,6 +62,7 @@ impl Exit {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train(a) => train::run(&a),
+        Command::Data(a) => data::run(&a).map_err(Exit::usage),
         Command::Memory(a) => memory::run(&a).map_err(Exit::usage),
         Command::Describe(a) => {
             describe::run(&a);

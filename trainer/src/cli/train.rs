@@ -35,6 +35,11 @@ use super::Exit;
   output_dir: out
   recompute: auto                                       # the default: keep what memory has room for; or none, swiglu, norm, ffn, block
   memory_limit_gb: 40                                   # plan for so much; what is free when left out
+Conversations, with the chat template of an instruction-tuned model, whose folder has config.json and tokenizer:
+  data: {path: chat.jsonl, tokenizer: model/, max_length: 2048, assistant_only_loss: true, validation_split: 0.05}
+Records are JSON Lines, JSON, CSV or Parquet, in the shape of messages, ShareGPT, prompt and completion, Alpaca or text; the shape is
+recognised, or named by data.format. Keys of other names: data.columns: {prompt: question, completion: answer}.
+`chronicals data show train.yaml` prints what of it is learned.
 On a GPU also:
   device: cuda                                          # or cuda:1
   offload: true                                         # blocks' inputs wait for the backward pass in the host's memory
@@ -162,7 +167,11 @@ fn train<B: Backend>(
     }
     let mut metrics = Metrics::open(&job.output_dir, trainer.step()).map_err(Exit::usage)?;
     let batches = &inputs.batches;
+    eprintln!("data: {}", inputs.recognised);
     eprintln!("{}", inputs.report);
+    if let Some((held_out, report)) = &inputs.evaluation {
+        eprintln!("held out: {report}; {} batches", held_out.steps());
+    }
     let trained: usize = trainer.trainable().len();
     eprintln!("training {trained} of {} parameters for {} steps", trainer.total_params(), batches.steps());
 

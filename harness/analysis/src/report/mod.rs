@@ -41,7 +41,7 @@ fn opening(resolved: &Resolved, summary: &RunSummary) -> String {
         out += &format!("\n{}\n", resolved.description.trim());
     }
     let (data, model, measure) = (&resolved.data, &resolved.model, &resolved.measure);
-    let learned = if data.completion_only_loss { "responses alone" } else { "every token" };
+    let learned = data.learned();
     let samples = match data.overlong.as_str() {
         "wrapped" => format!("samples joined and cut every {} tokens", data.max_length),
         "truncate" => format!("samples over {} tokens cut", data.max_length),

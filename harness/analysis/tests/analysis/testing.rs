@@ -79,10 +79,17 @@ pub fn resolved(cases: Vec<Case>, trials: u32) -> Resolved {
         data: ResolvedData {
             path: "data/sample.jsonl".into(),
             sha256: "da".repeat(32),
+            format: None,
+            columns: Default::default(),
             template: "alpaca".into(),
+            chat_template_path: None,
+            chat_template_kwargs: Default::default(),
             max_length: 512,
             overlong: "truncate".into(),
-            completion_only_loss: true,
+            completion_only_loss: Some(true),
+            assistant_only_loss: false,
+            eos_token: None,
+            pad_token: None,
             seed: 7,
         },
         model: ResolvedModel {

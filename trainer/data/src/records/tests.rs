@@ -10,14 +10,14 @@ fn file(content: impl AsRef<[u8]>) -> tempfile::NamedTempFile {
 
 fn read_all(content: impl AsRef<[u8]>) -> Result<Vec<Record>, RecordError> {
     let file = file(content);
-    Records::open(file.path())?.collect()
+    Records::open(file.path(), &ReadArgs::default())?.map(|r| r.map(|l| l.record)).collect()
 }
 
 /// The error's text with the file's path replaced by `F`.
 fn message(content: impl AsRef<[u8]>) -> String {
     let file = file(content);
     let path = file.path().display().to_string();
-    let error = match Records::open(file.path()) {
+    let error = match Records::open(file.path(), &ReadArgs::default()) {
         Ok(records) => records.collect::<Result<Vec<_>, _>>().unwrap_err(),
         Err(e) => e,
     };
@@ -55,9 +55,9 @@ fn alpaca_with_optional_input_blank_lines_and_no_last_newline() {
 #[test]
 fn text_is_recognised_and_a_byte_order_mark_is_skipped() {
     let f = file("\u{feff}{\"text\": \"hello\"}\n");
-    let records = Records::open(f.path()).unwrap();
-    assert_eq!(records.format().name, "text");
-    let records: Vec<_> = records.map(Result::unwrap).collect();
+    let records = Records::open(f.path(), &ReadArgs::default()).unwrap();
+    assert_eq!((records.kind(), records.format().name), ("JSON Lines", "text"));
+    let records: Vec<_> = records.map(|r| r.unwrap().record).collect();
     assert_eq!(records, [Record::Text { text: "hello".into() }]);
 }
 
@@ -65,17 +65,17 @@ fn text_is_recognised_and_a_byte_order_mark_is_skipped() {
 fn a_missing_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("absent.jsonl");
-    let e = Records::open(&path).unwrap_err();
+    let e = Records::open(&path, &ReadArgs::default()).err().unwrap();
     assert!(matches!(e, RecordError::Io { .. }), "{e}");
     assert!(e.to_string().contains("absent.jsonl: No such file"), "{e}");
-    let e = Records::open(dir.path()).unwrap_err();
+    let e = Records::open(dir.path(), &ReadArgs::default()).err().unwrap();
     assert!(e.to_string().contains("directory"), "{e}");
 }
 
 #[test]
 fn an_empty_file_is_an_error() {
-    assert_eq!(message(""), "data set F is empty; it needs one JSON object a line");
-    assert_eq!(message("\n \n\t\n"), "data set F is empty; it needs one JSON object a line");
+    assert_eq!(message(""), "data set F is empty; it needs at least one record");
+    assert_eq!(message("\n \n\t\n"), "data set F is empty; it needs at least one record");
 }
 
 #[test]
@@ -87,10 +87,8 @@ fn a_malformed_line_is_named_with_file_line_and_column() {
     );
     let text = message(format!("{GOOD}{{\"instruction\": \"a"));
     assert!(text.starts_with("F:2: not JSON at column 18: EOF while parsing a string;"), "{text}");
-    let text = message("[\n{\"text\": \"a\"}\n]\n");
-    assert!(text.starts_with("F:1: not JSON") && text.contains("jq -c"), "{text}");
-    let text = message("[{\"text\": \"a\"}]");
-    assert!(text.starts_with("F:1: the line is an array, not an object;"), "{text}");
+    let text = message(format!("{GOOD}[{{\"text\": \"a\"}}]"));
+    assert!(text.starts_with("F:2: this is an array, not an object;") && text.contains(".json"), "{text}");
     let text = message(b"{\"text\": \"\xff\"}");
     assert_eq!(text, "F:1: byte 11 of the line is not UTF-8; save the file as UTF-8");
 }
@@ -100,13 +98,14 @@ fn a_missing_key_is_named_with_the_keys_found() {
     assert_eq!(
         message(format!("{GOOD}{{\"instruction\": \"a\", \"response\": \"b\"}}")),
         "F:2: key \"output\" is missing, which every alpaca record has; this one has \"instruction\", \"response\"; \
-         add the key or remove the line"
+         add the key or remove the record"
     );
     assert!(message(format!("{GOOD}{{}}")).contains("\"instruction\" is missing"));
     assert_eq!(
-        message("{\"prompt\": \"a\", \"response\": \"b\"}"),
-        "F:1: no known format has the keys \"prompt\", \"response\"; known are alpaca (\"instruction\", \"output\") \
-         and text (\"text\")"
+        message("{\"question\": \"a\", \"answer\": \"b\"}"),
+        "F:1: no known format has the keys \"question\", \"answer\"; known are messages (\"messages\"), sharegpt \
+         (\"conversations\"), prompt_completion (\"prompt\", \"completion\"), alpaca (\"instruction\", \"output\"), text \
+         (\"text\"); where yours are called otherwise, name them, e.g. `columns: {prompt: question, completion: answer}`"
     );
 }
 
@@ -122,6 +121,6 @@ fn a_value_that_is_not_text_is_named() {
 
 #[test]
 fn a_line_without_end_does_not_fill_the_memory() {
-    let text = message(vec![b' '; MAX_LINE_BYTES + 2]);
-    assert!(text.starts_with(&format!("F:1: the line is longer than {MAX_LINE_BYTES} bytes;")), "{text}");
+    let text = message(vec![b' '; MAX_RECORD_BYTES + 2]);
+    assert!(text.starts_with(&format!("F:1: the record is longer than {MAX_RECORD_BYTES} bytes;")), "{text}");
 }

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use chronicals_data::tokenizer::{SpecialTokenNames, TextTokenizer};
+use chronicals_data::tokenizer::{TextTokenizer, TokenizerArgs};
 use tokenizers::{
     AddedToken, Tokenizer, TruncationParams, models::bpe::BPE, pre_tokenizers::byte_level::ByteLevel,
     processors::template::TemplateProcessing,
@@ -52,7 +52,7 @@ pub fn save(tokenizer: &Tokenizer, dir: &Path) -> PathBuf {
 /// Saves and loads a tokenizer with special tokens of its own choice.
 pub fn load(tokenizer: &Tokenizer) -> TextTokenizer {
     let dir = tempfile::tempdir().unwrap();
-    TextTokenizer::load(&save(tokenizer, dir.path()), &SpecialTokenNames::default()).unwrap()
+    TextTokenizer::load(&save(tokenizer, dir.path()), &TokenizerArgs::default()).unwrap()
 }
 
 /// One id.

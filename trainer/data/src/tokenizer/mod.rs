@@ -1,9 +1,15 @@
-//! A Hugging Face `tokenizer.json` and its special tokens.
+//! A Hugging Face `tokenizer.json`, its special tokens and its chat template.
 
-use std::path::Path;
+mod config;
 
-use serde_json::Value;
-use tokenizers::Tokenizer;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use tokenizers::{PostProcessorWrapper, Tokenizer};
+
+use crate::chat::{self, ChatError, ChatTemplate};
+use config::Config;
 
 /// End-of-sequence tokens in the order in which they are looked for.
 const EOS_TOKENS: [&str; 7] =
@@ -21,13 +27,26 @@ pub struct SpecialToken {
     pub id: u32,
 }
 
-/// Special tokens chosen by name; `None` leaves the choice to the tokenizer's own files.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SpecialTokenNames {
+/// What is chosen; `None` leaves the choice to the tokenizer's own files.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TokenizerArgs {
     /// End of sequence.
     pub eos_token: Option<String>,
     /// Padding.
     pub pad_token: Option<String>,
+    /// A Jinja file in place of the tokenizer's own chat template.
+    pub chat_template_path: Option<PathBuf>,
+    /// Variables that the chat template reads, e.g. `enable_thinking`.
+    pub chat_template_kwargs: Map<String, Value>,
+}
+
+/// Ids of a text, and the bytes of the text that each is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// Ids.
+    pub ids: Vec<u32>,
+    /// First byte and the byte behind the last, for every id. Ids of a character that is several share its bytes.
+    pub offsets: Vec<(usize, usize)>,
 }
 
 /// A tokenizer ready to make samples.
@@ -36,9 +55,13 @@ pub struct SpecialTokenNames {
 /// Special tokens written out in a text become those tokens, as in Hugging Face.
 pub struct TextTokenizer {
     inner: Tokenizer,
+    path: PathBuf,
+    sha256: [u8; 32],
     bos: Vec<u32>,
     eos: SpecialToken,
     pad: SpecialToken,
+    config: Config,
+    args: TokenizerArgs,
 }
 
 /// Why a tokenizer cannot be used.
@@ -85,7 +108,7 @@ pub enum TokenizerError {
         added: String,
     },
     /// The tokenizer failed on a text.
-    #[error("the tokenizer cannot encode a text: {what}; check that tokenizer.json is complete")]
+    #[error("the tokenizer cannot encode or decode a text: {what}; check that tokenizer.json is complete")]
     Encode {
         /// What it says.
         what: String,
@@ -93,16 +116,18 @@ pub enum TokenizerError {
 }
 
 impl TextTokenizer {
-    /// Reads `tokenizer.json` and settles its special tokens.
+    /// Reads `tokenizer.json`, or the one in a folder, and settles its special tokens.
     ///
-    /// Each is taken from `names`, else from `tokenizer_config.json` in the same folder, else it is the first well-known
+    /// Each is taken from `args`, else from `tokenizer_config.json` in the same folder, else it is the first well-known
     /// one among the tokenizer's added tokens. Padding falls back on the end of sequence, which does no harm: padding is
     /// kept out of the loss by position, never by id.
     ///
     /// # Errors
     /// When a file cannot be read, a named token does not exist, or no end of sequence is found.
-    pub fn load(path: &Path, names: &SpecialTokenNames) -> Result<Self, TokenizerError> {
+    pub fn load(path: &Path, args: &TokenizerArgs) -> Result<Self, TokenizerError> {
+        let path = &if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
         let bytes = std::fs::read(path).map_err(|source| io(path, source))?;
+        let sha256 = Sha256::digest(&bytes).into();
         let mut inner = Tokenizer::from_bytes(bytes).map_err(|e| malformed(path, e.to_string()))?;
         inner.with_truncation(None).map_err(|e| malformed(path, e.to_string()))?;
         inner.with_padding(None);
@@ -112,13 +137,15 @@ impl TextTokenizer {
             let chosen = chosen.or_else(|| Some((config.token(role)?, "tokenizer_config.json")));
             special_token(&inner, path, role, chosen, known)
         };
-        let eos = find("eos_token", &names.eos_token, &EOS_TOKENS)?.ok_or_else(|| TokenizerError::NoEos {
+        let eos = find("eos_token", &args.eos_token, &EOS_TOKENS)?.ok_or_else(|| TokenizerError::NoEos {
             path: path.display().to_string(),
             added: added_tokens(&inner),
         })?;
-        let pad = find("pad_token", &names.pad_token, &PAD_TOKENS)?.unwrap_or_else(|| eos.clone());
+        let pad = find("pad_token", &args.pad_token, &PAD_TOKENS)?.unwrap_or_else(|| eos.clone());
         let bos = leading_special_tokens(&inner)?;
-        Ok(Self { inner, bos, eos, pad })
+        // It is asked for no special tokens any more; all that is left for it to do is to cut white space from offsets.
+        inner.with_post_processor(None::<PostProcessorWrapper>);
+        Ok(Self { inner, path: path.clone(), sha256, bos, eos, pad, config, args: args.clone() })
     }
 
     /// Ids that begin every sample: those that the tokenizer puts in front of a text, usually none or one.
@@ -136,6 +163,44 @@ impl TextTokenizer {
         &self.pad
     }
 
+    /// The file that it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The chat template: the one chosen, else the tokenizer's own; `None` where it has none.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no Jinja.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>, ChatError> {
+        let mut variables = self.config.special_tokens();
+        variables.extend([("eos_token", &self.eos), ("pad_token", &self.pad)].into_iter().filter_map(
+            |(role, token)| {
+                // What is chosen here is what the template writes.
+                let chosen = match role {
+                    "eos_token" => &self.args.eos_token,
+                    _ => &self.args.pad_token,
+                };
+                chosen.is_some().then(|| (role.to_string(), token.token.clone().into()))
+            },
+        ));
+        variables.extend(self.args.chat_template_kwargs.clone());
+        if let Some(path) = &self.args.chat_template_path {
+            return ChatTemplate::load(path, variables).map(Some);
+        }
+        let folder = self.path.parent().unwrap_or(Path::new(""));
+        let found = chat::find(folder, self.config.value())?;
+        found.map(|(text, name)| ChatTemplate::new(&text, &name, variables)).transpose()
+    }
+
+    /// What ids depend on, apart from the text: the tokenizer's file and its special tokens.
+    pub fn fingerprint(&self) -> Vec<u8> {
+        let mut bytes = self.sha256.to_vec();
+        let ids = self.bos.iter().chain([&self.eos.id, &self.pad.id]);
+        bytes.extend(ids.flat_map(|id| id.to_le_bytes()));
+        bytes
+    }
+
     /// Ids of each text, in order, without special tokens added; all threads.
     ///
     /// # Errors
@@ -144,27 +209,25 @@ impl TextTokenizer {
         let encodings = self.inner.encode_batch_fast(texts, false).map_err(|e| encode(&e))?;
         Ok(encodings.iter().map(|encoding| encoding.get_ids().to_vec()).collect())
     }
-}
 
-/// `tokenizer_config.json`, of which only the names of special tokens are read.
-struct Config(Value);
-
-impl Config {
-    fn beside(tokenizer: &Path) -> Result<Self, TokenizerError> {
-        let path = tokenizer.with_file_name("tokenizer_config.json");
-        match std::fs::read(&path) {
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).map(Self).map_err(|e| malformed(&path, e.to_string()))
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self(Value::Null)),
-            Err(source) => Err(io(&path, source)),
-        }
+    /// As [`encode`](Self::encode), with the bytes that each id is of.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot encode one of them.
+    pub fn encode_with_offsets(&self, texts: Vec<String>) -> Result<Vec<Encoded>, TokenizerError> {
+        let encodings = self.inner.encode_batch(texts, false).map_err(|e| encode(&e))?;
+        let encoded = encodings
+            .iter()
+            .map(|e| Encoded { ids: e.get_ids().to_vec(), offsets: e.get_offsets().to_vec() });
+        Ok(encoded.collect())
     }
 
-    /// A special token is written as its text or as an object with its `content`.
-    fn token(&self, role: &str) -> Option<String> {
-        let value = self.0.get(role)?;
-        value.as_str().or_else(|| value.get("content")?.as_str()).map(String::from)
+    /// The text of ids, special tokens written out.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot decode them.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        self.inner.decode(ids, false).map_err(|e| encode(&e))
     }
 }
 

@@ -1,0 +1,112 @@
+//! Parquet, row by row: one page of every column is in memory at a time.
+
+use std::{
+    fs::File,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::Arc,
+};
+
+use parquet::{
+    file::reader::SerializedFileReader,
+    record::{Field, Row, reader::RowIter},
+};
+use serde_json::{Number, Value};
+
+use super::{Next, Object};
+use crate::records::error::{Place, RecordError, Unit, io};
+
+const DAMAGED: &str = "check that it is whole, or write it anew";
+
+pub(super) struct Rows {
+    path: Arc<str>,
+    rows: RowIter<'static>,
+    row: u64,
+}
+
+impl Rows {
+    pub fn open(path: &Path) -> Result<Self, RecordError> {
+        let file = File::open(path).map_err(|e| io(path, e))?;
+        let rows = guarded(|| {
+            SerializedFileReader::new(file).map(|reader| RowIter::from_file_into(Box::new(reader)))
+        });
+        let name: Arc<str> = path.display().to_string().into();
+        match rows {
+            Ok(rows) => Ok(Self { path: name, rows, row: 0 }),
+            Err(e) => Err(RecordError::File {
+                path: name.to_string(),
+                what: format!("it is no Parquet file that can be read: {e}"),
+                hint: DAMAGED,
+            }),
+        }
+    }
+
+    fn malformed(&self, what: String, hint: &'static str) -> RecordError {
+        RecordError::Malformed { at: Place::new(&self.path, Unit::Row, self.row), what, hint }
+    }
+}
+
+impl Iterator for Rows {
+    type Item = Result<(Place, Object), RecordError>;
+
+    fn next(&mut self) -> Next {
+        self.row += 1;
+        let row = match guarded(|| self.rows.next().transpose()) {
+            Ok(row) => row?,
+            Err(e) => return Some(Err(self.malformed(format!("the row cannot be read: {e}"), DAMAGED))),
+        };
+        Some(Ok((Place::new(&self.path, Unit::Row, self.row), object(row))))
+    }
+}
+
+/// What the library answers. It checks checksums of nothing, and panics on some damaged files.
+fn guarded<T>(f: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(e)) => Err(e.to_string()),
+        Err(_) => Err("the file is damaged".into()),
+    }
+}
+
+fn object(row: Row) -> Object {
+    row.into_columns().into_iter().map(|(key, field)| (key, value(field))).collect()
+}
+
+/// A field as JSON. Bytes that are no text are none: pictures may stand in columns that nobody reads.
+fn value(field: Field) -> Value {
+    match field {
+        Field::Null => Value::Null,
+        Field::Bool(b) => b.into(),
+        Field::Byte(n) => n.into(),
+        Field::Short(n) => n.into(),
+        Field::Int(n) => n.into(),
+        Field::Long(n) => n.into(),
+        Field::UByte(n) => n.into(),
+        Field::UShort(n) => n.into(),
+        Field::UInt(n) => n.into(),
+        Field::ULong(n) => n.into(),
+        Field::Float16(n) => float(n.to_f64()),
+        Field::Float(n) => float(f64::from(n)),
+        Field::Double(n) => float(n),
+        Field::Str(text) => text.into(),
+        Field::Bytes(bytes) => String::from_utf8(bytes.data().to_vec()).map_or(Value::Null, Value::from),
+        Field::Group(row) => Value::Object(object(row)),
+        Field::ListInternal(list) => Value::Array(list.elements().iter().cloned().map(value).collect()),
+        Field::MapInternal(map) => {
+            let entry = |(key, v): &(Field, Field)| {
+                let key = match value(key.clone()) {
+                    Value::String(text) => text,
+                    other => other.to_string(),
+                };
+                (key, value(v.clone()))
+            };
+            Value::Object(map.entries().iter().map(entry).collect())
+        }
+        // Dates, times and decimals as they print.
+        other => other.to_string().into(),
+    }
+}
+
+fn float(n: f64) -> Value {
+    Number::from_f64(n).map_or(Value::Null, Value::Number)
+}
