@@ -1,7 +1,8 @@
 //! Chat templates: the Jinja text by which a model's makers turn a conversation into one text.
 //!
 //! Rendered as Hugging Face does: blocks trimmed, lists and mappings and strings with Python's methods, `tojson`,
-//! `raise_exception` and `strftime_now`, and `{% generation %}` around what the assistant says.
+//! `raise_exception` and `strftime_now`, and `{% generation %}` around what the assistant says. One difference is left: `~` and
+//! `join` write a boolean as `true` and nothing as `none`, which Python writes `True` and `None`.
 
 mod find;
 mod python;
@@ -111,14 +112,16 @@ impl ChatTemplate {
         name: &str,
         variables: Map<String, serde_json::Value>,
     ) -> Result<Self, ChatError> {
-        let (text, has_tags) = tags::replaced(source);
+        // As Jinja reads a text, wherever it was written.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        let (text, has_tags) = tags::replaced(&source);
         let mut env = environment();
         env.add_template_owned(NAME, text).map_err(|e| ChatError::Syntax {
             name: name.into(),
             line: e.line().unwrap_or(1),
             what: said(&e),
         })?;
-        Ok(Self { source: source.into(), name: name.into(), env, variables, has_tags })
+        Ok(Self { source, name: name.into(), env, variables, has_tags })
     }
 
     /// Reads a template from a file.
@@ -230,6 +233,8 @@ fn environment() -> Environment<'static> {
     env.set_fuel(Some(FUEL));
     env.set_unknown_method_callback(python::method);
     env.set_formatter(python::format);
+    env.add_test("iterable", python::is_iterable);
+    env.add_test("sequence", python::is_sequence);
     env.add_filter("tojson", python::tojson);
     env.add_filter("string", |value: &Value| python::display(value));
     env.add_filter(tags::FILTER, tags::marked);

@@ -87,6 +87,17 @@ fn float(x: f64) -> String {
     }
 }
 
+/// Jinja's test: `None` is not iterable, and what is undefined is empty.
+pub(super) fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
+/// Jinja's test: whatever has a length and can be indexed, so strings and mappings too.
+pub(super) fn is_sequence(value: &Value) -> bool {
+    let kind = value.kind();
+    matches!(kind, ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map)
+}
+
 /// `json.dumps` with the arguments that Transformers passes on; not escaped for HTML, as Jinja's own filter is.
 pub(super) fn tojson(value: &Value, args: Kwargs) -> Result<String, Error> {
     let wrong = |what: String| Error::new(ErrorKind::InvalidOperation, format!("tojson: {what}"));

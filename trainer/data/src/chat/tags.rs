@@ -17,42 +17,72 @@ pub(super) fn marked(text: String) -> String {
     format!("{BEGIN}{text}{END}")
 }
 
-/// The template with its tags replaced, and whether there were any.
+/// The template with its tags replaced, and whether there were any. Comments, strings and raw blocks stay as they are.
 pub(super) fn replaced(source: &str) -> (String, bool) {
     let mut text = String::with_capacity(source.len());
     let (mut rest, mut found) = (source, false);
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
+    while let Some(start) = rest.find('{') {
+        let (before, here) = rest.split_at(start);
         text.push_str(before);
-        match parsed(tag) {
-            Some((tag, length)) => {
-                text.push_str(&tag);
-                rest = &rest[start + length..];
-                found = true;
-            }
-            None => {
-                text.push_str("{%");
-                rest = &tag[2..];
-            }
+        let length = match here.as_bytes().get(1) {
+            Some(b'#') => here.find("#}").map_or(here.len(), |end| end + 2),
+            Some(b'{') => length(here, "}}"),
+            Some(b'%') => length(here, "%}"),
+            _ => 1,
+        };
+        let (part, behind) = here.split_at(length);
+        match word(part) {
+            Some("generation") => text.push_str(&with_word(part, &format!("filter {FILTER}"))),
+            Some("endgeneration") => text.push_str(&with_word(part, "endfilter")),
+            _ => text.push_str(part),
+        }
+        found |= word(part) == Some("generation");
+        rest = behind;
+        if word(part) == Some("raw") {
+            let (raw, behind) = rest.split_at(raw(rest));
+            text.push_str(raw);
+            rest = behind;
         }
     }
     text.push_str(rest);
     (text, found)
 }
 
-/// What stands in place of the tag at the beginning of a text, and the tag's length.
-fn parsed(tag: &str) -> Option<(String, usize)> {
-    let length = tag.find("%}")? + 2;
-    let inside = &tag[2..length - 2];
-    let sign = |c: Option<char>| c.filter(|c| matches!(c, '-' | '+')).map(String::from).unwrap_or_default();
-    let (left, right) = (sign(inside.chars().next()), sign(inside.chars().next_back()));
-    let word = inside.strip_prefix(&*left)?.strip_suffix(&*right)?.trim();
-    let word = match word {
-        "generation" => format!("filter {FILTER}"),
-        "endgeneration" => "endfilter".to_string(),
-        _ => return None,
-    };
-    Some((format!("{{%{left} {word} {right}%}}"), length))
+/// Length of a tag up to and with its end, which does not stand in a string.
+fn length(tag: &str, end: &str) -> usize {
+    let (mut quote, mut escaped) = (None, false);
+    for (i, byte) in tag.bytes().enumerate().skip(2) {
+        match quote {
+            _ if escaped => escaped = false,
+            Some(_) if byte == b'\\' => escaped = true,
+            Some(open) if byte == open => quote = None,
+            Some(_) => {}
+            None if matches!(byte, b'\'' | b'"') => quote = Some(byte),
+            None if tag.as_bytes()[i..].starts_with(end.as_bytes()) => return i + end.len(),
+            None => {}
+        }
+    }
+    tag.len()
+}
+
+/// Length of a raw block's text.
+fn raw(text: &str) -> usize {
+    let tags = text.match_indices("{%").map(|(start, _)| start);
+    let mut ends =
+        tags.filter(|&start| word(&text[start..][..length(&text[start..], "%}")]) == Some("endraw"));
+    ends.next().unwrap_or(text.len())
+}
+
+/// The only word of a `{% … %}`.
+fn word(tag: &str) -> Option<&str> {
+    let inside = tag.strip_prefix("{%")?.strip_suffix("%}")?;
+    let inside = inside.strip_prefix(['-', '+']).unwrap_or(inside);
+    Some(inside.strip_suffix(['-', '+']).unwrap_or(inside).trim())
+}
+
+/// The same tag around another word.
+fn with_word(tag: &str, new: &str) -> String {
+    tag.replacen(word(tag).unwrap_or_default(), new, 1)
 }
 
 /// The text without marks, and the bytes between them.

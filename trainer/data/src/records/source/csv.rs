@@ -19,13 +19,15 @@ pub(super) struct Table<R> {
     reader: Reader<Limited<R>>,
     header: Vec<String>,
     row: ByteRecord,
+    /// Line of a record whose last cell goes over several lines, and so is in quotes.
+    quoted: Option<u64>,
 }
 
 impl<R: Read> Table<R> {
     pub fn open(path: Arc<str>, reader: R, delimiter: u8) -> Result<Self, RecordError> {
-        let limited = Limited { inner: reader, left: ALLOWANCE };
+        let limited = Limited { inner: reader, left: ALLOWANCE, last: 0 };
         let reader = ReaderBuilder::new().delimiter(delimiter).from_reader(limited);
-        let mut table = Self { path, reader, header: Vec::new(), row: ByteRecord::new() };
+        let mut table = Self { path, reader, header: Vec::new(), row: ByteRecord::new(), quoted: None };
         let header = match table.reader.byte_headers() {
             Ok(header) => header.clone(),
             Err(e) => return Err(table.error(e)),
@@ -71,9 +73,15 @@ impl<R: Read> Table<R> {
         self.reader.get_mut().left = ALLOWANCE;
         let mut row = std::mem::take(&mut self.row);
         if !self.reader.read_byte_record(&mut row).map_err(|e| self.error(e))? {
-            return Ok(None);
+            return match self.quoted.take() {
+                Some(line) if self.reader.get_ref().last != b'"' => {
+                    Err(self.malformed(line, "a quoted cell does not end".into(), QUOTES))
+                }
+                _ => Ok(None),
+            };
         }
         let line = row.position().map_or(0, csv::Position::line);
+        self.quoted = row.iter().next_back().filter(|cell| cell.contains(&b'\n')).map(|_| line);
         let mut map = Object::new();
         for (key, cell) in self.header.iter().zip(&row) {
             map.insert(key.clone(), Value::String(self.utf8(cell, line)?.to_string()));
@@ -98,6 +106,8 @@ const ALLOWANCE: usize = MAX_RECORD_BYTES + (1 << 16);
 struct Limited<R> {
     inner: R,
     left: usize,
+    /// The last byte read that ends no line.
+    last: u8,
 }
 
 impl<R: Read> Read for Limited<R> {
@@ -108,6 +118,8 @@ impl<R: Read> Read for Limited<R> {
         let most = buffer.len().min(self.left);
         let read = self.inner.read(&mut buffer[..most])?;
         self.left -= read;
+        let content = buffer[..read].iter().rev().find(|b| !matches!(b, b'\r' | b'\n'));
+        self.last = content.copied().unwrap_or(self.last);
         Ok(read)
     }
 }

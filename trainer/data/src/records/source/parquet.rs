@@ -8,7 +8,11 @@ use std::{
 };
 
 use parquet::{
-    file::reader::SerializedFileReader,
+    basic::Compression,
+    file::{
+        metadata::{ColumnChunkMetaData, RowGroupMetaData},
+        reader::{FileReader, SerializedFileReader},
+    },
     record::{Field, Row, reader::RowIter},
 };
 use serde_json::{Number, Value};
@@ -16,6 +20,8 @@ use serde_json::{Number, Value};
 use super::{Next, Object};
 use crate::records::error::{Place, RecordError, Unit, io};
 
+const COMPRESSIONS: &str =
+    "write it anew with snappy, zstd or gzip, e.g. `df.to_parquet(path, compression=\"zstd\")`";
 const DAMAGED: &str = "check that it is whole, or write it anew";
 
 pub(super) struct Rows {
@@ -27,17 +33,19 @@ pub(super) struct Rows {
 impl Rows {
     pub fn open(path: &Path) -> Result<Self, RecordError> {
         let file = File::open(path).map_err(|e| io(path, e))?;
-        let rows = guarded(|| {
-            SerializedFileReader::new(file).map(|reader| RowIter::from_file_into(Box::new(reader)))
-        });
         let name: Arc<str> = path.display().to_string().into();
-        match rows {
-            Ok(rows) => Ok(Self { path: name, rows, row: 0 }),
-            Err(e) => Err(RecordError::File {
-                path: name.to_string(),
-                what: format!("it is no Parquet file that can be read: {e}"),
-                hint: DAMAGED,
-            }),
+        let wrong = |what, hint| RecordError::File { path: name.to_string(), what, hint };
+        let opened = guarded(|| {
+            let reader = SerializedFileReader::new(file)?;
+            let unknown = unknown_compression(&reader);
+            Ok((unknown, RowIter::from_file_into(Box::new(reader))))
+        });
+        match opened {
+            Ok((None, rows)) => Ok(Self { path: name, rows, row: 0 }),
+            Ok((Some(compression), _)) => {
+                Err(wrong(format!("it is compressed with {compression:?}"), COMPRESSIONS))
+            }
+            Err(e) => Err(wrong(format!("it is no Parquet file that can be read: {e}"), DAMAGED)),
         }
     }
 
@@ -57,6 +65,16 @@ impl Iterator for Rows {
         };
         Some(Ok((Place::new(&self.path, Unit::Row, self.row), object(row))))
     }
+}
+
+/// A compression in the file that is not read here.
+fn unknown_compression(reader: &impl FileReader) -> Option<Compression> {
+    let chunks = reader.metadata().row_groups().iter().flat_map(RowGroupMetaData::columns);
+    let known = |c: &Compression| {
+        use Compression::{GZIP, SNAPPY, UNCOMPRESSED, ZSTD};
+        matches!(c, UNCOMPRESSED | SNAPPY | GZIP(_) | ZSTD(_))
+    };
+    chunks.map(ColumnChunkMetaData::compression).find(|c| !known(c))
 }
 
 /// What the library answers. It checks checksums of nothing, and panics on some damaged files.
