@@ -110,9 +110,17 @@ impl ModelConfig {
     /// The file cannot be read, is not JSON, or asks for something that is not supported; nothing is ignored silently
     /// that would change the model's output.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let at = || path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, &e))?;
-        let hf: HfConfig = serde_json::from_str(&text).map_err(|e| {
+        Self::parse(&text, path)
+    }
+
+    /// Checks the text of a `config.json`; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
+        let at = || path.display().to_string();
+        let hf: HfConfig = serde_json::from_str(text).map_err(|e| {
             Error::new(format!("not a usable model config: {e}"), at())
                 .hint("give a Hugging Face config.json of a Qwen2, Llama or Qwen3 model")
         })?;

@@ -113,6 +113,39 @@ pub fn fit<B: Backend>(
     })
 }
 
+/// Loss of batches that were not learned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Sum over the loss tokens.
+    pub loss_sum: f64,
+    /// Loss tokens.
+    pub loss_tokens: u64,
+}
+
+impl Evaluation {
+    /// Mean over the loss tokens.
+    pub fn loss(&self) -> f64 {
+        self.loss_sum / self.loss_tokens.max(1) as f64
+    }
+
+    /// `e` to the mean loss.
+    pub fn perplexity(&self) -> f64 {
+        self.loss().exp()
+    }
+}
+
+/// Loss of every batch of a plan, without training.
+///
+/// # Errors
+/// A batch cannot be made, or the device fails.
+pub fn evaluate<B: Backend>(trainer: &mut Trainer<B>, batches: &Batches) -> Result<Evaluation, Error> {
+    let each = (0..batches.steps()).flat_map(|s| match batches.step(s) {
+        Ok(step) => step.micro_batches.into_iter().map(Ok).collect(),
+        Err(e) => vec![Err(e)],
+    });
+    trainer.evaluate_each(each)
+}
+
 /// What waits for the trainer, besides what it works on: enough that it need not wait, and little memory.
 const WAITING: usize = 2;
 

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use chronibench_protocol::{
     TokenStore,
-    digest::{sha256_hex, sha256_of_file},
+    digest::sha256_hex,
     event::Precision,
     record::BatchArgs,
-    spec::{Method, PrecisionArgs, Recompute, TrainArgs},
+    spec::{LoraArgs, Method, PrecisionArgs, Recompute, TrainArgs},
 };
 use chronicals_data::{
     dataset::{Dataset, Recognised},
@@ -32,6 +32,10 @@ use crate::{
     device::{Device, check_cpu_precision},
     error::Error,
     fit::Batches,
+    formats::{
+        self, hub,
+        peft::{self, AdapterConfig},
+    },
     model::{Capacity, Level, Setup},
     room::{self, Asked, Choice},
     trainer::Trainer,
@@ -82,6 +86,12 @@ pub struct Job {
     pub threads: Option<usize>,
     /// Folder for weights, metrics, checkpoints and a copy of the config.
     pub output_dir: PathBuf,
+    /// Steps between evaluations of what `data` holds out; only after the last when left out.
+    #[serde(default)]
+    pub eval_steps: Option<u32>,
+    /// Evaluate before the first step too.
+    #[serde(default)]
+    pub eval_on_start: bool,
     /// Steps between checkpoints; none are written when left out.
     #[serde(default)]
     pub save_steps: Option<u32>,
@@ -94,11 +104,39 @@ pub struct Job {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobModel {
-    /// Hugging Face `config.json`.
+    /// Hugging Face folder of the model to start from, or a repository in the hub's cache: config, weights and tokenizer.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+    /// Hugging Face `config.json`, in place of a folder.
+    #[serde(default)]
     pub config: PathBuf,
-    /// safetensors to start from; drawn from the seed when left out.
+    /// Weights to start from, a file or a folder; those of the folder, or drawn from the seed, when left out.
     #[serde(default)]
     pub weights: Option<PathBuf>,
+}
+
+impl JobModel {
+    /// Paths as seen from where the job's file is not; a folder's files in their places.
+    fn resolve(&mut self, dir: &Path) -> Result<(), Error> {
+        self.weights.iter_mut().for_each(|p| *p = dir.join(&*p));
+        match (&self.path, self.config.as_os_str().is_empty()) {
+            (None, false) => self.config = dir.join(&self.config),
+            (None, true) => {
+                return Err(Error::new("no model is named", "model")
+                    .hint("give `path`, a Hugging Face folder, or `config`, a config.json"));
+            }
+            (Some(_), false) => {
+                return Err(Error::new("both path and config are set", "model").hint("keep one of the two"));
+            }
+            (Some(path), true) => {
+                let beside = dir.join(path);
+                let folder = if beside.exists() { beside } else { hub::resolve(path)? };
+                self.config = folder.join("config.json");
+                self.weights.get_or_insert(folder);
+            }
+        }
+        Ok(())
+    }
 }
 
 fn full() -> Method {
@@ -148,9 +186,8 @@ impl Job {
                 .hint("see `chronicals train --help` for an example")
         })?;
         let dir = path.parent().unwrap_or(Path::new(""));
-        let paths = [&mut job.model.config, &mut job.output_dir];
-        let paths = paths.into_iter().chain(&mut job.model.weights).chain(job.data.paths());
-        paths.for_each(|p| *p = dir.join(&*p));
+        job.model.resolve(dir)?;
+        std::iter::once(&mut job.output_dir).chain(job.data.paths()).for_each(|p| *p = dir.join(&*p));
         // A model's folder has its tokenizer too.
         let folder = job.model.config.parent().unwrap_or(Path::new("")).to_path_buf();
         job.data.tokenizer.get_or_insert(folder);
@@ -202,7 +239,7 @@ impl Job {
                 self.model.weights.as_deref()
             }
         };
-        let frozen = frozen.map(|path| sha256_of_file(path).map_err(|e| Error::io(path, &e))).transpose()?;
+        let frozen = frozen.map(formats::sha256).transpose()?;
         let named = [
             ("max_steps", json!(self.max_steps)),
             ("seed", json!(self.seed)),
@@ -275,6 +312,7 @@ impl Job {
         if let Method::Lora(l) = &self.method
             && let Some(path) = &l.adapter_weights
         {
+            check_adapter(l, path)?;
             trainer.load_adapters(path)?;
         }
         Ok(trainer)
@@ -293,5 +331,26 @@ impl Job {
         Err(Error::new(what, self.data.path.display().to_string()).hint(format!(
             "set data.max_length to {context} or less: longer samples are then cut, or left out with overlong: refuse"
         )))
+    }
+}
+
+/// An adapter's folder says how it is meant, which must be how it is used.
+fn check_adapter(lora: &LoraArgs, path: &Path) -> Result<(), Error> {
+    if !path.join(peft::CONFIG).exists() {
+        return Ok(());
+    }
+    let theirs = AdapterConfig::load(path)?;
+    let rows = [
+        ("r", theirs.r as f64, lora.r as f64),
+        ("lora_alpha", theirs.lora_alpha, lora.lora_alpha),
+        ("use_rslora", theirs.use_rslora.into(), lora.use_rslora.into()),
+    ];
+    match rows.into_iter().find(|(_, theirs, ours)| theirs != ours) {
+        None => Ok(()),
+        Some((name, theirs, ours)) => {
+            let what = format!("the adapter has {name} {theirs}, the method has {ours}");
+            Err(Error::new(what, path.display().to_string())
+                .hint(format!("set method.{name} to the adapter's")))
+        }
     }
 }

@@ -10,6 +10,7 @@ pub mod describe;
 pub mod device;
 pub mod error;
 pub mod fit;
+pub mod formats;
 pub mod init;
 pub mod job;
 pub mod memory;

@@ -9,10 +9,10 @@ use chronibench_protocol::{
 use chronicals_data::batch::{Batch, StepBatches};
 
 use crate::{
-    backend::{Backend, Stager, Update, Work},
+    backend::{Backend, Stager, StepStats, Update, Work},
     config::ModelConfig,
     error::Error,
-    fit::Batches,
+    fit::{Batches, Evaluation},
     init,
     model::{Model, Setup, step},
     params::Layout,
@@ -262,19 +262,30 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// The device fails.
     pub fn evaluate(&mut self, batches: &[Batch]) -> Result<f64, Error> {
+        self.evaluate_each(batches.iter().cloned().map(Ok)).map(|e| e.loss())
+    }
+
+    /// Loss of batches that are made one after the other, without training.
+    ///
+    /// # Errors
+    /// A batch cannot be made, or the device fails.
+    pub fn evaluate_each(
+        &mut self,
+        batches: impl Iterator<Item = Result<Batch, Error>>,
+    ) -> Result<Evaluation, Error> {
         let stager = self.backend.stager();
         let Self { backend: b, model: m, .. } = self;
         b.begin(1.0);
         for batch in batches {
-            b.feed(stager.stage(batch.clone())?);
+            b.feed(stager.stage(batch?)?);
             b.submit(Work::Evaluate, |b| {
                 step::forward(b, m, step::Purpose::Evaluation);
                 b.loss_forward(&m.head, m.y);
             });
         }
         let ended = b.end();
-        let stats = b.stats(ended)?;
-        Ok(stats.loss_sum / stats.loss_tokens.max(1) as f64)
+        let StepStats { loss_sum, loss_tokens, .. } = b.stats(ended)?;
+        Ok(Evaluation { loss_sum, loss_tokens })
     }
 
     /// Writes model tensors, and adapters if there are any, as one f32 safetensors file.

@@ -1,7 +1,9 @@
 //! Arguments, sub-commands and exit codes of `chronicals`.
 
+mod convert;
 mod data;
 mod describe;
+mod evaluate;
 mod memory;
 mod train;
 
@@ -15,7 +17,9 @@ use clap::{Parser, Subcommand};
     name = "chronicals",
     version,
     after_help = "Examples:
+  chronicals import model.gguf my-model
   chronicals train --config train.yaml
+  chronicals merge --model my-model --adapter out merged
   chronicals data show train.yaml
   chronicals memory --model config.json --method lora --r 32 --rows 8 --row-slots 512
   chronicals memory --params 7e9 --accounting paper
@@ -34,6 +38,14 @@ enum Command {
     Train(train::Args),
     /// Show what a training sees of its data: samples, masks, lengths
     Data(data::Args),
+    /// Print loss and perplexity of a model on a text or a data set
+    Evaluate(evaluate::Args),
+    /// Make a Hugging Face folder of a GGUF file, a repository in the hub's cache, or another folder
+    Import(convert::Import),
+    /// Make a Hugging Face folder of what full fine-tuning left
+    Export(convert::Export),
+    /// Make a Hugging Face folder of a model with an adapter added to its weights
+    Merge(convert::Merge),
     /// Print the memory that a training needs, by component
     Memory(memory::Args),
     /// List the seams of a step, their variants and the models supported
@@ -63,6 +75,10 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train(a) => train::run(&a),
         Command::Data(a) => data::run(&a).map_err(Exit::usage),
+        Command::Evaluate(a) => evaluate::run(&a).map_err(Exit::usage),
+        Command::Import(a) => convert::import(&a).map_err(Exit::usage),
+        Command::Export(a) => convert::export(&a).map_err(Exit::usage),
+        Command::Merge(a) => convert::merge(&a).map_err(Exit::usage),
         Command::Memory(a) => memory::run(&a).map_err(Exit::usage),
         Command::Describe(a) => {
             describe::run(&a);

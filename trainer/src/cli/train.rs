@@ -7,12 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chronibench_protocol::spec::Method;
 use chronicals::{
     Error, Trainer,
     backend::Backend,
     checkpoint::{self, Identity},
     device::Device,
-    fit::{Batches, fit},
+    fit::{self, Evaluation},
+    formats::folder,
     job::{Inputs, Job},
     memory::peak_rss_bytes,
     profile::{By, Options},
@@ -26,8 +28,8 @@ use super::Exit;
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: chronicals train --config train.yaml, where train.yaml has (paths are relative to the file)
-  model: {config: scenarios/models/tiny-qwen2.json}     # weights: model.safetensors to start from
-  data: {path: data/chat-instruct/train.jsonl, tokenizer: data/chat-instruct/tokenizer.json, max_length: 512}
+  model: {path: my-model}                               # a Hugging Face folder, or a repository in the hub's cache
+  data: {path: data/chat-instruct/train.jsonl, max_length: 512}
   method: {type: lora, r: 16, lora_alpha: 32, loraplus_lr_ratio: 16}      # or {type: full}
   batch: {packing: bfd, per_device_train_batch_size: 2}
   train: {learning_rate: 1e-3, lr_scheduler_type: cosine, warmup_steps: 5}
@@ -40,12 +42,17 @@ Conversations, with the chat template of an instruction-tuned model, whose folde
 Records are JSON Lines, JSON, CSV or Parquet, in the shape of messages, ShareGPT, prompt and completion, Alpaca or text; the shape is
 recognised, or named by data.format. Keys of other names: data.columns: {prompt: question, completion: answer}.
 `chronicals data show train.yaml` prints what of it is learned.
+To begin with drawn weights:
+  model: {config: scenarios/models/tiny-qwen2.json}
+  data: {path: data/chat-instruct/train.jsonl, tokenizer: data/chat-instruct/tokenizer.json, max_length: 512}
 On a GPU also:
   device: cuda                                          # or cuda:1
   offload: true                                         # blocks' inputs wait for the backward pass in the host's memory
   precision: {dtype: bf16, states: f32}                 # the default; dtype f32 to debug, states bf16 or 8bit to save memory
 
-Writes to output_dir: model.safetensors or adapter_model.safetensors, config.json, metrics.jsonl, and with
+Writes to output_dir metrics.jsonl, and a model that Transformers loads (model.safetensors in f32, config.json, tokenizer) or, under LoRA,
+an adapter that PEFT loads (adapter_model.safetensors, adapter_config.json); and with
+  eval_steps: 25                                        # the loss of what data.validation_split or validation_path holds out
   save_steps: 50                                        # a checkpoint every 50 steps
   save_total_limit: 2                                   # of which the newest two are kept
 folders checkpoint-50 and so on, from which a training that ended early goes on, to the bit:
@@ -176,11 +183,13 @@ fn train<B: Backend>(
     eprintln!("training {trained} of {} parameters for {} steps", trainer.total_params(), batches.steps());
 
     trainer.rehearse(batches).map_err(Exit::usage)?;
-    steps(job, &mut trainer, batches, &identity, &mut metrics).map_err(Exit::failed)?;
+    steps(job, inputs, &mut trainer, &identity, &mut metrics).map_err(Exit::failed)?;
 
     let path = job.output_dir.join(trainer.trainable_file());
     trainer.save_trainable(&path).map_err(Exit::failed)?;
-    copy_config(job).map_err(Exit::failed)?;
+    let lora = if let Method::Lora(lora) = &job.method { Some(lora) } else { None };
+    folder::finish(&job.model.config, job.data.tokenizer.as_deref(), lora, &job.output_dir)
+        .map_err(Exit::failed)?;
     eprintln!("saved {}", path.display());
     if let Some(Profiling { dir, .. }) = &profiling {
         write_profile(&mut trainer, dir).map_err(Exit::failed)?;
@@ -188,26 +197,49 @@ fn train<B: Backend>(
     Ok(trainer)
 }
 
-/// The steps that are left, and checkpoints between them.
+/// Whether something that is done every so many steps is due when so many are taken.
+fn is_due(every: Option<u32>, taken: u32, all: u32) -> bool {
+    every.is_some_and(|n| taken.is_multiple_of(n.max(1)) || taken == all)
+}
+
+/// The steps that are left, with evaluations and checkpoints between them.
 fn steps<B: Backend>(
     job: &Job,
+    inputs: &Inputs,
     trainer: &mut Trainer<B>,
-    batches: &Batches,
     identity: &Identity,
     metrics: &mut Metrics,
 ) -> Result<(), Error> {
-    let all = batches.steps();
+    let all = inputs.batches.steps();
     let bar = progress(u64::from(all));
     bar.set_position(trainer.step().into());
+    let evaluate = |trainer: &mut Trainer<B>, metrics: &mut Metrics| -> Result<(), Error> {
+        let Some((held_out, _)) = &inputs.evaluation else { return Ok(()) };
+        let e = fit::evaluate(trainer, held_out)?;
+        bar.suspend(|| {
+            let (step, loss, perplexity) = (trainer.step(), e.loss(), e.perplexity());
+            eprintln!("after step {step}: held-out loss {loss:.4}, perplexity {perplexity:.3}");
+        });
+        metrics.evaluation(trainer.step(), &e)
+    };
+    if job.eval_on_start && trainer.step() == 0 {
+        evaluate(trainer, metrics)?;
+    }
     while trainer.step() < all {
-        let every = job.save_steps.unwrap_or(all).max(1);
-        let to = (trainer.step() / every + 1).saturating_mul(every).min(all);
-        fit(trainer, batches, to, |step, r| {
+        let next = |every: Option<u32>| {
+            let every = every.unwrap_or(all).max(1);
+            (trainer.step() / every + 1).saturating_mul(every).min(all)
+        };
+        let to = next(job.save_steps).min(next(job.eval_steps));
+        fit::fit(trainer, &inputs.batches, to, |step, r| {
             metrics.step(step, &r)?;
             show(&bar, step, all, &r);
             Ok(())
         })?;
-        if job.save_steps.is_some() {
+        if to == all || is_due(job.eval_steps, to, all) {
+            evaluate(trainer, metrics)?;
+        }
+        if is_due(job.save_steps, to, all) {
             checkpoint::save(trainer, &job.output_dir, identity, job.save_total_limit)?;
         }
     }
@@ -233,12 +265,6 @@ fn report_memory<B: Backend>(trainer: &Trainer<B>, measured: u64, how: &str) {
     let share = 100.0 * planned as f64 / measured.max(1) as f64;
     let (planned, measured) = (planned / 1_000_000, measured / 1_000_000);
     eprintln!("memory: {planned} MB planned, {share:.1} % of {measured} MB {how}{host}");
-}
-
-fn copy_config(job: &Job) -> Result<(), Error> {
-    let to = job.output_dir.join("config.json");
-    std::fs::copy(&job.model.config, &to).map_err(|e| Error::io(&to, &e))?;
-    Ok(())
 }
 
 /// A bar on a terminal; elsewhere `show` prints lines.
@@ -292,14 +318,29 @@ impl Metrics {
     fn step(&mut self, step: u32, r: &StepReport) -> Result<(), Error> {
         let took: Duration = self.last.elapsed();
         self.last = Instant::now();
-        let line = serde_json::json!({
+        self.line(&serde_json::json!({
             "step": step,
             "loss": r.loss,
             "grad_norm": r.grad_norm,
             "lr": r.lr,
             "tokens": r.tokens,
             "seconds": took.as_secs_f64(),
-        });
+        }))
+    }
+
+    fn evaluation(&mut self, step: u32, e: &Evaluation) -> Result<(), Error> {
+        self.line(&serde_json::json!({
+            "step": step,
+            "eval_loss": e.loss(),
+            "eval_perplexity": e.perplexity(),
+            "eval_tokens": e.loss_tokens,
+        }))?;
+        // An evaluation is not of the step behind it.
+        self.last = Instant::now();
+        Ok(())
+    }
+
+    fn line(&mut self, line: &serde_json::Value) -> Result<(), Error> {
         writeln!(self.out, "{line}").and_then(|()| self.out.flush()).map_err(|e| Error::io(&self.path, &e))
     }
 }

@@ -1,0 +1,160 @@
+//! `chronicals evaluate`.
+
+use std::path::{Path, PathBuf};
+
+use chronibench_protocol::{
+    TokenStore,
+    record::Packing,
+    spec::{Method, TrainArgs},
+};
+use chronicals::{
+    Error, Trainer,
+    backend::{
+        Backend,
+        cpu::CpuBackend,
+        cuda::{CudaBackend, Options},
+    },
+    config::ModelConfig,
+    device::Device,
+    fit::{self, Batches},
+    formats::{hub, peft::AdapterConfig},
+    job::{JobData, told},
+    model::{Level, Setup},
+};
+use chronicals_data::{plan::evaluation_plan, tokenizer::TextTokenizer};
+use chronicals_kernels::KernelPlan;
+
+/// Arguments of `evaluate`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  chronicals evaluate --model smollm2 --text \"The capital of France is Paris.\"
+  chronicals evaluate --model smollm2 --data held-out.jsonl --max-length 1024
+  chronicals evaluate --model smollm2 --adapter out --data held-out.jsonl --assistant-only-loss --device cuda
+Prints the mean loss over the tokens that count, and e to it.")]
+pub struct Args {
+    /// Hugging Face folder, or repository in the hub's cache
+    #[arg(long)]
+    model: PathBuf,
+    /// Folder of a LoRA adapter
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// A text, as it is
+    #[arg(long, conflicts_with = "data", required_unless_present = "data")]
+    text: Option<String>,
+    /// JSON Lines, JSON, CSV or Parquet file
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Shape of the records; recognised when left out
+    #[arg(long, requires = "data")]
+    format: Option<String>,
+    /// Longest sample, tokens; longer ones are cut
+    #[arg(long, default_value_t = 1024)]
+    max_length: u32,
+    /// Count what the assistant says only
+    #[arg(long, requires = "data")]
+    assistant_only_loss: bool,
+    /// Count what follows the prompt only
+    #[arg(long, requires = "data")]
+    completion_only_loss: bool,
+    /// Rows of a batch
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    rows: u32,
+    /// cpu, cuda or cuda:N
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+/// Evaluates.
+pub fn run(a: &Args) -> Result<(), Error> {
+    let device: Device = a.device.parse()?;
+    let folder = hub::resolve(&a.model)?;
+    let config = ModelConfig::load(&folder.join("config.json"))?;
+    let batches = batches(a, &folder, &config)?;
+    let method = match &a.adapter {
+        None => Method::Lora(none()),
+        Some(dir) => Method::Lora(AdapterConfig::load(dir)?.lora(dir)?),
+    };
+    let setup = Setup {
+        config: &config,
+        method: &method,
+        capacity: batches.capacity(),
+        plan: KernelPlan::default(),
+        // Nothing is kept for a backward pass.
+        recompute: Level::Block,
+        offload: false,
+    };
+    let run = Run { setup: &setup, folder: &folder, adapter: a.adapter.as_deref(), batches: &batches };
+    match device {
+        Device::Cpu => run.on(CpuBackend::new(&config, setup.capacity, setup.plan, Default::default())),
+        Device::Cuda(ordinal) => {
+            let options = Options {
+                config: &config,
+                capacity: setup.capacity,
+                plan: setup.plan,
+                loss: Default::default(),
+                precision: Default::default(),
+                seed: 0,
+            };
+            run.on(CudaBackend::open(ordinal, &options)?)
+        }
+    }
+}
+
+/// Adapters that change nothing and take next to no memory: gradients and moments of the model itself are not wanted.
+fn none() -> chronibench_protocol::spec::LoraArgs {
+    serde_json::from_value(serde_json::json!({"r": 8, "lora_alpha": 8, "target_modules": ["o_proj"]}))
+        .expect("settings of LoRA")
+}
+
+fn batches(a: &Args, folder: &Path, config: &ModelConfig) -> Result<Batches, Error> {
+    let mut data = JobData::of(a.data.clone().unwrap_or_default(), a.max_length);
+    data.tokenizer = Some(folder.to_path_buf());
+    data.format = a.format.clone();
+    data.assistant_only_loss = a.assistant_only_loss;
+    data.completion_only_loss = a.completion_only_loss.then_some(true);
+    let tokenizer = data.tokenizer()?;
+    let tokens = match &a.text {
+        Some(text) => of_text(text, &tokenizer)?,
+        None => data.dataset(&tokenizer, 0)?.train,
+    };
+    let longest = tokens.lengths().into_iter().max().unwrap_or(0) as u32;
+    let rows = a.rows.min(tokens.len() as u32);
+    let length = a.max_length.max(longest);
+    let plan = evaluation_plan(&tokens.lengths(), Packing::None, rows, length, tokenizer.pad().id)
+        .map_err(|e| told(&e, Path::new("the batches")))?;
+    Batches::new(tokens, plan, config, &tokenizer.path().display().to_string())
+}
+
+fn of_text(text: &str, tokenizer: &TextTokenizer) -> Result<TokenStore, Error> {
+    let mut ids = tokenizer.encode(vec![text.into()]).map_err(|e| told(&e, tokenizer.path()))?;
+    let ids = ids.pop().unwrap_or_default();
+    if ids.len() < 2 {
+        return Err(
+            Error::new("a text of less than two tokens has no loss", "--text").hint("give a longer one")
+        );
+    }
+    let mut tokens = TokenStore::new();
+    tokens.push(&ids, &vec![1; ids.len()]);
+    Ok(tokens)
+}
+
+struct Run<'a> {
+    setup: &'a Setup<'a>,
+    folder: &'a Path,
+    adapter: Option<&'a Path>,
+    batches: &'a Batches,
+}
+
+impl Run<'_> {
+    fn on<B: Backend>(&self, backend: B) -> Result<(), Error> {
+        let mut trainer = Trainer::new(backend, self.setup, &TrainArgs::default(), 1)?;
+        trainer.load_weights(self.folder)?;
+        match self.adapter {
+            Some(dir) => trainer.load_adapters(dir)?,
+            None => trainer.init_adapters(self.setup.config, 0)?,
+        }
+        let e = fit::evaluate(&mut trainer, self.batches)?;
+        println!("loss {:.4} over {} tokens, perplexity {:.4}", e.loss(), e.loss_tokens, e.perplexity());
+        Ok(())
+    }
+}

@@ -1,0 +1,224 @@
+//! A model with its config and the files beside it, from wherever it comes, and its way into a Hugging Face folder.
+
+use std::path::Path;
+
+use chronibench_protocol::spec::LoraArgs;
+use chronicals_kernels::gemm::linear_dgrad;
+use serde_json::Value;
+
+use super::{
+    Tensors, gguf, hub, open,
+    peft::AdapterConfig,
+    write::{self, Entry, Folder, Stored},
+};
+use crate::{
+    config::ModelConfig,
+    error::Error,
+    params::{Layout, lora_scale},
+    weights,
+};
+
+/// Files beside the weights that tokenizers and generation need, as far as a model has them.
+const BESIDE: [&str; 8] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// A model that can be read.
+pub struct Source {
+    tensors: Box<dyn Tensors>,
+    config: Value,
+    model: ModelConfig,
+    /// Name and text.
+    beside: Vec<(String, String)>,
+}
+
+/// Adapters that can be read, and what they mean.
+pub struct Adapter {
+    tensors: Box<dyn Tensors>,
+    layout: Layout,
+    lora: LoraArgs,
+    scale: f32,
+}
+
+/// How a folder is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Style {
+    /// Number format of the weights.
+    pub stored: Stored,
+    /// Most bytes of a file of weights.
+    pub shard: u64,
+}
+
+impl Source {
+    /// Opens a Hugging Face folder, a repository in the hub's cache, or a GGUF file, whose tokenizer may be given besides.
+    ///
+    /// # Errors
+    /// There is no such model, or it is damaged or not supported; a tensor that is missing, misshapen or too much is named.
+    pub fn open(from: &Path, tokenizer: Option<&Path>) -> Result<Self, Error> {
+        let path = hub::resolve(from)?;
+        let mut source =
+            if path.is_dir() { Self::of_folder(&path)? } else { Self::of_gguf(&path, tokenizer)? };
+        if let Some(file) = tokenizer {
+            let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, &e))?;
+            source.beside.retain(|(name, _)| name != "tokenizer.json");
+            source.beside.push(("tokenizer.json".into(), text));
+        }
+        weights::check(&*source.tensors, &source.layout())?;
+        Ok(source)
+    }
+
+    fn of_folder(dir: &Path) -> Result<Self, Error> {
+        let path = dir.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, &e))?;
+        let model = ModelConfig::parse(&text, &path)?;
+        let config = serde_json::from_str(&text).expect("it was parsed above");
+        Ok(Self { tensors: open(dir)?, config, model, beside: beside(dir)? })
+    }
+
+    fn of_gguf(path: &Path, tokenizer: Option<&Path>) -> Result<Self, Error> {
+        if path.extension().is_none_or(|e| e != "gguf") {
+            return Err(Error::new("neither a folder nor a .gguf file", path.display().to_string())
+                .hint("give a Hugging Face folder, a repository such as Qwen/Qwen2.5-0.5B, or a GGUF file"));
+        }
+        let file = gguf::Model::open(path)?;
+        let config = file.config()?;
+        let model = ModelConfig::parse(&config.to_string(), path)?;
+        let mut beside = Vec::new();
+        if tokenizer.is_none() {
+            let (tokenizer, settings) = file.tokenizer()?;
+            beside.push(("tokenizer.json".into(), tokenizer.to_string()));
+            beside.push(("tokenizer_config.json".into(), format!("{:#}\n", Value::Object(settings))));
+        }
+        Ok(Self { tensors: Box::new(file), config, model, beside })
+    }
+
+    /// Architecture.
+    pub fn model(&self) -> &ModelConfig {
+        &self.model
+    }
+
+    /// Its tensors.
+    pub fn layout(&self) -> Layout {
+        Layout::model(&self.model)
+    }
+
+    /// Writes it as a Hugging Face folder, with adapters merged in f32 where there are any, rounded once.
+    ///
+    /// # Errors
+    /// A tensor cannot be read, or the folder is taken or cannot be written; nothing is left of it then.
+    pub fn write(&self, adapter: Option<&Adapter>, style: Style, out: &Path) -> Result<(), Error> {
+        let folder = Folder::new(out)?;
+        let layout = self.layout();
+        let entry = |t: &crate::params::Tensor| {
+            let (name, shape) = (t.name.clone(), t.shape.clone());
+            Entry::new(&t.name, &t.shape, move || {
+                let mut values = self.tensors.read(&name)?;
+                adapter.map_or(Ok(()), |a| a.add(&name, &shape, &mut values))?;
+                Ok(values)
+            })
+        };
+        let entries = layout.tensors.iter().map(entry).collect();
+        write::model(entries, style.stored, style.shard, folder.path())?;
+        write_config(&self.config, style.stored, folder.path())?;
+        for (name, text) in &self.beside {
+            write::text(&folder.path().join(name), text)?;
+        }
+        folder.finish()
+    }
+}
+
+/// `config.json` with the number format of the weights.
+fn write_config(config: &Value, stored: Stored, dir: &Path) -> Result<(), Error> {
+    let mut config = config.clone();
+    if let Some(object) = config.as_object_mut() {
+        // Transformers 5 reads `dtype`, older ones `torch_dtype`.
+        object.remove("dtype");
+        object.insert("torch_dtype".into(), stored.name().into());
+    }
+    write::text(&dir.join("config.json"), &format!("{config:#}\n"))
+}
+
+fn beside(dir: &Path) -> Result<Vec<(String, String)>, Error> {
+    let files = BESIDE.into_iter().map(|name| (name, dir.join(name))).filter(|(_, path)| path.exists());
+    files
+        .map(|(name, path)| {
+            let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, &e))?;
+            Ok((name.to_string(), text))
+        })
+        .collect()
+}
+
+/// What a training leaves beside its weights: the config in the number format of the weights or, under LoRA, the adapter's settings;
+/// and the tokenizer (a file or a folder) with its template, or else the model's own.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub fn finish(
+    config: &Path,
+    tokenizer: Option<&Path>,
+    lora: Option<&LoraArgs>,
+    out: &Path,
+) -> Result<(), Error> {
+    let from = config.parent().unwrap_or(Path::new(""));
+    if let Some(lora) = lora {
+        AdapterConfig::new(lora, Some(from)).save(out)?;
+    } else {
+        let text = std::fs::read_to_string(config).map_err(|e| Error::io(config, &e))?;
+        let value = serde_json::from_str(&text)
+            .map_err(|e| Error::new(e.to_string(), config.display().to_string()))?;
+        write_config(&value, Stored::F32, out)?;
+    }
+    let files = match tokenizer {
+        Some(file) if file.is_file() => {
+            let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, &e))?;
+            let mut files = beside(from)?;
+            files.retain(|(name, _)| name != BESIDE[0]);
+            files.push((BESIDE[0].into(), text));
+            files
+        }
+        Some(folder) => beside(folder)?,
+        None => beside(from)?,
+    };
+    files.into_iter().try_for_each(|(name, text)| write::text(&out.join(name), &text))
+}
+
+impl Adapter {
+    /// Opens an adapter's folder, for a model.
+    ///
+    /// # Errors
+    /// It is damaged or not supported, or it is another model's.
+    pub fn open(folder: &Path, model: &ModelConfig) -> Result<Self, Error> {
+        let lora = AdapterConfig::load(folder)?.lora(folder)?;
+        let layout = Layout::adapters(model, &lora)?;
+        let tensors = open(&folder.join(super::peft::WEIGHTS))?;
+        weights::check(&*tensors, &layout)?;
+        let scale = lora_scale(&lora);
+        Ok(Self { tensors, layout, lora, scale })
+    }
+
+    /// Its settings.
+    pub fn lora(&self) -> &LoraArgs {
+        &self.lora
+    }
+
+    /// `W += scale · B·A` if there are adapters on this weight, `[N, K]`.
+    fn add(&self, name: &str, shape: &[usize], values: &mut [f32]) -> Result<(), Error> {
+        let Some(projection) = name.strip_suffix(".weight") else { return Ok(()) };
+        let [a, b] = ["A", "B"].map(|ab| format!("base_model.model.{projection}.lora_{ab}.weight"));
+        if self.layout.get(&a).is_none() {
+            return Ok(());
+        }
+        let (a, mut b) = (self.tensors.read(&a)?, self.tensors.read(&b)?);
+        b.iter_mut().for_each(|v| *v *= self.scale);
+        let (outputs, inputs, r) = (shape[0], shape[1], self.lora.r);
+        linear_dgrad(values, &b, &a, outputs, r, inputs, 1.0);
+        Ok(())
+    }
+}
