@@ -90,11 +90,10 @@ impl Source {
         let file = gguf::Model::open(path)?;
         let config = file.config()?;
         let model = ModelConfig::parse(&config.to_string(), path)?;
-        let mut beside = Vec::new();
+        let settings = format!("{:#}\n", Value::Object(file.tokenizer_config()));
+        let mut beside = vec![("tokenizer_config.json".into(), settings)];
         if tokenizer.is_none() {
-            let (tokenizer, settings) = file.tokenizer()?;
-            beside.push(("tokenizer.json".into(), tokenizer.to_string()));
-            beside.push(("tokenizer_config.json".into(), format!("{:#}\n", Value::Object(settings))));
+            beside.push(("tokenizer.json".into(), file.tokenizer()?.to_string()));
         }
         Ok(Self { tensors: Box::new(file), config, model, beside })
     }

@@ -23,8 +23,6 @@ pub struct Model {
 }
 
 struct Tensor {
-    /// Name in the file.
-    name: String,
     info: Info,
     rows: Rows,
 }
@@ -113,7 +111,7 @@ impl Model {
             {
                 return Err(self.bad(format!("tensor '{name}' has {} rows for {heads} heads", info.shape[0])));
             }
-            self.tensors.insert(to, Tensor { name: name.clone(), info: info.clone(), rows });
+            self.tensors.insert(to, Tensor { info: info.clone(), rows });
         }
         Ok(())
     }
@@ -201,11 +199,16 @@ impl Model {
         Ok(config)
     }
 
-    /// `tokenizer.json` and `tokenizer_config.json`.
+    /// `tokenizer_config.json`.
+    pub fn tokenizer_config(&self) -> Map<String, Json> {
+        tokenizer::settings(&self.header.values)
+    }
+
+    /// `tokenizer.json`.
     ///
     /// # Errors
     /// The file has no tokenizer, or one of another kind than byte-level BPE.
-    pub fn tokenizer(&self) -> Result<(Json, Map<String, Json>), Error> {
+    pub fn tokenizer(&self) -> Result<Json, Error> {
         tokenizer::make(&self.header.values).map_err(|what| {
             Error::new(what, self.path.display().to_string())
                 .hint("give the tokenizer.json of the model with --tokenizer")
@@ -229,7 +232,7 @@ impl Tensors for Model {
 
     fn read(&self, name: &str) -> Result<Vec<f32>, Error> {
         let missing = || Error::new("a tensor is missing", format!("{name} in {}", self.place()));
-        let Tensor { name: _, info, rows } = self.tensors.get(name).ok_or_else(missing)?;
+        let Tensor { info, rows } = self.tensors.get(name).ok_or_else(missing)?;
         let mut bytes = vec![0; info.bytes()];
         let at = self.header.start + info.offset;
         self.file.read_exact_at(&mut bytes, at).map_err(|e| Error::io(&self.path, &e))?;
@@ -242,13 +245,6 @@ impl Tensors for Model {
 
     fn place(&self) -> String {
         self.path.display().to_string()
-    }
-}
-
-impl Model {
-    /// The name of a tensor in the file, and its type.
-    pub fn origin(&self, name: &str) -> Option<(&str, &'static str)> {
-        self.tensors.get(name).map(|t| (t.name.as_str(), t.info.kind.name()))
     }
 }
 

@@ -39,8 +39,8 @@ fn style(pre: &str) -> Option<(Json, Json, bool)> {
     }
 }
 
-/// `tokenizer.json` and `tokenizer_config.json`.
-pub(super) fn make(values: &BTreeMap<String, Value>) -> Result<(Json, Map<String, Json>), String> {
+/// `tokenizer.json`.
+pub(super) fn make(values: &BTreeMap<String, Value>) -> Result<Json, String> {
     let of = |key: &str| values.get(&format!("tokenizer.ggml.{key}"));
     match of("model").and_then(Value::text) {
         Some("gpt2") => {}
@@ -77,7 +77,7 @@ pub(super) fn make(values: &BTreeMap<String, Value>) -> Result<(Json, Map<String
         })
         .collect::<Result<_, _>>()?;
     let vocab: Map<String, Json> = tokens.iter().enumerate().map(|(id, t)| (t.clone(), id.into())).collect();
-    let tokenizer = json!({
+    Ok(json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
         "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": byte_level(false),
         "decoder": byte_level(true),
@@ -86,12 +86,13 @@ pub(super) fn make(values: &BTreeMap<String, Value>) -> Result<(Json, Map<String
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
             "ignore_merges": ignore_merges, "vocab": vocab, "merges": merges,
         },
-    });
-    Ok((tokenizer, config(values, &tokens)))
+    }))
 }
 
-fn config(values: &BTreeMap<String, Value>, tokens: &[String]) -> Map<String, Json> {
+/// `tokenizer_config.json`: special tokens and the chat template, whatever the kind of tokenizer.
+pub(super) fn settings(values: &BTreeMap<String, Value>) -> Map<String, Json> {
     let of = |key: &str| values.get(&format!("tokenizer.{key}"));
+    let tokens = of("ggml.tokens").and_then(Value::array).unwrap_or(&[]);
     let mut config = Map::new();
     config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
     config.insert("clean_up_tokenization_spaces".into(), false.into());
@@ -99,8 +100,8 @@ fn config(values: &BTreeMap<String, Value>, tokens: &[String]) -> Map<String, Js
         [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")]
     {
         let id = of(&format!("ggml.{key}_token_id")).and_then(Value::unsigned);
-        if let Some(token) = id.and_then(|id| tokens.get(usize::try_from(id).ok()?)) {
-            config.insert(name.into(), token.clone().into());
+        if let Some(token) = id.and_then(|id| tokens.get(usize::try_from(id).ok()?)?.text()) {
+            config.insert(name.into(), token.into());
         }
     }
     if !config.contains_key("pad_token")
