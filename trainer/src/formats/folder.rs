@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Files beside the weights that tokenizers and generation need, as far as a model has them.
-const BESIDE: [&str; 8] = [
+pub(super) const BESIDE: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -6,7 +6,7 @@
 //! | `gguf` | llama.cpp's files: config, tokenizer and dequantised tensors under Hugging Face names |
 //! | `write` | safetensors files and folders, rounded once and put in place whole |
 //! | `folder` | a whole model, and its way into a Hugging Face folder; adapters merged |
-//! | `hub` | the cache of Hugging Face's hub |
+//! | `hub` | repositories of Hugging Face's hub, fetched into its cache |
 //! | `peft` | the settings beside an adapter |
 //!
 //! Tensors are read and written one at a time, so that a model is never in memory twice. Files are read by position and not mapped:

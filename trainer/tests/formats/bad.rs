@@ -150,7 +150,6 @@ fn folders_say_what_they_lack() {
         assert!(e.contains(expected), "{expected:?} is not in:\n{e}");
     }
     assert!(opened(&golden("llama/model.safetensors")).contains("neither a folder nor a .gguf file"));
-    assert!(opened(&PathBuf::from("nobody/nothing-7b")).contains("hf download nobody/nothing-7b"));
     assert!(opened(&PathBuf::from("./no/such/folder")).contains("no such file or folder"));
 }
 

@@ -4,6 +4,7 @@ mod bad;
 mod commands;
 mod folder;
 mod gguf;
+mod hub;
 mod written;
 
 use std::path::{Path, PathBuf};

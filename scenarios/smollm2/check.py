@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""Holds a fine-tuned model against Transformers and PEFT: check.py CHRONICALS FOLDER, as run.sh calls it.
+
+Losses of Chronicals and of Transformers on the same texts, the merged weights against those that PEFT merges, and an answer before and
+after. Fails where they differ by more than rounding.
+"""
+
+import subprocess
+import sys
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+# Chronicals prints four decimals; the rest is the order of sums in f32.
+LOSS_TOLERANCE = 2e-4
+# Share of merged weights that may be rounded to the other neighbour in bf16: W + s·B·A is summed in another order.
+ROUNDED_OTHERWISE = 1e-3
+
+TEXTS = [
+    "The capital of France is Paris. The capital of Germany is Berlin.",
+    "Water boils at 100 degrees Celsius at sea level, and freezes at 0 degrees.",
+    "def add(a, b):\n    return a + b\n",
+    "Once upon a time there was a miller who had three sons, a mill, a donkey and a cat.",
+    "Ich weiß nicht, was soll es bedeuten, dass ich so traurig bin.",
+]
+QUESTIONS = ["What is the capital of France?", "Give me three tips to sleep better."]
+
+
+def ours(chronicals, arguments, text):
+    run = subprocess.run([chronicals, "evaluate", *arguments, "--text", text], capture_output=True, text=True, check=True)
+    return float(run.stdout.split()[1])
+
+
+def main():
+    chronicals, folder = sys.argv[1:]
+    base, adapter, merged = (f"{folder}/{name}" for name in ("model", "adapter", "exported"))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+
+    def load(path):
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+    models = {
+        "model": (load(base), ["--model", base]),
+        "model + adapter": (PeftModel.from_pretrained(load(base), adapter).eval(), ["--model", base, "--adapter", adapter]),
+        "merged": (load(merged), ["--model", merged]),
+    }
+    worst = 0.0
+    print("| | text | Chronicals | Transformers |\n|---|---|---:|---:|")
+    for name, (model, arguments) in models.items():
+        for i, text in enumerate(TEXTS):
+            ids = tokenizer(text, return_tensors="pt")
+            with torch.no_grad():
+                out = model(**ids, labels=ids["input_ids"])
+            loss = ours(chronicals, arguments, text)
+            worst = max(worst, abs(loss - out.loss.item()))
+            print(f"| {name} | {i + 1} | {loss:.4f} | {out.loss.item():.4f} |")
+    print(f"\nLargest difference of a loss: {worst:.1e}.")
+    merged_by_peft = models["model + adapter"][0].merge_and_unload().to(torch.bfloat16).state_dict()
+    stored = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16).state_dict()
+    assert stored.keys() == merged_by_peft.keys(), stored.keys() ^ merged_by_peft.keys()
+    # Neighbours in bf16 are neighbours as integers.
+    steps = torch.cat([(stored[k].view(torch.int16).int() - merged_by_peft[k].view(torch.int16).int()).abs().flatten() for k in stored])
+    otherwise = (steps > 0).float().mean().item()
+    print(f"Of {steps.numel():,} merged weights in bf16, {1 - otherwise:.4%} are the very ones that PEFT's merge gives, and the "
+          f"others are at most {steps.max().item()} step of rounding away.\n")
+    for question in QUESTIONS:
+        turns = [{"role": "user", "content": question}]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        print(f"**{question}**\n")
+        for name in ("model", "merged"):
+            new = models[name][0].generate(**ids, max_new_tokens=60, do_sample=False)[0, ids["input_ids"].shape[1] :]
+            print(f"- {name}: {' '.join(tokenizer.decode(new, skip_special_tokens=True).split())}")
+        print()
+    if worst > LOSS_TOLERANCE or otherwise > ROUNDED_OTHERWISE or steps.max() > 1:
+        sys.exit("they do not agree")
+
+
+if __name__ == "__main__":
+    main()
