@@ -24,6 +24,7 @@ use serde_json::Value;
 use crate::{
     backend::{Backend, View},
     error::Error,
+    formats::write,
     progress::Progress,
     trainer::Trainer,
 };
@@ -225,10 +226,7 @@ fn file_of(name: &str) -> String {
 }
 
 fn save_bytes(path: &Path, name: &str, bytes: Vec<u8>) -> Result<(), Error> {
-    let failed = |e: safetensors::SafeTensorError| {
-        Error::new(format!("cannot write the optimizer's states: {e}"), path.display().to_string())
-            .hint("check the disk")
-    };
+    let failed = |e| write::failure(path, e);
     let view = TensorView::new(Dtype::U8, vec![bytes.len()], &bytes).map_err(failed)?;
     safetensors::serialize_to_file([(name, view)], None, path).map_err(failed)
 }
