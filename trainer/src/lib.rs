@@ -11,6 +11,7 @@ pub mod device;
 pub mod error;
 pub mod fit;
 pub mod formats;
+pub mod generate;
 pub mod init;
 pub mod job;
 pub mod memory;
