@@ -41,15 +41,18 @@ fn stderr(command: &mut Command, code: i32) -> String {
 
 #[test]
 fn trains_and_saves_a_model_and_an_adapter() {
-    for (method, file) in [
-        ("{type: full}", "model.safetensors"),
-        ("{type: lora, r: 4, lora_alpha: 8, loraplus_lr_ratio: 4}", "adapter_model.safetensors"),
+    for (method, files) in [
+        ("{type: full}", ["model.safetensors", "config.json", "tokenizer.json"]),
+        (
+            "{type: lora, r: 4, lora_alpha: 8, loraplus_lr_ratio: 4}",
+            ["adapter_model.safetensors", "adapter_config.json", "tokenizer.json"],
+        ),
     ] {
         let dir = job(method, "");
         let text = stderr(chronicals().current_dir(&dir).args(["train", "--config", "job.yaml"]), 0);
         assert!(text.contains("planned") && text.contains("measured"), "{text}");
         let out = dir.path().join("out");
-        assert!(out.join(file).exists() && out.join("config.json").exists());
+        files.iter().for_each(|file| assert!(out.join(file).exists(), "{file}"));
         let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
         assert_eq!(metrics.lines().count(), 6);
         let first: serde_json::Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
