@@ -83,7 +83,8 @@ pub fn gguf(bytes: &[u8]) {
             read_all(&model);
             model.tokenizer_config();
             if let Ok(json) = model.tokenizer() {
-                let _ = TextTokenizer::load(&file("tokenizer.json", json.to_string().as_bytes()), &no_choice());
+                let _ =
+                    TextTokenizer::load(&file("tokenizer.json", json.to_string().as_bytes()), &no_choice());
             }
         }
     }
@@ -171,7 +172,14 @@ pub fn job(bytes: &[u8]) {
         .saturating_mul(job.batch.per_device_train_batch_size.into())
         .saturating_mul(job.batch.gradient_accumulation_steps.into());
     if rows < 10_000 {
-        let _ = build_plan(&[3, 1, 4, 1, 5, 9, 2, 6], &job.batch, job.data.max_length, 0, job.seed, job.max_steps);
+        let _ = build_plan(
+            &[3, 1, 4, 1, 5, 9, 2, 6],
+            &job.batch,
+            job.data.max_length,
+            0,
+            job.seed,
+            job.max_steps,
+        );
     }
 }
 

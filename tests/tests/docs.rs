@@ -22,7 +22,6 @@ fn pages(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-
 /// Pages that people read, without published reports.
 fn all() -> Vec<PathBuf> {
     let mut all = pages(&root().join("docs"));
@@ -105,7 +104,8 @@ fn tolerances_are_where_it_is_said() {
 #[test]
 fn the_scale_of_rslora_is_over_the_root_of_the_rank() {
     let lora = |rslora: bool| -> LoraArgs {
-        serde_json::from_value(serde_json::json!({"r": 64, "lora_alpha": 16.0, "use_rslora": rslora})).unwrap()
+        serde_json::from_value(serde_json::json!({"r": 64, "lora_alpha": 16.0, "use_rslora": rslora}))
+            .unwrap()
     };
     assert_eq!((lora_scale(&lora(false)), lora_scale(&lora(true))), (0.25, 2.0));
 }

@@ -78,7 +78,8 @@ fn shell(name: &str, text: &str, dir: &Path) -> Vec<String> {
         .env_remove("XDG_CACHE_HOME")
         .output()
         .unwrap();
-    let all = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    let all =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(output.status.success(), "{name}: {} from\n{text}\n{all}", output.status);
     all.lines().map(plain).collect()
 }
