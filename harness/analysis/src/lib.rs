@@ -7,6 +7,7 @@
 pub mod changepoint;
 pub mod compare;
 mod format;
+pub mod gate;
 pub mod judge;
 pub mod kernels;
 pub mod metrics;
