@@ -159,7 +159,11 @@ impl Bench<'_> {
         lines: &mut Vec<Line>,
         on_event: &mut dyn FnMut(&Event),
     ) -> Result<Exit> {
-        let mut worker = Worker::spawn(&self.argv(turn, dir), dir, self.setup.threads)?;
+        let program = match self.setup.programs.get(&turn.case.arm) {
+            Some(program) => program.clone(),
+            None => child::this_program()?,
+        };
+        let mut worker = Worker::spawn_program(&program, &self.argv(turn, dir), dir, self.setup.threads)?;
         let limit = Duration::from_secs_f64(self.setup.resolved.timeout_s);
         watch::watch(&mut worker, dir, self.gpu, (limit, sample::INTERVAL), &mut |line| {
             if let Line::Event { event, .. } = &line {

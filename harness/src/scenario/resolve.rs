@@ -54,6 +54,8 @@ pub struct Setup {
     pub threads: Option<usize>,
     /// Arm → script, for mock arms.
     pub scripts: BTreeMap<String, MockScript>,
+    /// Arm → program that plays the worker; this one where none is named.
+    pub programs: BTreeMap<String, PathBuf>,
 }
 
 /// Checks and expands a scenario.
@@ -121,6 +123,7 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
         pretrain: raw.model.pretrain.clone(),
         threads: raw.threads,
         scripts,
+        programs: BTreeMap::new(),
     })
 }
 
