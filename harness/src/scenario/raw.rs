@@ -1,6 +1,7 @@
 //! A scenario as written. Every unknown field is an error.
 
 use chronibench_protocol::{
+    audit::AuditArgs,
     data::Columns,
     record::Packing,
     spec::{Measure, PrecisionArgs, Recompute, Scheduler, TrainArgs},
@@ -63,6 +64,9 @@ pub struct Raw {
     /// Ratios that the report states.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub comparisons: Vec<RawComparison>,
+    /// What is looked into beside, to tell that arms really trained; `{steps: 0}` leaves it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditArgs>,
 }
 
 fn default_timeout() -> f64 {

@@ -107,6 +107,7 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
             .into_iter()
             .filter(|c| ids.contains(&c.case) && ids.contains(&c.against))
             .collect(),
+        audit: Some(raw.audit.clone().unwrap_or_default()),
         cases,
         skipped,
     };

@@ -1,8 +1,9 @@
 //! The side of the harness that runs in child processes, and the only one that knows the programs under test.
 //!
-//! `chronibench worker train` is an arm of the protocol, `kernels` one for kernels alone; `prepare` makes the inputs of a run; `calibrate` measures how
-//! fast this machine multiplies matrices, for estimates.
+//! `chronibench worker train` is an arm of the protocol, `kernels` one for kernels alone; `prepare` makes the inputs of a run; `evaluate`
+//! runs saved weights forward, and `calibrate` measures how fast this machine multiplies matrices, both for audits.
 
+mod evaluate;
 mod kernels;
 mod mock;
 mod native;
@@ -58,8 +59,18 @@ pub enum Command {
         #[arg(long)]
         spec: PathBuf,
     },
+    /// Evaluate saved weights.
+    Evaluate {
+        /// What to evaluate.
+        #[arg(long)]
+        spec: PathBuf,
+    },
     /// Measure the rate of a matrix product, GFLOP/s.
-    Calibrate,
+    Calibrate {
+        /// `cpu`, `cuda` or `cuda:N`.
+        #[arg(long, default_value = "cpu")]
+        device: String,
+    },
 }
 
 fn runner(word: &str) -> Result<Runner, String> {
@@ -82,7 +93,8 @@ pub fn run(command: &Command) -> ExitCode {
             arm(events, |file| read_spec(spec).and_then(|spec| run(spec, file)).map_err(of_trial))
         }
         Command::Prepare { spec } => say(prepare::run(spec)),
-        Command::Calibrate => say(Ok(native::gemm_gflops().into())),
+        Command::Evaluate { spec } => say(evaluate::run(spec)),
+        Command::Calibrate { device } => say(native::peak_gflops(device).map(Into::into)),
     }
 }
 
