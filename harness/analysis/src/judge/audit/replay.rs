@@ -45,7 +45,11 @@ pub(super) fn check(t: &Audited<'_>) -> Option<Check> {
 
 /// The largest relative difference of a loss; nothing without a common step.
 fn series(t: &Audited<'_>, replay: &Replay, tolerance: &Tolerance, wrong: &mut Vec<String>) -> Option<f64> {
-    let gap = |a: f64, b: f64| (a - b).abs() / b.abs().max(f64::MIN_POSITIVE);
+    // A NaN is as far off as can be.
+    let gap = |a: f64, b: f64| match (a - b).abs() / b.abs().max(f64::MIN_POSITIVE) {
+        gap if gap.is_nan() => f64::MAX,
+        gap => gap,
+    };
     let mut largest: Option<f64> = None;
     let mut loss_told = false;
     let mut norm_told = false;
@@ -53,15 +57,14 @@ fn series(t: &Audited<'_>, replay: &Replay, tolerance: &Tolerance, wrong: &mut V
         let Some(&loss) = replay.losses.get(s.step as usize) else { continue };
         let off = gap(s.loss, loss);
         largest = Some(largest.unwrap_or(0.0).max(off));
-        // Written so that a NaN is a difference too.
-        if !(off <= tolerance.loss) && !std::mem::replace(&mut loss_told, true) {
+        if off > tolerance.loss && !std::mem::replace(&mut loss_told, true) {
             wrong.push(format!(
                 "expected the reference's loss {loss:.6} at step {}, saw {:.6}",
                 s.step, s.loss
             ));
         }
         let norm = replay.grad_norms.get(s.step as usize);
-        if let Some(&norm) = norm.filter(|n| !(gap(s.grad_norm, **n) <= tolerance.grad_norm))
+        if let Some(&norm) = norm.filter(|n| gap(s.grad_norm, **n) > tolerance.grad_norm)
             && !std::mem::replace(&mut norm_told, true)
         {
             let (step, seen) = (s.step, s.grad_norm);
