@@ -183,7 +183,9 @@ impl Bench<'_> {
         relative(&mut spec.data.tokens);
         relative(&mut spec.data.plan);
         spec.save_weights.as_mut().map(relative);
-        spec.audit.as_mut().map(|a| relative(&mut a.first_weights));
+        if let Some(audit) = &mut spec.audit {
+            relative(&mut audit.first_weights);
+        }
         if let Method::Lora(lora) = &mut spec.method {
             lora.adapter_weights.as_mut().map(relative);
         }
