@@ -41,21 +41,26 @@ pub fn run(spec: &Spec, emit: Emit<'_>) -> Result<(), Error> {
     let inputs = Inputs::load(spec)?;
     use_threads(spec.threads)?;
     match inputs.device {
-        Device::Cpu => {
-            check_cpu_precision(spec.precision, "spec.precision")?;
-            let backend = CpuBackend::new(
-                &inputs.config,
-                inputs.batches.capacity(),
-                inputs.kernels,
-                loss_options(&spec.train),
-            );
-            trial(spec, &inputs, backend, emit)
-        }
+        Device::Cpu => on_cpu(spec, &inputs, |backend, _| backend, emit),
         Device::Cuda(ordinal) => {
             let machine = Cuda::open(ordinal).map_err(lacking)?;
             on_gpu(spec, &inputs, machine, emit)
         }
     }
+}
+
+/// As [`run`] on the processor, with the backend that `wrap` makes of its own.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with<B: Backend>(
+    spec: &Spec,
+    wrap: impl FnOnce(CpuBackend, &ModelConfig) -> B,
+    emit: Emit<'_>,
+) -> Result<(), Error> {
+    let inputs = Inputs::load(spec)?;
+    use_threads(spec.threads)?;
+    on_cpu(spec, &inputs, wrap, emit)
 }
 
 /// As [`run`], on a machine that is open already, whatever `spec.device` says of its number.
@@ -68,6 +73,18 @@ pub fn run_on<D: Machine>(spec: &Spec, machine: D, emit: Emit<'_>) -> Result<(),
         return Err(Error::new("device cpu is not a GPU", "spec.device").hint("use device: cuda"));
     }
     on_gpu(spec, &inputs, machine, emit)
+}
+
+fn on_cpu<B: Backend>(
+    spec: &Spec,
+    inputs: &Inputs,
+    wrap: impl FnOnce(CpuBackend, &ModelConfig) -> B,
+    emit: Emit<'_>,
+) -> Result<(), Error> {
+    check_cpu_precision(spec.precision, "spec.precision")?;
+    let Inputs { config, batches, kernels, .. } = inputs;
+    let backend = CpuBackend::new(config, batches.capacity(), *kernels, loss_options(&spec.train));
+    trial(spec, inputs, wrap(backend, config), emit)
 }
 
 fn on_gpu<D: Machine>(spec: &Spec, inputs: &Inputs, machine: D, emit: Emit<'_>) -> Result<(), Error> {

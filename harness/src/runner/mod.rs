@@ -220,6 +220,9 @@ impl Bench<'_> {
         if let Some(script) = arm.and_then(|arm| self.setup.scripts.get(arm)) {
             argv.extend(["--script".into(), serde_json::to_string(script).expect("plain data")]);
         }
+        if let Some(cheat) = arm.and_then(|arm| self.setup.cheats.get(arm)) {
+            argv.extend(["--cheat".into(), serde_json::to_string(cheat).expect("plain data")]);
+        }
         argv
     }
 }

@@ -10,7 +10,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::located::{Ordered, Word};
+use super::{
+    cheat::Cheat,
+    located::{Ordered, Word},
+};
 
 /// Version of the scenario format.
 pub const SCHEMA: &str = "chronibench.scenario/1";
@@ -181,6 +184,9 @@ pub struct RawArm {
     /// Script of a `mock` arm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mock: Option<MockScript>,
+    /// A lie that the native arm tells on a processor, to test the audits; never for a measurement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cheat: Option<Cheat>,
 }
 
 /// Programs that the harness can start.

@@ -104,7 +104,8 @@ pub fn train(spec: &Spec, emit: &mut dyn FnMut(Event) -> io::Result<()>) -> Resu
     chronicals::worker::run(spec, emit).map_err(told)
 }
 
-fn told(e: chronicals::Error) -> (Exit, Failure) {
+/// A failure of the trainer, with the exit code that it leads to.
+pub fn told(e: chronicals::Error) -> (Exit, Failure) {
     (if e.is_environment() { Exit::Environment } else { Exit::Trial }, e.into())
 }
 
