@@ -15,7 +15,8 @@ fn root() -> PathBuf {
 
 /// The text of fenced blocks, each with the word behind its fence.
 fn blocks(page: &str) -> Vec<(&str, String)> {
-    let (mut blocks, mut open): (Vec<(&str, String)>, Option<(&str, String)>) = (Vec::new(), None);
+    let mut blocks: Vec<(&str, String)> = Vec::new();
+    let mut open: Option<(&str, String)> = None;
     for line in page.lines() {
         match (line.strip_prefix("```"), &mut open) {
             (Some(_), Some(_)) => blocks.extend(open.take()),
