@@ -42,6 +42,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Doctor => doctor::show()?,
         Command::Schema => print_schema(),
         Command::Report { dir } => session::report(dir)?,
+        Command::Audit { dir } => audit::again(dir)?,
         Command::Kernel(args) => kernel::run(args)?,
         Command::Worker(command) => return Ok(worker::run(command)),
     };
