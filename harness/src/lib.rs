@@ -11,6 +11,7 @@ pub mod environment;
 pub mod error;
 pub mod estimate;
 pub mod expect;
+pub mod gate;
 pub mod inputs;
 pub mod interrupt;
 pub mod kernel;
@@ -44,6 +45,8 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Report { dir } => session::report(dir)?,
         Command::Audit { dir } => audit::again(dir)?,
         Command::Kernel(args) => kernel::run(args)?,
+        Command::Gate(args) => gate::run(args)?,
+        Command::Noise(args) => gate::noise::run(args)?,
         Command::Worker(command) => return Ok(worker::run(command)),
     };
     Ok(ExitCode::from(exit as u8))

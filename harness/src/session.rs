@@ -12,6 +12,10 @@ use crate::{
     error::{Exit, Result},
     estimate::Pace,
     expect::HfConfig,
+    gate::{
+        self,
+        baseline::{self, Side},
+    },
     inputs::{self, Extent, Inputs},
     interrupt, kernel,
     progress::Progress,
@@ -23,6 +27,7 @@ use crate::{
 
 /// Runs a scenario.
 pub fn run(args: &RunArgs) -> Result<Exit> {
+    args.save_baseline.as_deref().map_or(Ok(()), baseline::check_name)?;
     let setup = set_up(&args.select)?;
     let expect = HfConfig::load(&setup.config)?;
     interrupt::install();
@@ -45,11 +50,18 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
         other => other?,
     };
     print(&summary, &out);
-    Ok(exit(&summary))
+    let exit = exit(&summary);
+    if let Some(name) = args.save_baseline.as_ref().filter(|_| exit == Exit::Pass) {
+        println!("saved as baseline {name}: {}", baseline::save(name, &Side::this()?)?.display());
+    }
+    Ok(exit)
 }
 
 /// Rebuilds the report of an earlier run.
 pub fn report(dir: &Path) -> Result<Exit> {
+    if gate::is_gate(dir) {
+        return gate::report(dir);
+    }
     if kernel::store::is_run(dir) {
         return kernel::report(dir);
     }
@@ -105,7 +117,7 @@ pub(crate) fn default_folder(name: &str) -> PathBuf {
     Path::new("runs").join(format!("{time}-{name}"))
 }
 
-fn print(summary: &RunSummary, dir: &Path) {
+pub(crate) fn print(summary: &RunSummary, dir: &Path) {
     let mut rows = summary_table(summary).into_iter();
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);

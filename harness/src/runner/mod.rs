@@ -82,8 +82,7 @@ impl Bench<'_> {
         let spec = self.spec(turn, &dir);
         write_spec(&spec, &dir)?;
         let mut lines = vec![Line::Trial(Box::new(self.header(turn, &spec)))];
-        let argv = self.argv(&turn.case.runner, Some(&turn.case.arm), &dir);
-        let exit = self.watch(&argv, &dir, &mut |line| {
+        let exit = self.watch(&turn.case.runner, Some(&turn.case.arm), &dir, &mut |line| {
             if let Line::Event { event, .. } = &line {
                 on_event(event);
             }
@@ -115,7 +114,7 @@ impl Bench<'_> {
     ) -> Result<std::result::Result<Vec<Step>, String>> {
         write_spec(spec, dir)?;
         let mut lines = Vec::new();
-        let exit = self.watch(&self.argv(runner, arm, dir), dir, &mut |line| lines.push(line))?;
+        let exit = self.watch(runner, arm, dir, &mut |line| lines.push(line))?;
         let told = lines.iter().find_map(|l| match l {
             Line::Event { event: Event::Error(e), .. } => Some(e.what.clone()),
             _ => None,
@@ -205,8 +204,19 @@ impl Bench<'_> {
     }
 
     /// Spawns an arm and collects events and samples until it ends or is ended.
-    fn watch(&self, argv: &[String], dir: &Path, collect: &mut dyn FnMut(Line)) -> Result<Exit> {
-        let mut worker = Worker::spawn(argv, dir, self.setup.threads)?;
+    fn watch(
+        &self,
+        runner: &str,
+        arm: Option<&str>,
+        dir: &Path,
+        collect: &mut dyn FnMut(Line),
+    ) -> Result<Exit> {
+        let program = match arm.and_then(|arm| self.setup.programs.get(arm)) {
+            Some(program) => program.clone(),
+            None => child::this_program()?,
+        };
+        let argv = self.argv(runner, arm, dir);
+        let mut worker = Worker::spawn_program(&program, &argv, dir, self.setup.threads)?;
         let limit = Duration::from_secs_f64(self.setup.resolved.timeout_s);
         watch::watch(&mut worker, dir, self.gpu, (limit, sample::INTERVAL), collect)
     }

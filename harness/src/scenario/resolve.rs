@@ -55,6 +55,8 @@ pub struct Setup {
     pub threads: Option<usize>,
     /// Arm → script, for mock arms.
     pub scripts: BTreeMap<String, MockScript>,
+    /// Arm → program that plays the worker; this one where none is named.
+    pub programs: BTreeMap<String, PathBuf>,
     /// Arm → lie, for arms that are to be caught.
     pub cheats: BTreeMap<String, Cheat>,
 }
@@ -126,6 +128,7 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
         pretrain: raw.model.pretrain.clone(),
         threads: raw.threads,
         scripts,
+        programs: BTreeMap::new(),
         cheats,
     })
 }
