@@ -52,6 +52,12 @@ pub enum Command {
         /// Run folder.
         dir: PathBuf,
     },
+    /// Judge every trial of a run again, and show what each audit came to.
+    #[command(after_help = AUDIT_EXAMPLES)]
+    Audit {
+        /// Run folder.
+        dir: PathBuf,
+    },
     /// Check every CUDA kernel, time it alone, and compare it with what PyTorch has.
     #[command(after_help = KERNEL_EXAMPLES)]
     Kernel(KernelArgs),
@@ -65,6 +71,13 @@ pub enum Command {
     #[command(hide = true, subcommand)]
     Worker(worker::Command),
 }
+
+const AUDIT_EXAMPLES: &str = "\
+Example:
+  chronibench audit runs/20250131-101500-quickstart
+
+Exit code 3: a trial is not valid, a verdict is not the published one, or tokens counted again
+from the inputs are not those stored. docs/audits.md says what each audit proves.";
 
 const RUN_EXAMPLES: &str = "\
 Examples:

@@ -43,6 +43,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Doctor => doctor::show()?,
         Command::Schema => print_schema(),
         Command::Report { dir } => session::report(dir)?,
+        Command::Audit { dir } => audit::again(dir)?,
         Command::Kernel(args) => kernel::run(args)?,
         Command::Gate(args) => gate::run(args)?,
         Command::Noise(args) => gate::noise::run(args)?,
