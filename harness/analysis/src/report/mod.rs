@@ -1,6 +1,7 @@
 //! The report for people: `report.md` and its plots.
 
 pub(crate) mod appendix;
+mod division;
 pub(crate) mod markdown;
 mod plots;
 mod results;
