@@ -288,6 +288,15 @@ impl<B: Backend> Trainer<B> {
         Ok(Evaluation { loss_sum, loss_tokens })
     }
 
+    /// Reads whatever trains, and looks for values that are no numbers.
+    ///
+    /// # Errors
+    /// There are such, of which the first tensor is named; or the device fails.
+    pub fn check_finite(&self) -> Result<(), Error> {
+        let values = self.model.adapters.unwrap_or(self.model.weights);
+        weights::check_finite(&self.backend, self.trainable(), values)
+    }
+
     /// Writes model tensors, and adapters if there are any, as one f32 safetensors file.
     ///
     /// # Errors

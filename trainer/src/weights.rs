@@ -71,6 +71,20 @@ fn entries<'a, B: Backend>(b: &'a B, parts: &[(&'a Layout, View)]) -> Vec<Entry<
     parts.iter().flat_map(of).collect()
 }
 
+/// Reads every tensor, and looks for values that are no numbers.
+///
+/// # Errors
+/// There are such, of which the first tensor is named; or the device fails.
+pub fn check_finite<B: Backend>(b: &B, layout: &Layout, values: View) -> Result<(), Error> {
+    for t in &layout.tensors {
+        if b.read(values.slice(t.offset, t.len()))?.iter().any(|x| !x.is_finite()) {
+            return Err(Error::new("training diverged: parameters are not finite", t.name.as_str())
+                .hint("lower learning_rate, add warmup_steps, or set max_grad_norm"));
+        }
+    }
+    Ok(())
+}
+
 /// Writes layouts with their values as one f32 safetensors file, atomically.
 ///
 /// # Errors
