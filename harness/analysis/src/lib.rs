@@ -6,6 +6,7 @@
 
 pub mod changepoint;
 pub mod compare;
+mod division;
 mod format;
 pub mod gate;
 pub mod judge;
@@ -13,6 +14,7 @@ pub mod kernels;
 pub mod metrics;
 pub mod report;
 pub mod sequential;
+pub mod shapley;
 pub mod stats;
 pub mod summary;
 pub mod table;

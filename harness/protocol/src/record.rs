@@ -363,8 +363,22 @@ impl Packing {
 pub struct Ablation {
     /// Case with every seam on.
     pub of: String,
-    /// The seam at its unfused variant here, or `all`.
+    /// The seam at its unfused variant here, several joined by `+`, or `all`.
     pub off: String,
+    /// Of the case with every seam of a factorial or sampled design off: the design.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub design: Option<Factorial>,
+}
+
+/// A design in which seams are off in many combinations, so that the gain can be divided among them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Factorial {
+    /// The seams, in the order in which the plot turns them on.
+    pub seams: Vec<String>,
+    /// Orders whose coalitions are measured, as indices of `seams`; every coalition where there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub orders: Vec<Vec<usize>>,
 }
 
 /// A ratio of two cases that the report states.

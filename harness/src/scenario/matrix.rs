@@ -8,6 +8,7 @@ use chronibench_protocol::{
 };
 
 use super::{
+    factorial,
     kernels::Seams,
     located::{Ordered, Word},
     raw::{Raw, RawArm, Runner, Settings},
@@ -181,12 +182,13 @@ fn ablations(raw: &Raw, source: &Source, seams: &Seams, cases: &[Case]) -> Resul
             return Err(e.hint("ablate an arm with `runner: native`"));
         }
         let lora = matches!(base.method, Method::Lora(_));
-        for off in seams.off_list(a.off.as_deref(), lora, source)? {
+        let off = seams.off_list(a.off.as_deref(), lora, source)?;
+        for (off, design) in factorial::combinations(a, off, source)? {
             let rest = base.id.strip_prefix(&base.arm).expect("an id begins with its arm");
             made.push(Case {
                 id: format!("{}~{off}{rest}", base.arm),
                 kernels: seams.turned_off(&base.kernels, &off),
-                ablation: Some(Ablation { of: base.id.clone(), off }),
+                ablation: Some(Ablation { of: base.id.clone(), off, design }),
                 ..base.clone()
             });
         }

@@ -218,15 +218,22 @@ impl Runner {
 pub struct MockScript {
     /// Length of a step, milliseconds: slept, and reported exactly.
     pub step_ms: f64,
+    /// Standard deviation of a trial's speed, as a share: drawn from the trial's own id, so that it is the same again.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub noise: f64,
     /// How it (mis)behaves.
     pub behaviour: Behaviour,
     /// Step at which the misbehaviour begins.
     pub at_step: u32,
 }
 
+fn is_zero(share: &f64) -> bool {
+    *share == 0.0
+}
+
 impl Default for MockScript {
     fn default() -> Self {
-        Self { step_ms: 2.0, behaviour: Behaviour::Honest, at_step: 2 }
+        Self { step_ms: 2.0, noise: 0.0, behaviour: Behaviour::Honest, at_step: 2 }
     }
 }
 
@@ -333,6 +340,40 @@ pub struct RawAblation {
     /// method uses, and `all`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub off: Option<Vec<Word>>,
+    /// In which combinations.
+    #[serde(default, skip_serializing_if = "AblationDesign::is_default")]
+    pub design: AblationDesign,
+    /// Orders of a sampled design.
+    #[serde(default = "default_orders", skip_serializing_if = "is_default_orders")]
+    pub orders: u32,
+}
+
+fn default_orders() -> u32 {
+    4
+}
+
+fn is_default_orders(orders: &u32) -> bool {
+    *orders == default_orders()
+}
+
+/// Which combinations of seams are turned off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AblationDesign {
+    /// One at a time, and all.
+    #[default]
+    OneOff,
+    /// Every combination: Shapley values and interactions, exactly.
+    Factorial,
+    /// The combinations that some random orders pass through: Shapley values, over these orders.
+    Sampled,
+}
+
+impl AblationDesign {
+    /// Nothing is asked for.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A ratio that the report states.

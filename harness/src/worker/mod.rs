@@ -8,6 +8,7 @@ mod evaluate;
 mod kernels;
 mod mock;
 mod native;
+mod planted;
 mod prepare;
 
 use std::{
@@ -149,7 +150,7 @@ impl EventFile {
 fn train(runner: Runner, spec: &Path, events: &Path, script: &MockScript) -> ExitCode {
     arm(events, |file| {
         read_spec(spec).map_err(of_trial).and_then(|spec: Spec| match runner {
-            Runner::Native => native::train(&spec, &mut |e| file.event(&e)),
+            Runner::Native => native::train(&spec, &mut planted::delayed(|e| file.event(&e))),
             Runner::Candle => chronibench_candle::run(&spec, &mut |e| file.event(&e))
                 .map_err(|e| of_trial(Failure::from(&e))),
             Runner::Mock => mock::run(&spec, script, file).map_err(of_trial),

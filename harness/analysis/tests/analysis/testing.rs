@@ -55,7 +55,7 @@ pub fn ablated(base: &Case, seam: &str) -> Case {
     let mut case = base.clone();
     case.id = format!("{}~{seam}/full/packed", base.arm);
     case.kernels.insert(seam.into(), "eager".into());
-    case.ablation = Some(Ablation { of: base.id.clone(), off: seam.into() });
+    case.ablation = Some(Ablation { of: base.id.clone(), off: seam.into(), design: None });
     case
 }
 
