@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::worker;
+use crate::{env::commands::EnvCommand, worker};
 
 /// Benchmarks of fine-tuning that can be believed.
 #[derive(Clone, Debug, Parser)]
@@ -53,6 +53,9 @@ pub enum Command {
     /// Check every CUDA kernel, time it alone, and compare it with what PyTorch has.
     #[command(after_help = KERNEL_EXAMPLES)]
     Kernel(KernelArgs),
+    /// Rivals in Python: their options, and the environments that they run in.
+    #[command(subcommand)]
+    Env(EnvCommand),
     /// A child process of a run.
     #[command(hide = true, subcommand)]
     Worker(worker::Command),

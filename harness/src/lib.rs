@@ -6,6 +6,7 @@
 
 pub mod cli;
 pub mod doctor;
+pub mod env;
 pub mod environment;
 pub mod error;
 pub mod estimate;
@@ -42,6 +43,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Schema => print_schema(),
         Command::Report { dir } => session::report(dir)?,
         Command::Kernel(args) => kernel::run(args)?,
+        Command::Env(command) => env::commands::run(command)?,
         Command::Worker(command) => return Ok(worker::run(command)),
     };
     Ok(ExitCode::from(exit as u8))

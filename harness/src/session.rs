@@ -7,7 +7,7 @@ use chronibench_protocol::record::Verdict;
 
 use crate::{
     cli::{RunArgs, SelectArgs},
-    environment,
+    env, environment,
     error::{Exit, Result},
     estimate::Pace,
     expect::HfConfig,
@@ -22,7 +22,11 @@ use crate::{
 
 /// Runs a scenario.
 pub fn run(args: &RunArgs) -> Result<Exit> {
-    let setup = set_up(&args.select)?;
+    let mut setup = set_up(&args.select)?;
+    let environments = env::for_cases(&mut setup.resolved)?;
+    for s in &setup.resolved.skipped {
+        eprintln!("skipped: {}: {} ({})", s.what, s.why, s.hint);
+    }
     let expect = HfConfig::load(&setup.config)?;
     interrupt::install();
     let gpu = Gpu::open().ok();
@@ -32,8 +36,14 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
     progress.say("preparing data, batches and starting weights");
     let inputs = inputs::prepare(&setup, &store.path("inputs"), Extent::Everything)?;
     progress.say(&format!("data: {}", inputs.tokenised()));
-    let bench =
-        Bench { setup: &setup, inputs: &inputs, expect: &expect, folder: store.folder(), gpu: gpu.as_ref() };
+    let bench = Bench {
+        setup: &setup,
+        inputs: &inputs,
+        expect: &expect,
+        folder: store.folder(),
+        gpu: gpu.as_ref(),
+        environments: &environments,
+    };
     let ran = trials(&bench, &store, progress);
     tidy(&store, &inputs, args.keep_inputs)?;
     let summary = match ran {

@@ -47,15 +47,16 @@ impl Worker {
     /// read it there. candle's own variable would overrule it.
     pub fn spawn(args: &[String], dir: &Path, threads: Option<usize>) -> Result<Self> {
         let exe = std::env::current_exe().at(Path::new("chronibench"))?;
-        Self::spawn_program(&exe, args, dir, threads)
+        Self::spawn_program(&exe, args, dir, threads, &[])
     }
 
-    /// Starts another program in the same way.
+    /// Starts another program in the same way, with some more variables.
     pub fn spawn_program(
         program: &Path,
         args: &[String],
         dir: &Path,
         threads: Option<usize>,
+        variables: &[(String, String)],
     ) -> Result<Self> {
         let log = |name: &str| {
             let path = dir.join(name);
@@ -65,6 +66,7 @@ impl Worker {
             .args(args)
             .envs(ENVIRONMENT)
             .env_remove("CANDLE_NUM_THREADS")
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .envs(threads.map(|n| ("RAYON_NUM_THREADS", n.to_string())))
             .current_dir(dir)
             .stdin(Stdio::null())

@@ -7,6 +7,7 @@ mod tail;
 pub mod watch;
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -19,6 +20,7 @@ use chronibench_protocol::{
 };
 
 use crate::{
+    env::{Environment, Rival},
     error::{AtPath, Result},
     expect::HfConfig,
     inputs::Inputs,
@@ -39,6 +41,8 @@ pub struct Bench<'a> {
     pub folder: &'a Path,
     /// The GPU, where there is one.
     pub gpu: Option<&'a Gpu>,
+    /// Runner → its environment, for every rival that a case names.
+    pub environments: &'a BTreeMap<String, Environment>,
 }
 
 /// Which trial of the run.
@@ -102,6 +106,7 @@ impl Bench<'_> {
             kernels: case.kernels.clone(),
             threads: self.setup.threads,
             device: case.device.clone(),
+            options: case.options.clone(),
             precision: case.precision,
             recompute: case.recompute,
             offload: case.offload,
@@ -121,6 +126,7 @@ impl Bench<'_> {
             expected_trainable: self.expect.trainable(&spec.method),
             tokens_sha256: self.inputs.tokens_sha256.clone(),
             model: self.expect.shape(),
+            rival: self.rival(turn.case).map(|(rival, environment)| environment.record(rival)),
         }
     }
 
@@ -159,7 +165,7 @@ impl Bench<'_> {
         lines: &mut Vec<Line>,
         on_event: &mut dyn FnMut(&Event),
     ) -> Result<Exit> {
-        let mut worker = Worker::spawn(&self.argv(turn, dir), dir, self.setup.threads)?;
+        let mut worker = self.spawn(turn, dir)?;
         let limit = Duration::from_secs_f64(self.setup.resolved.timeout_s);
         watch::watch(&mut worker, dir, self.gpu, (limit, sample::INTERVAL), &mut |line| {
             if let Line::Event { event, .. } = &line {
@@ -169,11 +175,31 @@ impl Bench<'_> {
         })
     }
 
-    fn argv(&self, turn: Turn<'_>, dir: &Path) -> Vec<String> {
+    /// Starts a rival's adapter by the Python of its environment, and any other arm as this program run again.
+    fn spawn(&self, turn: Turn<'_>, dir: &Path) -> Result<Worker> {
+        let threads = self.setup.threads;
         let path = |name: &str| dir.join(name).display().to_string();
-        let arm = turn.case.runner.clone();
+        let files = ["--spec".to_string(), path("spec.json"), "--events".into(), path("events.jsonl")];
+        match self.rival(turn.case) {
+            None => Worker::spawn(&self.argv(turn, files), dir, threads),
+            Some((rival, environment)) => {
+                let adapter = rival.write_program(&dir.join("program"))?.display().to_string();
+                let argv = [vec![adapter], files.to_vec()].concat();
+                let variables = environment.variables(threads);
+                Worker::spawn_program(&environment.python, &argv, dir, threads, &variables)
+            }
+        }
+    }
+
+    /// The rival that runs a case, with its environment; `None` for the arms that this program holds.
+    fn rival(&self, case: &Case) -> Option<(&'static Rival, &Environment)> {
+        Rival::named(&case.runner).zip(self.environments.get(&case.runner))
+    }
+
+    fn argv(&self, turn: Turn<'_>, files: [String; 4]) -> Vec<String> {
         let mut argv: Vec<String> = ["worker", "train", "--arm"].map(String::from).to_vec();
-        argv.extend([arm, "--spec".into(), path("spec.json"), "--events".into(), path("events.jsonl")]);
+        argv.push(turn.case.runner.clone());
+        argv.extend(files);
         if let Some(script) = self.setup.scripts.get(&turn.case.arm) {
             argv.extend(["--script".into(), serde_json::to_string(script).expect("plain data")]);
         }
