@@ -6,11 +6,16 @@ use chronibench_analysis::{RunSummary, summary::summary_table};
 use chronibench_protocol::record::Verdict;
 
 use crate::{
+    audit::Audits,
     cli::{RunArgs, SelectArgs},
     env, environment,
     error::{Exit, Result},
     estimate::Pace,
     expect::HfConfig,
+    gate::{
+        self,
+        baseline::{self, Side},
+    },
     inputs::{self, Extent, Inputs},
     interrupt, kernel,
     progress::Progress,
@@ -22,8 +27,9 @@ use crate::{
 
 /// Runs a scenario.
 pub fn run(args: &RunArgs) -> Result<Exit> {
+    args.save_baseline.as_deref().map_or(Ok(()), baseline::check_name)?;
     let mut setup = set_up(&args.select)?;
-    let environments = env::for_cases(&mut setup.resolved)?;
+    setup.environments = env::for_cases(&mut setup.resolved)?;
     for s in &setup.resolved.skipped {
         eprintln!("skipped: {}: {} ({})", s.what, s.why, s.hint);
     }
@@ -36,14 +42,8 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
     progress.say("preparing data, batches and starting weights");
     let inputs = inputs::prepare(&setup, &store.path("inputs"), Extent::Everything)?;
     progress.say(&format!("data: {}", inputs.tokenised()));
-    let bench = Bench {
-        setup: &setup,
-        inputs: &inputs,
-        expect: &expect,
-        folder: store.folder(),
-        gpu: gpu.as_ref(),
-        environments: &environments,
-    };
+    let bench =
+        Bench { setup: &setup, inputs: &inputs, expect: &expect, folder: store.folder(), gpu: gpu.as_ref() };
     let ran = trials(&bench, &store, progress);
     tidy(&store, &inputs, args.keep_inputs)?;
     let summary = match ran {
@@ -54,11 +54,18 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
         other => other?,
     };
     print(&summary, &out);
-    Ok(exit(&summary))
+    let exit = exit(&summary);
+    if let Some(name) = args.save_baseline.as_ref().filter(|_| exit == Exit::Pass) {
+        println!("saved as baseline {name}: {}", baseline::save(name, &Side::this()?)?.display());
+    }
+    Ok(exit)
 }
 
 /// Rebuilds the report of an earlier run.
 pub fn report(dir: &Path) -> Result<Exit> {
+    if gate::is_gate(dir) {
+        return gate::report(dir);
+    }
     if kernel::store::is_run(dir) {
         return kernel::report(dir);
     }
@@ -78,14 +85,21 @@ pub fn set_up(args: &SelectArgs) -> Result<Setup> {
 fn trials(bench: &Bench<'_>, store: &Store, mut progress: Progress) -> Result<RunSummary> {
     let resolved = &bench.setup.resolved;
     let mut pace = Pace::new(resolved, &bench.expect.shape(), bench.inputs);
+    let audits = Audits::prepare(bench)?;
+    for (position, case) in resolved.cases.iter().enumerate() {
+        let Some(turn) = audits.as_ref().and_then(|a| a.turn(position, case)) else { continue };
+        progress.audit(position, &case.id);
+        store.add(&turn.trial_id(), &bench.run(turn, audits.as_ref(), &mut |_| ())?)?;
+    }
     let mut summary = store.publish()?;
+    progress.audited(&summary);
     for (position, id) in resolved.order.iter().enumerate() {
         let case = resolved.cases.iter().find(|c| c.id == *id).expect("the order names cases");
         let round = (position / resolved.cases.len()) as u32;
-        let turn = Turn { case, round, position: position as u32 };
+        let turn = Turn { case, round, position: position as u32, audit: None };
         let left = pace.left(&resolved.order[position..]);
         progress.begin(position, id, left);
-        let lines = bench.run(turn, &mut |event| progress.event(event))?;
+        let lines = bench.run(turn, audits.as_ref(), &mut |event| progress.event(event))?;
         store.add(&turn.trial_id(), &lines)?;
         pace.add(id, &lines);
         summary = store.publish()?;
@@ -107,7 +121,7 @@ pub(crate) fn default_folder(name: &str) -> PathBuf {
     Path::new("runs").join(format!("{time}-{name}"))
 }
 
-fn print(summary: &RunSummary, dir: &Path) {
+pub(crate) fn print(summary: &RunSummary, dir: &Path) {
     let mut rows = summary_table(summary).into_iter();
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);

@@ -193,7 +193,7 @@ impl Trial {
             }
             Some(python) => {
                 let program = references::write_program(&dir.join("program"))?.display().to_string();
-                Worker::spawn_program(python, &[vec![program], files].concat(), &dir, None, &[])?
+                Worker::spawn_program(python, &[vec![program], files].concat(), &dir, None)?
             }
         };
         let exit = watch::watch(&mut worker, &dir, gpu, (LIMIT, INTERVAL), &mut |line| {

@@ -7,7 +7,6 @@ mod tail;
 pub mod watch;
 
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,10 +15,11 @@ use chronibench_protocol::{
     Event, Spec,
     event::Step,
     record::{Case, Exit, Line, Presence, TensorChange, TrialHeader},
-    spec::{DataSpec, Method, ModelSpec, PROTOCOL},
+    spec::{AuditTrial, DataSpec, Method, ModelSpec, PROTOCOL},
 };
 
 use crate::{
+    audit::Audits,
     env::{Environment, Rival},
     error::{AtPath, Result},
     expect::HfConfig,
@@ -41,8 +41,6 @@ pub struct Bench<'a> {
     pub folder: &'a Path,
     /// The GPU, where there is one.
     pub gpu: Option<&'a Gpu>,
-    /// Runner → its environment, for every rival that a case names.
-    pub environments: &'a BTreeMap<String, Environment>,
 }
 
 /// Which trial of the run.
@@ -54,12 +52,18 @@ pub struct Turn<'a> {
     pub round: u32,
     /// Place in the order, from 0.
     pub position: u32,
+    /// Steps of an audit trial; none for one that is measured.
+    pub audit: Option<u32>,
 }
 
 impl Turn<'_> {
     /// Unique in the run, and a file name.
     pub fn trial_id(&self) -> String {
-        format!("{:03}-{}", self.position, self.case.id.replace('/', "_"))
+        let case = self.case.id.replace('/', "_");
+        match self.audit {
+            None => format!("{:03}-{case}", self.position),
+            Some(_) => format!("audit-{case}"),
+        }
     }
 }
 
@@ -68,25 +72,63 @@ impl Bench<'_> {
     ///
     /// # Errors
     /// The harness itself fails or is interrupted. An arm that fails is a record, not an error.
-    pub fn run(&self, turn: Turn<'_>, on_event: &mut dyn FnMut(&Event)) -> Result<Vec<Line>> {
+    pub fn run(
+        &self,
+        turn: Turn<'_>,
+        audits: Option<&Audits>,
+        on_event: &mut dyn FnMut(&Event),
+    ) -> Result<Vec<Line>> {
         let dir = self.folder.join("work").join(turn.trial_id());
         std::fs::create_dir_all(&dir).at(&dir)?;
         let spec = self.spec(turn, &dir);
-        let spec_path = dir.join("spec.json");
-        std::fs::write(&spec_path, serde_json::to_vec_pretty(&spec).expect("plain data")).at(&spec_path)?;
+        write_spec(&spec, &dir)?;
         let mut lines = vec![Line::Trial(Box::new(self.header(turn, &spec)))];
-        let exit = self.watch(turn, &dir, &mut lines, on_event)?;
+        let exit = self.watch(&turn.case.runner, Some(&turn.case.arm), &dir, &mut |line| {
+            if let Line::Event { event, .. } = &line {
+                on_event(event);
+            }
+            lines.push(self.without_folder(line));
+        })?;
         let steps: Vec<Step> = lines.iter().filter_map(step).cloned().collect();
         lines.push(Line::Ledger { steps: self.inputs.ledger(turn.case, &steps) });
         if lines.iter().any(|l| matches!(l, Line::Event { event: Event::Done(_), .. })) {
             lines.push(Line::Weights { tensors: weight_changes(&spec)? });
+        }
+        if let Some(audits) = audits {
+            lines.push(Line::Audit(Box::new(audits.findings(self, turn, &spec, &lines)?)));
         }
         lines.push(Line::Exit(exit));
         std::fs::remove_dir_all(&dir).at(&dir)?;
         Ok(lines)
     }
 
-    fn spec(&self, turn: Turn<'_>, dir: &Path) -> Spec {
+    /// Runs an arm beside the trials, and returns its steps, or why it failed.
+    ///
+    /// # Errors
+    /// The harness itself fails or is interrupted.
+    pub fn child(
+        &self,
+        runner: &str,
+        arm: Option<&str>,
+        spec: &Spec,
+        dir: &Path,
+    ) -> Result<std::result::Result<Vec<Step>, String>> {
+        write_spec(spec, dir)?;
+        let mut lines = Vec::new();
+        let exit = self.watch(runner, arm, dir, &mut |line| lines.push(line))?;
+        let told = lines.iter().find_map(|l| match l {
+            Line::Event { event: Event::Error(e), .. } => Some(e.what.clone()),
+            _ => None,
+        });
+        if exit.code == Some(0) && told.is_none() {
+            return Ok(Ok(lines.iter().filter_map(step).cloned().collect()));
+        }
+        let last = exit.stderr_tail.lines().last().unwrap_or("it ended without a word").to_string();
+        Ok(Err(told.unwrap_or(last)))
+    }
+
+    /// The specification of a turn whose files are in `dir`.
+    pub fn spec(&self, turn: Turn<'_>, dir: &Path) -> Spec {
         let case = turn.case;
         Spec {
             protocol: PROTOCOL.into(),
@@ -112,6 +154,10 @@ impl Bench<'_> {
             offload: case.offload,
             memory_limit_gb: case.memory_limit_gb,
             save_weights: Some(dir.join("weights.safetensors")),
+            audit: turn.audit.map(|steps| AuditTrial {
+                steps: steps.min(self.setup.resolved.measure.total_steps()),
+                first_weights: dir.join("first.safetensors"),
+            }),
         }
     }
 
@@ -126,7 +172,7 @@ impl Bench<'_> {
             expected_trainable: self.expect.trainable(&spec.method),
             tokens_sha256: self.inputs.tokens_sha256.clone(),
             model: self.expect.shape(),
-            rival: self.rival(turn.case).map(|(rival, environment)| environment.record(rival)),
+            rival: self.rival(&turn.case.runner).map(|(rival, environment)| environment.record(rival)),
         }
     }
 
@@ -139,6 +185,9 @@ impl Bench<'_> {
         relative(&mut spec.data.tokens);
         relative(&mut spec.data.plan);
         spec.save_weights.as_mut().map(relative);
+        if let Some(audit) = &mut spec.audit {
+            relative(&mut audit.first_weights);
+        }
         if let Method::Lora(lora) = &mut spec.method {
             lora.adapter_weights.as_mut().map(relative);
         }
@@ -157,54 +206,64 @@ impl Bench<'_> {
         path.strip_prefix(self.folder).unwrap_or(path).to_path_buf()
     }
 
-    /// Spawns the arm and collects events and samples until it ends or is ended.
+    /// Spawns an arm and collects events and samples until it ends or is ended.
     fn watch(
         &self,
-        turn: Turn<'_>,
+        runner: &str,
+        arm: Option<&str>,
         dir: &Path,
-        lines: &mut Vec<Line>,
-        on_event: &mut dyn FnMut(&Event),
+        collect: &mut dyn FnMut(Line),
     ) -> Result<Exit> {
-        let mut worker = self.spawn(turn, dir)?;
+        let mut worker = self.spawn(runner, arm, dir)?;
         let limit = Duration::from_secs_f64(self.setup.resolved.timeout_s);
-        watch::watch(&mut worker, dir, self.gpu, (limit, sample::INTERVAL), &mut |line| {
-            if let Line::Event { event, .. } = &line {
-                on_event(event);
-            }
-            lines.push(self.without_folder(line));
-        })
+        watch::watch(&mut worker, dir, self.gpu, (limit, sample::INTERVAL), collect)
     }
 
-    /// Starts a rival's adapter by the Python of its environment, and any other arm as this program run again.
-    fn spawn(&self, turn: Turn<'_>, dir: &Path) -> Result<Worker> {
+    /// Starts a rival's adapter by the Python of its environment, and any other arm as this program, or another build of it, run
+    /// again.
+    fn spawn(&self, runner: &str, arm: Option<&str>, dir: &Path) -> Result<Worker> {
         let threads = self.setup.threads;
-        let path = |name: &str| dir.join(name).display().to_string();
-        let files = ["--spec".to_string(), path("spec.json"), "--events".into(), path("events.jsonl")];
-        match self.rival(turn.case) {
-            None => Worker::spawn(&self.argv(turn, files), dir, threads),
-            Some((rival, environment)) => {
-                let adapter = rival.write_program(&dir.join("program"))?.display().to_string();
-                let argv = [vec![adapter], files.to_vec()].concat();
-                let variables = environment.variables(threads);
-                Worker::spawn_program(&environment.python, &argv, dir, threads, &variables)
-            }
+        if let Some((rival, environment)) = self.rival(runner) {
+            let adapter = rival.write_program(&dir.join("program"))?.display().to_string();
+            let argv = [vec![adapter], files(dir).to_vec()].concat();
+            let variables = environment.variables(threads);
+            return Worker::spawn_with(&environment.python, &argv, dir, threads, &variables);
         }
+        let program = match arm.and_then(|arm| self.setup.programs.get(arm)) {
+            Some(program) => program.clone(),
+            None => child::this_program()?,
+        };
+        Worker::spawn_program(&program, &self.argv(runner, arm, dir), dir, threads)
     }
 
-    /// The rival that runs a case, with its environment; `None` for the arms that this program holds.
-    fn rival(&self, case: &Case) -> Option<(&'static Rival, &Environment)> {
-        Rival::named(&case.runner).zip(self.environments.get(&case.runner))
+    /// The rival of a runner, with its environment; `None` for the arms that this program holds.
+    fn rival(&self, runner: &str) -> Option<(&'static Rival, &Environment)> {
+        Rival::named(runner).zip(self.setup.environments.get(runner))
     }
 
-    fn argv(&self, turn: Turn<'_>, files: [String; 4]) -> Vec<String> {
+    fn argv(&self, runner: &str, arm: Option<&str>, dir: &Path) -> Vec<String> {
         let mut argv: Vec<String> = ["worker", "train", "--arm"].map(String::from).to_vec();
-        argv.push(turn.case.runner.clone());
-        argv.extend(files);
-        if let Some(script) = self.setup.scripts.get(&turn.case.arm) {
+        argv.push(runner.into());
+        argv.extend(files(dir));
+        if let Some(script) = arm.and_then(|arm| self.setup.scripts.get(arm)) {
             argv.extend(["--script".into(), serde_json::to_string(script).expect("plain data")]);
+        }
+        if let Some(cheat) = arm.and_then(|arm| self.setup.cheats.get(arm)) {
+            argv.extend(["--cheat".into(), serde_json::to_string(cheat).expect("plain data")]);
         }
         argv
     }
+}
+
+fn write_spec(spec: &Spec, dir: &Path) -> Result<()> {
+    let path = dir.join("spec.json");
+    std::fs::write(&path, serde_json::to_vec_pretty(spec).expect("plain data")).at(&path)
+}
+
+/// What every arm is given, whatever its program.
+fn files(dir: &Path) -> [String; 4] {
+    let path = |name: &str| dir.join(name).display().to_string();
+    ["--spec".into(), path("spec.json"), "--events".into(), path("events.jsonl")]
 }
 
 fn step(line: &Line) -> Option<&Step> {

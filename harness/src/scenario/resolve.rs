@@ -12,6 +12,7 @@ use chronibench_protocol::{
 
 use super::{
     Scenario,
+    cheat::Cheat,
     kernels::Offer,
     located::Word,
     matrix, order, raw,
@@ -19,7 +20,10 @@ use super::{
     settings,
     source::{Source, suggestion},
 };
-use crate::error::{AtPath, Error, Exit, Result};
+use crate::{
+    env::Environment,
+    error::{AtPath, Error, Exit, Result},
+};
 
 /// Version of `resolved.yaml`.
 pub const SCHEMA: &str = "chronibench.resolved/1";
@@ -52,8 +56,14 @@ pub struct Setup {
     pub pretrain: Option<RawPretrain>,
     /// Worker threads of every arm.
     pub threads: Option<usize>,
+    /// Runner → its environment, for every rival that a case names; filled in before a run.
+    pub environments: BTreeMap<String, Environment>,
     /// Arm → script, for mock arms.
     pub scripts: BTreeMap<String, MockScript>,
+    /// Arm → program that plays the worker; this one where none is named.
+    pub programs: BTreeMap<String, PathBuf>,
+    /// Arm → lie, for arms that are to be caught.
+    pub cheats: BTreeMap<String, Cheat>,
 }
 
 /// Checks and expands a scenario.
@@ -107,11 +117,13 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
             .into_iter()
             .filter(|c| ids.contains(&c.case) && ids.contains(&c.against))
             .collect(),
+        audit: Some(raw.audit.clone().unwrap_or_default()),
         cases,
         skipped,
     };
     let scripts =
         raw.arms.0.iter().map(|(k, a)| (k.text.clone(), a.mock.clone().unwrap_or_default())).collect();
+    let cheats = raw.arms.0.iter().filter_map(|(k, a)| Some((k.text.clone(), a.cheat?))).collect();
     Ok(Setup {
         resolved,
         config,
@@ -120,7 +132,10 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
         chat_template,
         pretrain: raw.model.pretrain.clone(),
         threads: raw.threads,
+        environments: BTreeMap::new(),
         scripts,
+        programs: BTreeMap::new(),
+        cheats,
     })
 }
 
