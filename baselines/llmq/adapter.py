@@ -91,7 +91,7 @@ def run(trial):
         for ids, targets in parts:
             trainer.step(ids, targets)
         lr = trial.lr(step)
-        done = trainer.update(lr, train["adam_beta1"], train["adam_beta2"], step + 1, 0.0, train["max_grad_norm"])
+        done = trainer.update(lr, train["adam_beta1"], train["adam_beta2"], step + 1, 0.0, train["max_grad_norm"] or 1e9)
         fed = [row.tobytes() for ids, _ in parts for row in ids]
         log.end(lambda step=step, done=done, lr=lr, fed=fed: {
             "loss": done["loss"], "grad_norm": done["norm"], "digest": cb.digest(fed), "tokens": trial.counts(step), "lr": {"all": lr},
