@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{gate, worker};
+use crate::{env::commands::EnvCommand, gate, worker};
 
 /// Benchmarks of fine-tuning that can be believed.
 #[derive(Clone, Debug, Parser)]
@@ -61,6 +61,9 @@ pub enum Command {
     /// Check every CUDA kernel, time it alone, and compare it with what PyTorch has.
     #[command(after_help = KERNEL_EXAMPLES)]
     Kernel(KernelArgs),
+    /// Rivals in Python: their options, and the environments that they run in.
+    #[command(subcommand)]
+    Env(EnvCommand),
     /// Run a program against a baseline, in turns, and say whether it is slower.
     #[command(after_help = gate::args::GATE_EXAMPLES)]
     Gate(gate::args::GateArgs),

@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod cli;
 pub mod doctor;
+pub mod env;
 pub mod environment;
 pub mod error;
 pub mod estimate;
@@ -45,6 +46,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Report { dir } => session::report(dir)?,
         Command::Audit { dir } => audit::again(dir)?,
         Command::Kernel(args) => kernel::run(args)?,
+        Command::Env(command) => env::commands::run(command)?,
         Command::Gate(args) => gate::run(args)?,
         Command::Noise(args) => gate::noise::run(args)?,
         Command::Worker(command) => return Ok(worker::run(command)),

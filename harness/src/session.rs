@@ -8,7 +8,7 @@ use chronibench_protocol::record::Verdict;
 use crate::{
     audit::Audits,
     cli::{RunArgs, SelectArgs},
-    environment,
+    env, environment,
     error::{Exit, Result},
     estimate::Pace,
     expect::HfConfig,
@@ -28,7 +28,11 @@ use crate::{
 /// Runs a scenario.
 pub fn run(args: &RunArgs) -> Result<Exit> {
     args.save_baseline.as_deref().map_or(Ok(()), baseline::check_name)?;
-    let setup = set_up(&args.select)?;
+    let mut setup = set_up(&args.select)?;
+    setup.environments = env::for_cases(&mut setup.resolved)?;
+    for s in &setup.resolved.skipped {
+        eprintln!("skipped: {}: {} ({})", s.what, s.why, s.hint);
+    }
     let expect = HfConfig::load(&setup.config)?;
     interrupt::install();
     let gpu = Gpu::open().ok();

@@ -81,6 +81,20 @@ pub struct TrialHeader {
     pub tokens_sha256: String,
     /// Size of the model, for the FLOP model.
     pub model: ModelShape,
+    /// The adapter and the environment of a rival.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rival: Option<RivalRecord>,
+}
+
+/// What of a rival's program the harness knows by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RivalRecord {
+    /// Hash of the adapter's files.
+    pub adapter_sha256: String,
+    /// Hash of the lock of its environment.
+    pub lock_sha256: String,
+    /// How that was made: `venv`, `bundle`, `reuse`, or `path` for Python alone.
+    pub environment: String,
 }
 
 /// The numbers of a model that FLOP and memory models need.
@@ -274,7 +288,7 @@ pub struct Case {
     pub id: String,
     /// Arm name.
     pub arm: String,
-    /// Program that runs it: `native`, `candle`, `mock`.
+    /// Program that runs it: `native`, `candle`, `mock`, or a rival.
     pub runner: String,
     /// Axis → value name, e.g. `method: lora`.
     pub axes: BTreeMap<String, String>,
@@ -289,6 +303,9 @@ pub struct Case {
     /// Where it runs: `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "cpu", skip_serializing_if = "is_cpu")]
     pub device: String,
+    /// A rival's own settings, all of them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, serde_json::Value>,
     /// Number formats.
     #[serde(default, skip_serializing_if = "crate::spec::PrecisionArgs::is_default")]
     pub precision: crate::spec::PrecisionArgs,

@@ -20,6 +20,7 @@ use chronibench_protocol::{
 
 use crate::{
     audit::Audits,
+    env::{Environment, Rival},
     error::{AtPath, Result},
     expect::HfConfig,
     inputs::Inputs,
@@ -147,6 +148,7 @@ impl Bench<'_> {
             kernels: case.kernels.clone(),
             threads: self.setup.threads,
             device: case.device.clone(),
+            options: case.options.clone(),
             precision: case.precision,
             recompute: case.recompute,
             offload: case.offload,
@@ -170,6 +172,7 @@ impl Bench<'_> {
             expected_trainable: self.expect.trainable(&spec.method),
             tokens_sha256: self.inputs.tokens_sha256.clone(),
             model: self.expect.shape(),
+            rival: self.rival(&turn.case.runner).map(|(rival, environment)| environment.record(rival)),
         }
     }
 
@@ -211,22 +214,37 @@ impl Bench<'_> {
         dir: &Path,
         collect: &mut dyn FnMut(Line),
     ) -> Result<Exit> {
-        let program = match arm.and_then(|arm| self.setup.programs.get(arm)) {
-            Some(program) => program.clone(),
-            None => child::this_program()?,
-        };
-        let argv = self.argv(runner, arm, dir);
-        let mut worker = Worker::spawn_program(&program, &argv, dir, self.setup.threads)?;
+        let mut worker = self.spawn(runner, arm, dir)?;
         let limit = Duration::from_secs_f64(self.setup.resolved.timeout_s);
         watch::watch(&mut worker, dir, self.gpu, (limit, sample::INTERVAL), collect)
     }
 
+    /// Starts a rival's adapter by the Python of its environment, and any other arm as this program, or another build of it, run
+    /// again.
+    fn spawn(&self, runner: &str, arm: Option<&str>, dir: &Path) -> Result<Worker> {
+        let threads = self.setup.threads;
+        if let Some((rival, environment)) = self.rival(runner) {
+            let adapter = rival.write_program(&dir.join("program"))?.display().to_string();
+            let argv = [vec![adapter], files(dir).to_vec()].concat();
+            let variables = environment.variables(threads);
+            return Worker::spawn_with(&environment.python, &argv, dir, threads, &variables);
+        }
+        let program = match arm.and_then(|arm| self.setup.programs.get(arm)) {
+            Some(program) => program.clone(),
+            None => child::this_program()?,
+        };
+        Worker::spawn_program(&program, &self.argv(runner, arm, dir), dir, threads)
+    }
+
+    /// The rival of a runner, with its environment; `None` for the arms that this program holds.
+    fn rival(&self, runner: &str) -> Option<(&'static Rival, &Environment)> {
+        Rival::named(runner).zip(self.setup.environments.get(runner))
+    }
+
     fn argv(&self, runner: &str, arm: Option<&str>, dir: &Path) -> Vec<String> {
-        let path = |name: &str| dir.join(name).display().to_string();
         let mut argv: Vec<String> = ["worker", "train", "--arm"].map(String::from).to_vec();
-        let files = ["--spec".into(), path("spec.json"), "--events".into(), path("events.jsonl")];
         argv.push(runner.into());
-        argv.extend(files);
+        argv.extend(files(dir));
         if let Some(script) = arm.and_then(|arm| self.setup.scripts.get(arm)) {
             argv.extend(["--script".into(), serde_json::to_string(script).expect("plain data")]);
         }
@@ -240,6 +258,12 @@ impl Bench<'_> {
 fn write_spec(spec: &Spec, dir: &Path) -> Result<()> {
     let path = dir.join("spec.json");
     std::fs::write(&path, serde_json::to_vec_pretty(spec).expect("plain data")).at(&path)
+}
+
+/// What every arm is given, whatever its program.
+fn files(dir: &Path) -> [String; 4] {
+    let path = |name: &str| dir.join(name).display().to_string();
+    ["--spec".into(), path("spec.json"), "--events".into(), path("events.jsonl")]
 }
 
 fn step(line: &Line) -> Option<&Step> {

@@ -12,7 +12,7 @@ use super::{
     kernels::Seams,
     located::{Ordered, Word},
     raw::{Raw, RawArm, Runner, Settings},
-    settings,
+    rivals, settings,
     source::Source,
 };
 use crate::error::{Error, Exit, Result};
@@ -40,10 +40,13 @@ pub fn expand(raw: &Raw, source: &Source, seams: &Seams) -> Result<Vec<Case>> {
                 no_kernels(&def.kernels, other, source)?
             }
         };
+        let options = rivals::options(arm, def, raw, source)?;
         for combination in combinations(&raw.matrix) {
             let case = Combination { arm: arm.as_str(), values: combination };
             if case.wanted(raw) {
-                cases.push(case.into_case(raw, source, def, &kernels)?);
+                let case = case.into_case(raw, source, def, (&kernels, &options))?;
+                rivals::check_case(&case, source)?;
+                cases.push(case);
             }
         }
     }
@@ -77,6 +80,7 @@ pub fn comparisons(raw: &Raw, source: &Source, cases: &[Case]) -> Result<Vec<Com
         .collect()
 }
 
+type Options = BTreeMap<String, serde_json::Value>;
 type Value<'a> = (&'a str, &'a str, &'a Settings);
 
 struct Combination<'a> {
@@ -102,7 +106,7 @@ impl Combination<'_> {
         raw: &Raw,
         source: &Source,
         def: &RawArm,
-        kernels: &BTreeMap<String, String>,
+        (kernels, options): (&BTreeMap<String, String>, &Options),
     ) -> Result<Case> {
         let values: Vec<&str> = self.values.iter().map(|(_, v, _)| *v).collect();
         let id = format!("{}/{}", self.arm, values.join("/"));
@@ -118,6 +122,7 @@ impl Combination<'_> {
             batch: merged.batch,
             kernels: kernels.clone(),
             device: raw.device.as_ref().map_or("cpu", Word::as_str).to_string(),
+            options: options.clone(),
             precision: def.precision,
             recompute: def.recompute,
             offload: def.offload,
@@ -199,7 +204,11 @@ fn ablations(raw: &Raw, source: &Source, seams: &Seams, cases: &[Case]) -> Resul
 /// Settings that other runners do not have are left out.
 fn only_native(arm: &Word, def: &RawArm, source: &Source) -> Result<()> {
     let given = [
-        ("precision", !def.precision.is_default(), "choice of number formats"),
+        (
+            "precision",
+            !def.precision.is_default() && !rivals::has_precision(def.runner),
+            "choice of number formats",
+        ),
         ("recompute", !def.recompute.is_default(), "choice of what it keeps"),
         ("offload", def.offload, "activations to move to the host"),
         ("memory_limit_gb", def.memory_limit_gb.is_some(), "plan of memory to limit"),

@@ -8,6 +8,7 @@ pub mod matrix;
 pub mod order;
 pub mod raw;
 pub mod resolve;
+pub mod rivals;
 pub mod settings;
 pub mod source;
 

@@ -181,6 +181,9 @@ pub struct RawArm {
     /// Most that the native arm's plan of memory may come to, GB (10⁹ bytes); what is free when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit_gb: Option<f64>,
+    /// Settings of a rival's own; `chronibench env list NAME` shows them.
+    #[serde(default)]
+    pub options: Ordered<Value>,
     /// Script of a `mock` arm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mock: Option<MockScript>,
@@ -191,7 +194,7 @@ pub struct RawArm {
 
 /// Programs that the harness can start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "kebab-case")]
 pub enum Runner {
     /// The Chronicals trainer.
     Native,
@@ -199,6 +202,18 @@ pub enum Runner {
     Candle,
     /// No training at all: plays a script, to test the harness itself.
     Mock,
+    /// The same from Python, by the code that all rivals' adapters share.
+    MockPython,
+    /// Hugging Face Transformers on the processor.
+    HfCpu,
+    /// Hugging Face Transformers and TRL.
+    Trl,
+    /// Transformers with Liger's kernels.
+    Liger,
+    /// Unsloth.
+    Unsloth,
+    /// LLMQ, in C++ and CUDA.
+    Llmq,
 }
 
 impl Runner {
@@ -208,6 +223,12 @@ impl Runner {
             Runner::Native => "native",
             Runner::Candle => "candle",
             Runner::Mock => "mock",
+            Runner::MockPython => "mock-python",
+            Runner::HfCpu => "hf-cpu",
+            Runner::Trl => "trl",
+            Runner::Liger => "liger",
+            Runner::Unsloth => "unsloth",
+            Runner::Llmq => "llmq",
         }
     }
 }

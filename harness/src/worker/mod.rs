@@ -154,6 +154,11 @@ fn train(runner: Runner, spec: &Path, events: &Path, script: &MockScript) -> Exi
             Runner::Candle => chronibench_candle::run(&spec, &mut |e| file.event(&e))
                 .map_err(|e| of_trial(Failure::from(&e))),
             Runner::Mock => mock::run(&spec, script, file).map_err(of_trial),
+            rival => Err(of_trial(Failure {
+                what: format!("'{}' is not a part of this program", rival.name()),
+                at: "--arm".into(),
+                hint: "its adapter runs it: see `chronibench env`".into(),
+            })),
         })
     })
 }

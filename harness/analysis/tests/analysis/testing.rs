@@ -43,6 +43,7 @@ pub fn case(arm: &str, method: Method, packing: Packing) -> Case {
         batch: BatchArgs { packing, per_device_train_batch_size: 8, gradient_accumulation_steps: 1 },
         kernels: if fused { kernels.into() } else { BTreeMap::new() },
         device: "cpu".into(),
+        options: Default::default(),
         precision: Default::default(),
         recompute: Default::default(),
         offload: false,
@@ -206,6 +207,7 @@ fn spec(case: &Case, round: u32) -> Spec {
         kernels: case.kernels.clone(),
         threads: Some(2),
         device: "cpu".into(),
+        options: Default::default(),
         precision: Default::default(),
         recompute: Default::default(),
         offload: false,
@@ -232,6 +234,7 @@ fn header(case: &Case, round: u32, spec: &Spec) -> TrialHeader {
             head_params: 32,
             total_params: 52,
         },
+        rival: None,
     }
 }
 
