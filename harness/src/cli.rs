@@ -28,6 +28,7 @@ Exit codes:
   3    a trial or a comparison is invalid or not comparable
   5    the machine lacks something: a file, a permission, a library
   6    a trial crashed or ran past its time limit
+  8    a stored run is not what the harness wrote
   130  interrupted; finished trials are kept";
 
 /// The sub-commands.
@@ -50,6 +51,9 @@ pub enum Command {
         /// Run folder.
         dir: PathBuf,
     },
+    /// Check that a stored run still is what the harness wrote: chains, counts, files, report.
+    #[command(after_help = VERIFY_EXAMPLES)]
+    Verify(VerifyArgs),
     /// Check every CUDA kernel, time it alone, and compare it with what PyTorch has.
     #[command(after_help = KERNEL_EXAMPLES)]
     Kernel(KernelArgs),
@@ -99,6 +103,30 @@ pub struct RunArgs {
     /// Keep the starting weights in the run folder.
     #[arg(long)]
     pub keep_inputs: bool,
+}
+
+const VERIFY_EXAMPLES: &str = "\
+Examples:
+  chronibench verify runs/20250131-101500-quickstart
+  chronibench verify reports/2026-11-24-quickstart reports/2026-11-26-gpu-h100
+  chronibench verify runs/latest --require-chain
+
+It proves integrity, not honesty: that nothing was changed, lost or added after the harness wrote
+it, unless all of it was made anew. It needs no network, no GPU and none of the arms. A run older
+than chains is NO_CHAIN: all else is checked. Exit code 8: something was changed.";
+
+/// Arguments of `verify`.
+#[derive(Clone, Debug, Args)]
+pub struct VerifyArgs {
+    /// Run folders.
+    #[arg(required = true)]
+    pub dirs: Vec<PathBuf>,
+    /// A run without chains is a failure too.
+    #[arg(long)]
+    pub require_chain: bool,
+    /// Print one JSON object a folder.
+    #[arg(long)]
+    pub json: bool,
 }
 
 const KERNEL_EXAMPLES: &str = "\

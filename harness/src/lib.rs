@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod environment;
 pub mod error;
 pub mod estimate;
+pub mod evidence;
 pub mod expect;
 pub mod inputs;
 pub mod interrupt;
@@ -41,6 +42,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Doctor => doctor::show()?,
         Command::Schema => print_schema(),
         Command::Report { dir } => session::report(dir)?,
+        Command::Verify(args) => evidence::show(args)?,
         Command::Kernel(args) => kernel::run(args)?,
         Command::Worker(command) => return Ok(worker::run(command)),
     };

@@ -7,6 +7,7 @@
 //! Besides the types this crate holds the few definitions that both sides must share to the last bit:
 //! [`digest::BatchDigest`], the [`tokens::TokenStore`] and the [`plan::BatchPlan`].
 
+pub mod chain;
 pub mod data;
 pub mod digest;
 pub mod event;
@@ -16,6 +17,7 @@ pub mod record;
 pub mod spec;
 pub mod tokens;
 
+pub use chain::Record;
 pub use digest::BatchDigest;
 pub use event::Event;
 pub use plan::BatchPlan;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use chronibench_protocol::{
-    Event, Spec,
+    Event, Record, Spec,
     event::Step,
     record::{Case, Exit, Line, Presence, TensorChange, TrialHeader},
     spec::{DataSpec, Method, ModelSpec, PROTOCOL},
@@ -37,6 +37,8 @@ pub struct Bench<'a> {
     pub expect: &'a HfConfig,
     /// The run folder; trials keep their files under `work/` while they run.
     pub folder: &'a Path,
+    /// The run in the chains of its trials.
+    pub run_id: String,
     /// The GPU, where there is one.
     pub gpu: Option<&'a Gpu>,
 }
@@ -64,13 +66,14 @@ impl Bench<'_> {
     ///
     /// # Errors
     /// The harness itself fails or is interrupted. An arm that fails is a record, not an error.
-    pub fn run(&self, turn: Turn<'_>, on_event: &mut dyn FnMut(&Event)) -> Result<Vec<Line>> {
+    pub fn run(&self, turn: Turn<'_>, on_event: &mut dyn FnMut(&Event)) -> Result<Record> {
         let dir = self.folder.join("work").join(turn.trial_id());
         std::fs::create_dir_all(&dir).at(&dir)?;
         let spec = self.spec(turn, &dir);
         let spec_path = dir.join("spec.json");
         std::fs::write(&spec_path, serde_json::to_vec_pretty(&spec).expect("plain data")).at(&spec_path)?;
-        let mut lines = vec![Line::Trial(Box::new(self.header(turn, &spec)))];
+        let mut lines = Record::new(&self.run_id, &turn.trial_id());
+        lines.push(Line::Trial(Box::new(self.header(turn, &spec))));
         let exit = self.watch(turn, &dir, &mut lines, on_event)?;
         let steps: Vec<Step> = lines.iter().filter_map(step).cloned().collect();
         lines.push(Line::Ledger { steps: self.inputs.ledger(turn.case, &steps) });
@@ -156,7 +159,7 @@ impl Bench<'_> {
         &self,
         turn: Turn<'_>,
         dir: &Path,
-        lines: &mut Vec<Line>,
+        lines: &mut Record,
         on_event: &mut dyn FnMut(&Event),
     ) -> Result<Exit> {
         let mut worker = Worker::spawn(&self.argv(turn, dir), dir, self.setup.threads)?;

@@ -14,6 +14,7 @@ mod traffic;
 use std::collections::BTreeMap;
 
 use chronibench_protocol::{
+    chain::Evidence,
     kernels::{Ceiling, KernelRow, ResolvedKernels, Side},
     record::{GpuSample, Skipped, Verdict},
 };
@@ -180,6 +181,9 @@ pub struct KernelSummary {
     pub drift: Vec<Drift>,
     /// What did not run.
     pub skipped: Vec<Skipped>,
+    /// Ends of the chains of all trials; `None` for a record that is older than chains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Evidence>,
 }
 
 /// Summarises the trials of a run.
@@ -222,6 +226,7 @@ pub fn summarise(resolved: &ResolvedKernels, logs: &[KernelLog]) -> KernelSummar
         traffic,
         drift,
         skipped,
+        evidence: None,
     }
 }
 
