@@ -28,6 +28,7 @@ Exit codes:
   3    a trial or a comparison is invalid or not comparable
   5    the machine lacks something: a file, a permission, a library
   6    a trial crashed or ran past its time limit
+  7    a claim's verdict is not the one that its file expects
   8    a stored run is not what the harness wrote
   130  interrupted; finished trials are kept";
 
@@ -54,6 +55,9 @@ pub enum Command {
     /// Check that a stored run still is what the harness wrote: chains, counts, files, report.
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(VerifyArgs),
+    /// Check a file of published claims against arithmetic and stored runs.
+    #[command(subcommand)]
+    Claims(ClaimsCommand),
     /// Check every CUDA kernel, time it alone, and compare it with what PyTorch has.
     #[command(after_help = KERNEL_EXAMPLES)]
     Kernel(KernelArgs),
@@ -103,6 +107,45 @@ pub struct RunArgs {
     /// Keep the starting weights in the run folder.
     #[arg(long)]
     pub keep_inputs: bool,
+}
+
+const CLAIMS_EXAMPLES: &str = "\
+Examples:
+  chronibench claims check
+  chronibench claims check scenarios/claims/chronicals-2601.02609.yaml --run runs/first --run runs/kernels
+  chronibench claims check --markdown reports/claims.md
+
+Verdicts: REPRODUCED, REFUTED, INCONSISTENT (published numbers contradict one another), UNTESTABLE.
+Arithmetic needs no run and no GPU. Exit code 7: a verdict is not the one that the file expects.";
+
+/// Sub-commands of `claims`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ClaimsCommand {
+    /// Check every claim and print the verdicts.
+    #[command(after_help = CLAIMS_EXAMPLES)]
+    Check(ClaimsArgs),
+    /// Print the JSON Schema of claims files, for editors.
+    Schema,
+}
+
+/// Arguments of `claims check`.
+#[derive(Clone, Debug, Args)]
+pub struct ClaimsArgs {
+    /// Claims file.
+    #[arg(default_value = "scenarios/claims/chronicals-2601.02609.yaml")]
+    pub file: PathBuf,
+    /// Run folder that measured claims take their figures from (may be repeated).
+    #[arg(long = "run", value_name = "DIR")]
+    pub run: Vec<PathBuf>,
+    /// Without --run: the folder whose run folders they take them from.
+    #[arg(long, value_name = "DIR", default_value = "reports")]
+    pub runs: PathBuf,
+    /// Write the table as Markdown.
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
+    /// Print the findings as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 const VERIFY_EXAMPLES: &str = "\

@@ -4,6 +4,7 @@
 //! [`runner`] (a child process, watched) → [`store`] → analysis and report, rendered again after every trial.
 //! [`run`] is the whole program.
 
+pub mod claims;
 pub mod cli;
 pub mod doctor;
 pub mod environment;
@@ -42,6 +43,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Doctor => doctor::show()?,
         Command::Schema => print_schema(),
         Command::Report { dir } => session::report(dir)?,
+        Command::Claims(command) => claims::run(command)?,
         Command::Verify(args) => evidence::show(args)?,
         Command::Kernel(args) => kernel::run(args)?,
         Command::Worker(command) => return Ok(worker::run(command)),

@@ -4,6 +4,7 @@
 //! last byte. The way of a trial: stored lines → [`TrialLog`] → [`mod@metrics`] and [`mod@judge`] → [`summary::RunSummary`] →
 //! [`report`]. A trial of kernels goes through [`kernels`].
 
+pub mod claims;
 pub mod compare;
 mod format;
 pub mod judge;

@@ -20,7 +20,10 @@ use chronibench_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::stats::{Estimate, median, median_estimate, median_ratio, ratio_estimate};
+use crate::{
+    claims::{CHRONICALS, Ledger},
+    stats::{Estimate, median, median_estimate, median_ratio, ratio_estimate},
+};
 pub use claims::{ClaimOutcome, Outcome};
 pub use floors::FloorOutcome;
 pub use log::KernelLog;
@@ -186,6 +189,13 @@ pub struct KernelSummary {
     pub evidence: Option<Evidence>,
 }
 
+impl KernelSummary {
+    /// What the rows say of another ledger's claims.
+    pub(crate) fn claims_of(&self, ledger: &Ledger) -> Vec<ClaimOutcome> {
+        claims::judge(&ledger.kernels(), &self.rows, &self.speedups, &self.traffic)
+    }
+}
+
 /// Summarises the trials of a run.
 pub fn summarise(resolved: &ResolvedKernels, logs: &[KernelLog]) -> KernelSummary {
     let ceilings: Vec<CeilingSummary> =
@@ -217,7 +227,7 @@ pub fn summarise(resolved: &ResolvedKernels, logs: &[KernelLog]) -> KernelSummar
     KernelSummary {
         schema: resolved.schema.clone(),
         verdict: verdict(&trials, &rows),
-        claims: claims::judge(&rows, &speedups, &traffic),
+        claims: claims::judge(&CHRONICALS.kernels(), &rows, &speedups, &traffic),
         floors: floors::judge(&rows),
         trials,
         ceilings,
