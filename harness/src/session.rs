@@ -42,8 +42,14 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
     progress.say("preparing data, batches and starting weights");
     let inputs = inputs::prepare(&setup, &store.path("inputs"), Extent::Everything)?;
     progress.say(&format!("data: {}", inputs.tokenised()));
-    let bench =
-        Bench { setup: &setup, inputs: &inputs, expect: &expect, folder: store.folder(), gpu: gpu.as_ref() };
+    let bench = Bench {
+        setup: &setup,
+        inputs: &inputs,
+        expect: &expect,
+        folder: store.folder(),
+        run_id: store.run_id()?,
+        gpu: gpu.as_ref(),
+    };
     let ran = trials(&bench, &store, progress);
     tidy(&store, &inputs, args.keep_inputs)?;
     let summary = match ran {
@@ -89,7 +95,7 @@ fn trials(bench: &Bench<'_>, store: &Store, mut progress: Progress) -> Result<Ru
     for (position, case) in resolved.cases.iter().enumerate() {
         let Some(turn) = audits.as_ref().and_then(|a| a.turn(position, case)) else { continue };
         progress.audit(position, &case.id);
-        store.add(&turn.trial_id(), &bench.run(turn, audits.as_ref(), &mut |_| ())?)?;
+        store.add(&bench.run(turn, audits.as_ref(), &mut |_| ())?)?;
     }
     let mut summary = store.publish()?;
     progress.audited(&summary);
@@ -99,9 +105,9 @@ fn trials(bench: &Bench<'_>, store: &Store, mut progress: Progress) -> Result<Ru
         let turn = Turn { case, round, position: position as u32, audit: None };
         let left = pace.left(&resolved.order[position..]);
         progress.begin(position, id, left);
-        let lines = bench.run(turn, audits.as_ref(), &mut |event| progress.event(event))?;
-        store.add(&turn.trial_id(), &lines)?;
-        pace.add(id, &lines);
+        let record = bench.run(turn, audits.as_ref(), &mut |event| progress.event(event))?;
+        store.add(&record)?;
+        pace.add(id, &record);
         summary = store.publish()?;
         progress.end(position, &summary, &turn.trial_id());
     }

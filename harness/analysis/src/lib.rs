@@ -5,6 +5,7 @@
 //! [`report`]. A trial of kernels goes through [`kernels`].
 
 pub mod changepoint;
+pub mod claims;
 pub mod compare;
 mod division;
 mod format;

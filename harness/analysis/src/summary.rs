@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use chronibench_protocol::{
+    chain::Evidence,
     event::Precision,
     record::{Case, Resolved, Skipped, Verdict},
 };
@@ -54,6 +55,9 @@ pub struct RunSummary {
     pub divisions: Vec<DivisionSummary>,
     /// What did not run, and why.
     pub skipped: Vec<Skipped>,
+    /// Ends of the chains of all trials; `None` for a record that is older than chains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Evidence>,
 }
 
 /// One case: medians over its VALID trials.
@@ -203,6 +207,7 @@ pub fn summarise(resolved: &Resolved, logs: &[TrialLog]) -> RunSummary {
         ablations,
         divisions: division::divisions(&sides),
         skipped: resolved.skipped.clone(),
+        evidence: None,
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use chronibench_protocol::{
-    Event, Spec,
+    Event, Record, Spec,
     event::Step,
     record::{Case, Exit, Line, Presence, TensorChange, TrialHeader},
     spec::{AuditTrial, DataSpec, Method, ModelSpec, PROTOCOL},
@@ -39,6 +39,8 @@ pub struct Bench<'a> {
     pub expect: &'a HfConfig,
     /// The run folder; trials keep their files under `work/` while they run.
     pub folder: &'a Path,
+    /// The run in the chains of its trials.
+    pub run_id: String,
     /// The GPU, where there is one.
     pub gpu: Option<&'a Gpu>,
 }
@@ -77,12 +79,13 @@ impl Bench<'_> {
         turn: Turn<'_>,
         audits: Option<&Audits>,
         on_event: &mut dyn FnMut(&Event),
-    ) -> Result<Vec<Line>> {
+    ) -> Result<Record> {
         let dir = self.folder.join("work").join(turn.trial_id());
         std::fs::create_dir_all(&dir).at(&dir)?;
         let spec = self.spec(turn, &dir);
         write_spec(&spec, &dir)?;
-        let mut lines = vec![Line::Trial(Box::new(self.header(turn, &spec)))];
+        let mut lines = Record::new(&self.run_id, &turn.trial_id());
+        lines.push(Line::Trial(Box::new(self.header(turn, &spec))));
         let exit = self.watch(&turn.case.runner, Some(&turn.case.arm), &dir, &mut |line| {
             if let Line::Event { event, .. } = &line {
                 on_event(event);
