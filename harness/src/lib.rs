@@ -4,6 +4,7 @@
 //! [`runner`] (a child process, watched) → [`store`] → analysis and report, rendered again after every trial.
 //! [`run`] is the whole program.
 
+pub mod audit;
 pub mod cli;
 pub mod doctor;
 pub mod environment;

@@ -6,6 +6,7 @@ use chronibench_analysis::{RunSummary, summary::summary_table};
 use chronibench_protocol::record::Verdict;
 
 use crate::{
+    audit::Audits,
     cli::{RunArgs, SelectArgs},
     environment,
     error::{Exit, Result},
@@ -80,14 +81,21 @@ pub fn set_up(args: &SelectArgs) -> Result<Setup> {
 fn trials(bench: &Bench<'_>, store: &Store, mut progress: Progress) -> Result<RunSummary> {
     let resolved = &bench.setup.resolved;
     let mut pace = Pace::new(resolved, &bench.expect.shape(), bench.inputs);
+    let audits = Audits::prepare(bench)?;
+    for (position, case) in resolved.cases.iter().enumerate() {
+        let Some(turn) = audits.as_ref().and_then(|a| a.turn(position, case)) else { continue };
+        progress.audit(position, &case.id);
+        store.add(&turn.trial_id(), &bench.run(turn, audits.as_ref(), &mut |_| ())?)?;
+    }
     let mut summary = store.publish()?;
+    progress.audited(&summary);
     for (position, id) in resolved.order.iter().enumerate() {
         let case = resolved.cases.iter().find(|c| c.id == *id).expect("the order names cases");
         let round = (position / resolved.cases.len()) as u32;
-        let turn = Turn { case, round, position: position as u32 };
+        let turn = Turn { case, round, position: position as u32, audit: None };
         let left = pace.left(&resolved.order[position..]);
         progress.begin(position, id, left);
-        let lines = bench.run(turn, &mut |event| progress.event(event))?;
+        let lines = bench.run(turn, audits.as_ref(), &mut |event| progress.event(event))?;
         store.add(&turn.trial_id(), &lines)?;
         pace.add(id, &lines);
         summary = store.publish()?;

@@ -114,8 +114,9 @@ fn trials(setup: &mut Setup, rounds: u32, out: &Path) -> Result<RunSummary> {
     let bench = Bench { setup, inputs: &inputs, expect: &expect, folder: store.folder(), gpu: gpu.as_ref() };
     for (position, id) in setup.resolved.order.iter().enumerate() {
         let case = setup.resolved.cases.iter().find(|c| c.id == *id).expect("the order names cases");
-        let turn = Turn { case, round: (position / ids.len()) as u32, position: position as u32 };
-        store.add(&turn.trial_id(), &bench.run(turn, &mut |_| {})?)?;
+        let turn =
+            Turn { case, round: (position / ids.len()) as u32, position: position as u32, audit: None };
+        store.add(&turn.trial_id(), &bench.run(turn, None, &mut |_| {})?)?;
     }
     inputs.delete_weights()?;
     store.clean()?;

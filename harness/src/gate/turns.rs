@@ -105,8 +105,8 @@ impl Turns {
             folder: self.store.folder(),
             gpu: self.gpu.as_ref(),
         };
-        let turn = Turn { case, round, position };
-        let lines = bench.run(turn, &mut |_| {})?;
+        let turn = Turn { case, round, position, audit: None };
+        let lines = bench.run(turn, None, &mut |_| {})?;
         self.store.add(&turn.trial_id(), &lines)?;
         self.setup.resolved.order.push(case.id.clone());
         self.store.amend(&self.setup.resolved)
