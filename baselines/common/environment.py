@@ -160,7 +160,7 @@ def pack(name, lock_file, lock_sha256, out):
         wanted = Path(temporary) / "carried.txt"
         wanted.write_text(carried)
         platforms = [part for platform in PLATFORMS for part in ("--platform", platform)]
-        how = ["--require-hashes", "--no-deps", "--no-compile", "--target", str(site), *TARGET, *platforms]
+        how = ["--require-hashes", "--no-deps", "--no-compile", "--ignore-requires-python", "--target", str(site), *TARGET, *platforms]
         pip("install", *QUIET, *how, "-r", str(wanted))
         trim(site)
         libraries(name, folder, site)

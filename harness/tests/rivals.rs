@@ -97,3 +97,48 @@ fn what_is_not_installed_is_skipped_and_said() {
     let report = std::fs::read_to_string(out.join("report.md")).unwrap();
     assert!(report.contains("hf/full/on") && report.contains("chronibench env sync hf-cpu"), "{report}");
 }
+
+/// `chronibench env …` with a cache of its own: exit code, standard output and error.
+fn env(cache: &std::path::Path, args: &[&str]) -> (i32, String) {
+    let output = chronibench().env("CHRONICALS_CACHE", cache).arg("env").args(args).output().unwrap();
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    (output.status.code().unwrap_or(-1), text.concat())
+}
+
+#[test]
+fn environments_are_listed_and_checked() {
+    let cache = tempfile::tempdir().unwrap();
+    let (code, text) = env(cache.path(), &["list"]);
+    assert_eq!(code, 0, "{text}");
+    for name in ["unsloth", "trl", "liger", "llmq", "hf-cpu"] {
+        assert!(text.contains(&format!("chronibench env sync {name}")), "{text}");
+    }
+    let (code, text) = env(cache.path(), &["list", "trl"]);
+    assert!(code == 0 && text.contains("padding_free") && text.contains("adamw_8bit"), "{text}");
+    let (code, text) = env(cache.path(), &["check", "trl"]);
+    assert!(
+        code == 5 && text.contains("not installed") && text.contains("chronibench env sync trl"),
+        "{text}"
+    );
+    let (code, text) = env(cache.path(), &["check", "slothun"]);
+    assert!(code == 2 && text.contains("no rival 'slothun'"), "{text}");
+}
+
+#[test]
+fn an_environment_that_lacks_something_is_not_ready() {
+    let cache = tempfile::tempdir().unwrap();
+    let (code, text) = env(cache.path(), &["sync", "llmq", "--reuse", "--python", "python3"]);
+    assert!(code == 5 && text.contains("pyllmq missing, locked 0.3.1"), "{text}");
+    let damaged = cache.path().join("bundle.txz");
+    std::fs::write(&damaged, b"not a bundle").unwrap();
+    let file = damaged.display().to_string();
+    let (code, text) = env(cache.path(), &["sync", "llmq", "--bundle", &file, "--python", "python3"]);
+    assert!(
+        code == 5 && text.contains("not a bundle") && text.contains("chronibench env bundle llmq"),
+        "{text}"
+    );
+    let (code, text) = env(cache.path(), &["check", "llmq"]);
+    assert!(code == 5 && text.contains("not installed"), "{text}");
+    let (code, text) = env(cache.path(), &["sync", "mock-python"]);
+    assert!(code == 0 && text.contains("nothing but Python"), "{text}");
+}
