@@ -172,7 +172,7 @@ impl Audits {
 
 /// A mock trains nothing, by its own account.
 fn trains(case: &Case) -> bool {
-    case.runner != "mock"
+    !["mock", "mock-python"].contains(&case.runner.as_str())
 }
 
 /// The files that a trial starts from.
