@@ -4,6 +4,7 @@
 //! [`runner`] (a child process, watched) → [`store`] → analysis and report, rendered again after every trial.
 //! [`run`] is the whole program.
 
+pub mod audit;
 pub mod claims;
 pub mod cli;
 pub mod doctor;
@@ -12,6 +13,7 @@ pub mod error;
 pub mod estimate;
 pub mod evidence;
 pub mod expect;
+pub mod gate;
 pub mod inputs;
 pub mod interrupt;
 pub mod kernel;
@@ -46,6 +48,8 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Claims(command) => claims::run(command)?,
         Command::Verify(args) => evidence::show(args)?,
         Command::Kernel(args) => kernel::run(args)?,
+        Command::Gate(args) => gate::run(args)?,
+        Command::Noise(args) => gate::noise::run(args)?,
         Command::Worker(command) => return Ok(worker::run(command)),
     };
     Ok(ExitCode::from(exit as u8))

@@ -6,11 +6,16 @@ use chronibench_analysis::{RunSummary, summary::summary_table};
 use chronibench_protocol::record::Verdict;
 
 use crate::{
+    audit::Audits,
     cli::{RunArgs, SelectArgs},
     environment,
     error::{Exit, Result},
     estimate::Pace,
     expect::HfConfig,
+    gate::{
+        self,
+        baseline::{self, Side},
+    },
     inputs::{self, Extent, Inputs},
     interrupt, kernel,
     progress::Progress,
@@ -22,6 +27,7 @@ use crate::{
 
 /// Runs a scenario.
 pub fn run(args: &RunArgs) -> Result<Exit> {
+    args.save_baseline.as_deref().map_or(Ok(()), baseline::check_name)?;
     let setup = set_up(&args.select)?;
     let expect = HfConfig::load(&setup.config)?;
     interrupt::install();
@@ -50,11 +56,18 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
         other => other?,
     };
     print(&summary, &out);
-    Ok(exit(&summary))
+    let exit = exit(&summary);
+    if let Some(name) = args.save_baseline.as_ref().filter(|_| exit == Exit::Pass) {
+        println!("saved as baseline {name}: {}", baseline::save(name, &Side::this()?)?.display());
+    }
+    Ok(exit)
 }
 
 /// Rebuilds the report of an earlier run.
 pub fn report(dir: &Path) -> Result<Exit> {
+    if gate::is_gate(dir) {
+        return gate::report(dir);
+    }
     if kernel::store::is_run(dir) {
         return kernel::report(dir);
     }
@@ -74,14 +87,21 @@ pub fn set_up(args: &SelectArgs) -> Result<Setup> {
 fn trials(bench: &Bench<'_>, store: &Store, mut progress: Progress) -> Result<RunSummary> {
     let resolved = &bench.setup.resolved;
     let mut pace = Pace::new(resolved, &bench.expect.shape(), bench.inputs);
+    let audits = Audits::prepare(bench)?;
+    for (position, case) in resolved.cases.iter().enumerate() {
+        let Some(turn) = audits.as_ref().and_then(|a| a.turn(position, case)) else { continue };
+        progress.audit(position, &case.id);
+        store.add(&bench.run(turn, audits.as_ref(), &mut |_| ())?)?;
+    }
     let mut summary = store.publish()?;
+    progress.audited(&summary);
     for (position, id) in resolved.order.iter().enumerate() {
         let case = resolved.cases.iter().find(|c| c.id == *id).expect("the order names cases");
         let round = (position / resolved.cases.len()) as u32;
-        let turn = Turn { case, round, position: position as u32 };
+        let turn = Turn { case, round, position: position as u32, audit: None };
         let left = pace.left(&resolved.order[position..]);
         progress.begin(position, id, left);
-        let record = bench.run(turn, &mut |event| progress.event(event))?;
+        let record = bench.run(turn, audits.as_ref(), &mut |event| progress.event(event))?;
         store.add(&record)?;
         pace.add(id, &record);
         summary = store.publish()?;
@@ -103,7 +123,7 @@ pub(crate) fn default_folder(name: &str) -> PathBuf {
     Path::new("runs").join(format!("{time}-{name}"))
 }
 
-fn print(summary: &RunSummary, dir: &Path) {
+pub(crate) fn print(summary: &RunSummary, dir: &Path) {
     let mut rows = summary_table(summary).into_iter();
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);

@@ -52,6 +52,19 @@ impl Store {
         Ok(store)
     }
 
+    /// Writes the record of what is to run anew, after it has grown.
+    pub fn amend(&self, resolved: &Resolved) -> Result<()> {
+        let yaml = serde_saphyr::to_string(resolved).expect("plain data");
+        self.write(RESOLVED, yaml.as_bytes())?;
+        evidence::amend(&self.dir, yaml.as_bytes())
+    }
+
+    /// What is stored so far, judged and measured, with nothing rendered.
+    pub fn summary(&self) -> Result<RunSummary> {
+        let Stored { resolved, logs, .. } = self.load()?;
+        Ok(summarise(&resolved, &logs))
+    }
+
     /// Opens the folder of an earlier run.
     ///
     /// # Errors
@@ -136,6 +149,10 @@ impl Store {
     pub fn clean(&self) -> Result<()> {
         let work = self.path("work");
         std::fs::remove_dir_all(&work).at(&work)
+    }
+
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        write_whole(&self.path(name), bytes)
     }
 }
 

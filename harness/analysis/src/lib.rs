@@ -4,13 +4,16 @@
 //! last byte. The way of a trial: stored lines → [`TrialLog`] → [`mod@metrics`] and [`mod@judge`] → [`summary::RunSummary`] →
 //! [`report`]. A trial of kernels goes through [`kernels`].
 
+pub mod changepoint;
 pub mod claims;
 pub mod compare;
 mod format;
+pub mod gate;
 pub mod judge;
 pub mod kernels;
 pub mod metrics;
 pub mod report;
+pub mod sequential;
 pub mod stats;
 pub mod summary;
 pub mod table;

@@ -11,7 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     compare::{Compared, Side, compare},
-    judge::{Judgement, judge},
+    judge::{
+        Judgement,
+        audit::{Check, audits_of, judge_with},
+    },
     metrics::{TrialMetrics, metrics},
     stats::{Estimate, median, median_estimate},
     trial::TrialLog,
@@ -97,6 +100,9 @@ pub struct CaseSummary {
     pub gemm_method: Option<String>,
     /// Model FLOPs of real tokens over window time, GFLOP/s.
     pub model_gflops: Option<f64>,
+    /// What the harness looked up by itself, of the audit trial and of the worst of the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub audits: Vec<Check>,
     /// Its trials in the order given.
     pub trials: Vec<TrialSummary>,
 }
@@ -171,8 +177,10 @@ pub struct AblationSummary {
 
 /// Judges, measures and compares all trials of a run. Partial runs give partial summaries.
 pub fn summarise(resolved: &Resolved, logs: &[TrialLog]) -> RunSummary {
-    let trials: Vec<Trial<'_>> =
-        logs.iter().map(|log| Trial { log, judgement: judge(log), metrics: metrics(log) }).collect();
+    let (audits, logs): (Vec<&TrialLog>, Vec<&TrialLog>) = logs.iter().partition(|log| log.is_audit());
+    let of_case = |log: &TrialLog| audits.iter().copied().find(|a| a.case() == log.case());
+    let trial = |log| Trial { log, judgement: judge_with(log, of_case(log)), metrics: metrics(log) };
+    let trials: Vec<Trial<'_>> = logs.iter().copied().map(trial).collect();
     let sides: Vec<Side<'_>> = resolved.cases.iter().map(|case| side(case, &trials)).collect();
     let find = |id: &str| sides.iter().find(|s| s.case.id == id);
     let comparisons: Vec<ComparisonSummary> =
@@ -189,7 +197,7 @@ pub fn summarise(resolved: &Resolved, logs: &[TrialLog]) -> RunSummary {
         trials_stored: logs.len(),
         trials_valid: trials.iter().filter(|t| t.judgement.verdict == Verdict::Valid).count(),
         strays: trials.iter().filter(|t| !known(t)).map(|t| t.id()).collect(),
-        cases: resolved.cases.iter().map(|c| case_summary(c, &trials)).collect(),
+        cases: resolved.cases.iter().map(|c| case_summary(c, &trials, &audits)).collect(),
         comparisons,
         ablations,
         skipped: resolved.skipped.clone(),
@@ -232,7 +240,7 @@ fn side<'a>(case: &'a Case, trials: &'a [Trial<'a>]) -> Side<'a> {
     }
 }
 
-fn case_summary(case: &Case, trials: &[Trial<'_>]) -> CaseSummary {
+fn case_summary(case: &Case, trials: &[Trial<'_>], audits: &[&TrialLog]) -> CaseSummary {
     let own: Vec<&Trial<'_>> = trials.iter().filter(|t| t.log.case() == case.id).collect();
     let valid: Vec<&TrialMetrics> =
         own.iter().filter(|t| t.judgement.verdict == Verdict::Valid).map(|t| &t.metrics).collect();
@@ -263,6 +271,9 @@ fn case_summary(case: &Case, trials: &[Trial<'_>]) -> CaseSummary {
         gemm_gflops: middle(&|m| m.gemm_gflops),
         gemm_method: valid.iter().find_map(|m| m.gemm_method.clone()),
         model_gflops: middle(&|m| m.model_gflops),
+        audits: audits_of(
+            own.iter().map(|t| t.log).chain(audits.iter().copied().filter(|a| a.case() == case.id)),
+        ),
         trials: own.iter().map(|t| t.summary()).collect(),
     }
 }

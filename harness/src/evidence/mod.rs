@@ -7,6 +7,7 @@ use std::path::Path;
 use chronibench_protocol::{
     Record,
     chain::{Evidence, Head, SCHEMA},
+    digest::sha256_hex,
 };
 
 use crate::{
@@ -67,6 +68,13 @@ pub(crate) fn begin(dir: &Path, resolved: &[u8], environment: &[u8]) -> Result<(
         write_whole(&dir.join(name), bytes)?;
     }
     write(dir, &Evidence::new(&files))
+}
+
+/// The run was found to need more trials: the evidence names what it is to run now.
+pub(crate) fn amend(dir: &Path, resolved: &[u8]) -> Result<()> {
+    let mut evidence = of_running(dir)?;
+    evidence.files.insert(RESOLVED.into(), sha256_hex(resolved));
+    write(dir, &evidence)
 }
 
 /// The evidence of a run folder; `None` where the run is older than chains.

@@ -12,6 +12,7 @@ use chronibench_protocol::{
 
 use super::{
     Scenario,
+    cheat::Cheat,
     kernels::Offer,
     located::Word,
     matrix, order, raw,
@@ -54,6 +55,10 @@ pub struct Setup {
     pub threads: Option<usize>,
     /// Arm → script, for mock arms.
     pub scripts: BTreeMap<String, MockScript>,
+    /// Arm → program that plays the worker; this one where none is named.
+    pub programs: BTreeMap<String, PathBuf>,
+    /// Arm → lie, for arms that are to be caught.
+    pub cheats: BTreeMap<String, Cheat>,
 }
 
 /// Checks and expands a scenario.
@@ -107,11 +112,13 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
             .into_iter()
             .filter(|c| ids.contains(&c.case) && ids.contains(&c.against))
             .collect(),
+        audit: Some(raw.audit.clone().unwrap_or_default()),
         cases,
         skipped,
     };
     let scripts =
         raw.arms.0.iter().map(|(k, a)| (k.text.clone(), a.mock.clone().unwrap_or_default())).collect();
+    let cheats = raw.arms.0.iter().filter_map(|(k, a)| Some((k.text.clone(), a.cheat?))).collect();
     Ok(Setup {
         resolved,
         config,
@@ -121,6 +128,8 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
         pretrain: raw.model.pretrain.clone(),
         threads: raw.threads,
         scripts,
+        programs: BTreeMap::new(),
+        cheats,
     })
 }
 

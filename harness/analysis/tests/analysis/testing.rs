@@ -104,6 +104,7 @@ pub fn resolved(cases: Vec<Case>, trials: u32) -> Resolved {
         order: (0..trials).flat_map(|_| cases.iter().map(|c| c.id.clone())).collect(),
         cases,
         comparisons: Vec::new(),
+        audit: None,
         skipped: Vec::new(),
     }
 }
@@ -210,6 +211,7 @@ fn spec(case: &Case, round: u32) -> Spec {
         offload: false,
         memory_limit_gb: None,
         save_weights: None,
+        audit: None,
     }
 }
 
@@ -332,6 +334,7 @@ fn weights(case: &Case) -> Vec<TensorChange> {
         norm: 2.0,
         finite: true,
         changed: if trained { t.numel() } else { 0 },
+        hashes: None,
         present: Presence::Both,
         name: t.name,
         shape: t.shape,
