@@ -109,7 +109,8 @@ struct Check<'a> {
 /// A trial as its first line names it.
 struct Named {
     id: String,
-    position: u32,
+    /// Of a trial that is timed.
+    position: Option<u32>,
     case: Option<String>,
 }
 
@@ -148,8 +149,8 @@ impl Check<'_> {
             if named.id != id {
                 self.report(&at, format!("it is the record of trial {}", named.id));
             }
-            if !positions.insert(named.position) {
-                self.report(&at, format!("another trial has its position {}", named.position));
+            if let Some(position) = named.position.filter(|p| !positions.insert(*p)) {
+                self.report(&at, format!("another trial has its position {position}"));
             }
             self.place(&at, &named, order.as_deref());
         }
@@ -199,10 +200,14 @@ impl Check<'_> {
         }
         let heads = lines.iter().filter(|l| matches!(l, Line::Trial(_) | Line::Kernels(_))).count();
         let named = match lines.first() {
-            Some(Line::Trial(h)) => {
-                Named { id: h.spec.trial_id.clone(), position: h.position, case: Some(h.case.clone()) }
+            Some(Line::Trial(h)) => Named {
+                id: h.spec.trial_id.clone(),
+                position: h.spec.audit.is_none().then_some(h.position),
+                case: Some(h.case.clone()),
+            },
+            Some(Line::Kernels(h)) => {
+                Named { id: h.spec.trial_id.clone(), position: Some(h.position), case: None }
             }
-            Some(Line::Kernels(h)) => Named { id: h.spec.trial_id.clone(), position: h.position, case: None },
             _ => {
                 self.report(at, "it does not begin with a trial's head");
                 return None;
@@ -226,10 +231,11 @@ impl Check<'_> {
     }
 
     fn place(&mut self, at: &str, named: &Named, order: Option<&[String]>) {
-        let Some(due) = order.and_then(|o| o.get(named.position as usize)) else { return };
+        let Some(position) = named.position else { return };
+        let Some(due) = order.and_then(|o| o.get(position as usize)) else { return };
         let is = named.case.as_ref().unwrap_or(&named.id);
         if is != due {
-            self.report(at, format!("it is of {is}, and {due} is due at position {}", named.position));
+            self.report(at, format!("it is of {is}, and {due} is due at position {position}"));
         }
     }
 
