@@ -7,7 +7,6 @@ use std::path::Path;
 use chronibench_protocol::{
     Record,
     chain::{Evidence, Head, SCHEMA},
-    digest::sha256_hex,
 };
 
 use crate::{
