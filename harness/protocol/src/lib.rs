@@ -15,6 +15,7 @@ pub mod event;
 pub mod kernels;
 pub mod plan;
 pub mod record;
+pub mod sample;
 pub mod spec;
 pub mod tokens;
 

@@ -8,12 +8,15 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use crate::data::ResolvedData;
 use crate::{
     audit::{AuditArgs, Findings},
     event::{Event, TensorInfo, TokenCounts},
     kernels::KernelHeader,
     spec::Spec,
+};
+pub use crate::{
+    data::ResolvedData,
+    sample::{GpuSample, Sample},
 };
 
 /// Version of the stored lines.
@@ -110,41 +113,6 @@ pub struct ModelShape {
     pub head_params: u64,
     /// Elements of all parameters without adapters, tied tensors once.
     pub total_params: u64,
-}
-
-/// One look at a running trial.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Sample {
-    /// Nanoseconds since the spawn.
-    pub t_ns: u64,
-    /// Resident set of the arm's process tree, bytes.
-    pub rss_bytes: u64,
-    /// Processor use of the arm's process tree, percent of one core.
-    pub cpu_percent: f32,
-    /// Processor use of the whole machine, percent of all cores.
-    pub machine_cpu_percent: f32,
-    /// GPU readings where a GPU exists.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gpu: Option<GpuSample>,
-}
-
-/// One look at a GPU through NVML.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct GpuSample {
-    /// Memory used by the arm's processes, bytes.
-    pub process_bytes: u64,
-    /// Memory used on the device, bytes.
-    pub device_bytes: u64,
-    /// Board power, milliwatts.
-    pub power_mw: u32,
-    /// Energy counter, millijoules.
-    pub energy_mj: u64,
-    /// SM clock, MHz.
-    pub sm_mhz: u32,
-    /// Temperature, °C.
-    pub temp_c: u32,
-    /// NVML's throttle-reason bits.
-    pub throttle_mask: u64,
 }
 
 /// A step as the arm reported it and as the harness recounted it.
