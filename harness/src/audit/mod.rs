@@ -1,9 +1,9 @@
 //! Audits: what the harness looks up by itself to tell whether an arm really trained.
 //!
 //! Every case gets one *audit trial* of a few untimed steps, whose weights are saved after the first step and after the last.
-//! The harness infers rates from the files ([`updates`]), has the native arm repeat the steps as a [`reference`], evaluates the
-//! weights on samples that nobody trained on ([`probe`]), and checks that documents of a row do not see each other
-//! ([`isolation`]). Timed trials are held against the same reference and probe. Findings are stored; verdicts follow from them.
+//! The harness infers rates from the files (`updates`), has the native arm repeat the steps as a `reference`, evaluates the
+//! weights on samples that nobody trained on (`probe`), and checks that documents of a row do not see each other
+//! (`isolation`). Timed trials are held against the same reference and probe. Findings are stored; verdicts follow from them.
 
 mod again;
 mod isolation;
