@@ -1,6 +1,6 @@
 //! Records of a file: JSON Lines, JSON, CSV or Parquet, one at a time.
 //!
-//! [`source`] reads files, a format (`formats/`) is the shape of their records. The first record decides the format, unless
+//! `source` reads files, a format (`formats/`) is the shape of their records. The first record decides the format, unless
 //! one is named.
 
 mod error;
