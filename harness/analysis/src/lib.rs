@@ -4,6 +4,7 @@
 //! last byte. The way of a trial: stored lines → [`TrialLog`] → [`mod@metrics`] and [`mod@judge`] → [`summary::RunSummary`] →
 //! [`report`]. A trial of kernels goes through [`kernels`].
 
+pub mod agreement;
 pub mod compare;
 mod format;
 pub mod judge;
@@ -12,6 +13,7 @@ pub mod metrics;
 pub mod report;
 pub mod stats;
 pub mod summary;
+pub mod sweep;
 pub mod table;
 pub mod trial;
 

@@ -11,6 +11,7 @@ pub mod data;
 pub mod digest;
 pub mod event;
 pub mod kernels;
+pub mod parity;
 pub mod plan;
 pub mod record;
 pub mod spec;

@@ -78,6 +78,16 @@ pub struct TrialHeader {
     pub tokens_sha256: String,
     /// Size of the model, for the FLOP model.
     pub model: ModelShape,
+    /// How often this trial was begun before, and ended by a fault of the machine.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub attempt: u32,
+    /// What kept the GPU from being idle when the trial began, after waiting for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_not_idle: Option<String>,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// The numbers of a model that FLOP and memory models need.
@@ -175,7 +185,7 @@ pub enum Presence {
 }
 
 /// How a trial's process ended.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Exit {
     /// Exit code, if it exited.
     pub code: Option<i32>,
@@ -184,6 +194,12 @@ pub struct Exit {
     /// The harness killed it at its time limit of this many seconds.
     #[serde(default)]
     pub timed_out_after_s: Option<f64>,
+    /// Why else the harness ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_for: Option<String>,
+    /// Processes of the harness's control group that the kernel killed meanwhile for want of memory, where it counts them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_kills: Option<u64>,
     /// Spawn to end, nanoseconds.
     pub wall_ns: u64,
     /// Last lines of standard error.
@@ -229,11 +245,14 @@ pub struct Resolved {
     pub trials: u32,
     /// Seconds after which a trial is killed.
     pub timeout_s: f64,
+    /// How often a trial that a fault of the machine ended is begun again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retries: u32,
     /// Steps.
     pub measure: crate::spec::Measure,
     /// Every case, in the scenario's order.
     pub cases: Vec<Case>,
-    /// Case ids in the order in which the trials run, all rounds.
+    /// Case ids in the order in which the trials run, all rounds. From the second round on the id of a sweep stands for its best cell.
     pub order: Vec<String>,
     /// Ratios that the report states.
     #[serde(default)]
@@ -295,6 +314,22 @@ pub struct Case {
     /// For an ablation: the case this one is to be compared with, and the seam that is off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ablation: Option<Ablation>,
+    /// For a cell of an arm's sweep: which sweep it is of, and what it sets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sweep: Option<SweepCell>,
+}
+
+/// One set of options that an arm is tried with, to find its best.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SweepCell {
+    /// `arm/axis value…`, as comparisons name the best cell.
+    pub of: String,
+    /// Sweep axis → value.
+    pub values: BTreeMap<String, String>,
+    /// Settings that the cell decides; differences in them are declared by that.
+    #[serde(default)]
+    pub sets: Vec<String>,
 }
 
 fn cpu() -> String {

@@ -17,6 +17,7 @@ use nix::{
     unistd::Pid,
 };
 
+use super::orphans;
 use crate::{
     error::{AtPath, Error, Exit, Result},
     interrupt,
@@ -59,8 +60,10 @@ impl Worker {
     ) -> Result<Self> {
         let log = |name: &str| {
             let path = dir.join(name);
-            File::create(&path).at(&path)
+            // Appended to, so that cutting a log while it grows moves the writer back too.
+            File::options().create(true).append(true).open(&path).at(&path)
         };
+        orphans::adopt();
         let child = Command::new(program)
             .args(args)
             .envs(ENVIRONMENT)
@@ -101,7 +104,10 @@ impl Worker {
         // An empty group is as good as an ended one.
         let _ = killpg(self.group(), Signal::SIGKILL);
         self.ended = true;
-        self.child.wait().at(Path::new("worker"))
+        let status = self.child.wait().at(Path::new("worker"));
+        // Those that left the group have become children of this process.
+        orphans::end();
+        status
     }
 
     fn group(&self) -> Pid {

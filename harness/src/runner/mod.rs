@@ -2,6 +2,10 @@
 
 pub mod child;
 pub mod gpu;
+pub mod idle;
+mod logs;
+mod memory;
+mod orphans;
 pub mod sample;
 mod tail;
 pub mod watch;
@@ -50,12 +54,17 @@ pub struct Turn<'a> {
     pub round: u32,
     /// Place in the order, from 0.
     pub position: u32,
+    /// How often it was begun before.
+    pub attempt: u32,
+    /// What keeps the GPU from being idle.
+    pub gpu_not_idle: Option<&'a str>,
 }
 
 impl Turn<'_> {
     /// Unique in the run, and a file name.
     pub fn trial_id(&self) -> String {
-        format!("{:03}-{}", self.position, self.case.id.replace('/', "_"))
+        let again = if self.attempt > 0 { format!(".retry{}", self.attempt) } else { String::new() };
+        format!("{:03}-{}{again}", self.position, self.case.id.replace('/', "_"))
     }
 }
 
@@ -78,6 +87,7 @@ impl Bench<'_> {
             lines.push(Line::Weights { tensors: weight_changes(&spec)? });
         }
         lines.push(Line::Exit(exit));
+        logs::keep(&dir, self.folder, &turn.trial_id())?;
         std::fs::remove_dir_all(&dir).at(&dir)?;
         Ok(lines)
     }
@@ -121,6 +131,8 @@ impl Bench<'_> {
             expected_trainable: self.expect.trainable(&spec.method),
             tokens_sha256: self.inputs.tokens_sha256.clone(),
             model: self.expect.shape(),
+            attempt: turn.attempt,
+            gpu_not_idle: turn.gpu_not_idle.map(String::from),
         }
     }
 
@@ -174,7 +186,7 @@ impl Bench<'_> {
         let arm = turn.case.runner.clone();
         let mut argv: Vec<String> = ["worker", "train", "--arm"].map(String::from).to_vec();
         argv.extend([arm, "--spec".into(), path("spec.json"), "--events".into(), path("events.jsonl")]);
-        if let Some(script) = self.setup.scripts.get(&turn.case.arm) {
+        if let Some(script) = self.setup.scripts.get(&turn.case.id) {
             argv.extend(["--script".into(), serde_json::to_string(script).expect("plain data")]);
         }
         argv

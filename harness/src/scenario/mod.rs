@@ -8,6 +8,7 @@ pub mod raw;
 pub mod resolve;
 pub mod settings;
 pub mod source;
+pub mod sweep;
 
 use std::path::{Path, PathBuf};
 

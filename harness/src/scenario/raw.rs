@@ -41,6 +41,10 @@ pub struct Raw {
     /// Seconds after which a trial is killed.
     #[serde(default = "default_timeout")]
     pub timeout_s: f64,
+    /// How often a trial that a fault of the machine ended (a GPU held by somebody else, a lost file system) is begun again; every
+    /// attempt is stored.
+    #[serde(default = "default_retries")]
+    pub retries: u32,
     /// Worker threads of every arm; all cores when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
@@ -67,6 +71,10 @@ pub struct Raw {
 
 fn default_timeout() -> f64 {
     600.0
+}
+
+fn default_retries() -> u32 {
+    1
 }
 
 /// Model and starting weights.
@@ -177,6 +185,31 @@ pub struct RawArm {
     /// Script of a `mock` arm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mock: Option<MockScript>,
+    /// Axis → value name → options: the arm is tried with every combination, and comparisons take the best.
+    #[serde(default)]
+    pub sweep: Ordered<Ordered<RawOptions>>,
+}
+
+/// What one value of a sweep's axis changes of an arm and of its cases.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawOptions {
+    /// In place of what the matrix says, e.g. `packing` and `per_device_train_batch_size`.
+    pub settings: Settings,
+    /// Seam → variant, over the arm's own.
+    pub kernels: Ordered<Word>,
+    /// Number formats, over the arm's own.
+    #[serde(skip_serializing_if = "PrecisionArgs::is_default")]
+    pub precision: PrecisionArgs,
+    /// In place of the arm's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recompute: Option<Recompute>,
+    /// In place of the arm's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offload: Option<bool>,
+    /// Script of a `mock` arm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mock: Option<MockScript>,
 }
 
 /// Programs that the harness can start.
@@ -238,6 +271,24 @@ pub enum Behaviour {
     Nan,
     /// Claims other tokens than it was given.
     WrongDigest,
+    /// Claims to have counted more tokens than it was given.
+    WrongCounts,
+    /// Ends in the middle of a line, with success.
+    PartialLine,
+    /// Prints without end.
+    HugeOutput,
+    /// Writes lines without end that are no events.
+    Flood,
+    /// Leaves a process behind, in a session of its own.
+    Grandchild,
+    /// Dies of what PyTorch says when a GPU's memory is full.
+    OutOfMemory,
+    /// Is killed as the kernel kills when memory is full.
+    Killed,
+    /// The first attempt finds the GPU held by somebody else.
+    BusyOnce,
+    /// Trains without the tied embedding, and has no gradient (a run that was once published as a rival's).
+    ZeroGradients,
     /// Exits with success but never says `done`.
     NoDone,
     /// Saves the weights it started from.

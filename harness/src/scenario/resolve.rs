@@ -18,6 +18,7 @@ use super::{
     raw::{MockScript, Overlong, RawPretrain},
     settings,
     source::{Source, suggestion},
+    sweep,
 };
 use crate::error::{AtPath, Error, Exit, Result};
 
@@ -52,7 +53,7 @@ pub struct Setup {
     pub pretrain: Option<RawPretrain>,
     /// Worker threads of every arm.
     pub threads: Option<usize>,
-    /// Arm → script, for mock arms.
+    /// Case → script, for mock arms.
     pub scripts: BTreeMap<String, MockScript>,
 }
 
@@ -90,7 +91,8 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
     let tokenizer = find(base, &raw.data.tokenizer, "tokenizer", source)?;
     let chat_template = raw.data.chat_template_path.as_ref();
     let chat_template = chat_template.map(|word| find(base, word, "chat template", source)).transpose()?;
-    let ids: Vec<String> = cases.iter().map(|c| c.id.clone()).collect();
+    let mut ids: Vec<String> = cases.iter().map(|c| c.id.clone()).collect();
+    ids.extend(cases.iter().filter_map(|c| c.sweep.as_ref()).map(|s| s.of.clone()));
     let resolved = Resolved {
         schema: SCHEMA.to_string(),
         name: raw.name.text.clone(),
@@ -101,8 +103,9 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
         model: resolved_model(raw, &config)?,
         trials: raw.trials,
         timeout_s: raw.timeout_s,
+        retries: raw.retries,
         measure: raw.measure.clone(),
-        order: order::interleaved(&ids, raw.trials),
+        order: order::interleaved(&cases, raw.trials),
         comparisons: comparisons
             .into_iter()
             .filter(|c| ids.contains(&c.case) && ids.contains(&c.against))
@@ -110,8 +113,7 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
         cases,
         skipped,
     };
-    let scripts =
-        raw.arms.0.iter().map(|(k, a)| (k.text.clone(), a.mock.clone().unwrap_or_default())).collect();
+    let scripts = sweep::scripts(&raw.arms, &resolved.cases);
     Ok(Setup {
         resolved,
         config,

@@ -3,6 +3,7 @@
 //! `chronibench worker train` is an arm of the protocol, `kernels` one for kernels alone; `prepare` makes the inputs of a run; `calibrate` measures how
 //! fast this machine multiplies matrices, for estimates.
 
+mod faults;
 mod kernels;
 mod mock;
 mod native;
@@ -115,7 +116,11 @@ impl EventFile {
     }
 
     fn line(&mut self, text: &str) -> std::io::Result<()> {
-        self.0.write_all(format!("{text}\n").as_bytes())
+        self.text(&format!("{text}\n"))
+    }
+
+    fn text(&mut self, text: &str) -> std::io::Result<()> {
+        self.0.write_all(text.as_bytes())
     }
 }
 

@@ -4,6 +4,7 @@
 //! (`process`); events are complete, in order and on a believable clock (`protocol`, `windows`); the work was the one
 //! asked for (`work`); every step trained (`training`); the right weights moved (`weights`).
 
+pub mod faults;
 mod process;
 mod protocol;
 mod reason;

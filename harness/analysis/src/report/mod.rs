@@ -2,6 +2,7 @@
 
 pub(crate) mod appendix;
 pub(crate) mod markdown;
+mod parity;
 mod plots;
 mod results;
 
@@ -17,6 +18,7 @@ pub fn report_md(resolved: &Resolved, summary: &RunSummary, environment: &serde_
     let parts = [
         opening(resolved, summary),
         results::throughput(summary),
+        results::sweeps(summary),
         results::comparisons(summary),
         results::ablation(summary),
         results::loss(summary),

@@ -209,7 +209,8 @@ fn one_side_reports_more() {
             log.hello.as_mut().unwrap().event.settings.insert("dropout".into(), 0.into());
         }
     });
-    assert_eq!(s.comparisons[0].result.unobservable, ["dropout"]);
+    let unobservable = &s.comparisons[0].result.unobservable;
+    assert_eq!(unobservable.iter().map(|u| u.name.as_str()).collect::<Vec<_>>(), ["dropout"]);
     assert_eq!(s.comparisons[0].result.verdict, Some(Verdict::Valid));
 }
 
