@@ -12,6 +12,7 @@ pub mod estimate;
 pub mod expect;
 pub mod inputs;
 pub mod interrupt;
+pub mod join;
 pub mod kernel;
 pub mod plan;
 pub mod progress;
@@ -41,6 +42,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Doctor => doctor::show()?,
         Command::Schema => print_schema(),
         Command::Report { dir } => session::report(dir)?,
+        Command::Join(args) => join::run(args)?,
         Command::Kernel(args) => kernel::run(args)?,
         Command::Worker(command) => return Ok(worker::run(command)),
     };

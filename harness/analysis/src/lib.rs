@@ -7,6 +7,7 @@
 pub mod agreement;
 pub mod compare;
 mod format;
+pub mod join;
 pub mod judge;
 pub mod kernels;
 pub mod metrics;

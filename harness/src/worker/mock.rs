@@ -61,6 +61,7 @@ fn play(spec: &Spec, script: &MockScript, events: &mut EventFile) -> Result<(), 
         }
         if script.behaviour == Behaviour::ZeroGradients {
             event.grad_norm = 0.0;
+            event.loss = 12.0;
         }
         told(events.event(&Event::Step(event)))?;
         if let Some(window) = window(spec, step, &clock) {
