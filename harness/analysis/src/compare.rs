@@ -94,7 +94,12 @@ impl<'a> Side<'a> {
         let mut all = BTreeMap::new();
         let Some((log, _)) = self.valid.first() else { return all };
         if let Some(hello) = self.hello() {
-            all.extend(settings_in_force(hello).into_iter().map(|(name, value)| canonical(&name, value)));
+            let named =
+                settings_in_force(hello).into_iter().map(|(name, value)| (canonical(&name, value), name));
+            let (same, renamed): (Vec<_>, Vec<_>) =
+                named.partition(|((canonical, _), name)| canonical == name);
+            // What a program calls by its own name (`optim: adamw_8bit`) says more than the name that all share (`optimizer`).
+            all.extend(same.into_iter().chain(renamed).map(|(setting, _)| setting));
             all.insert("device".into(), hello.device.clone().into());
             all.insert("threads".into(), hello.threads.into());
             let p = &hello.precision;

@@ -325,3 +325,54 @@ fn json_round_trip() {
     let text = serde_json::to_string(&s).unwrap();
     assert_eq!(serde_json::from_str::<RunSummary>(&text).unwrap(), s);
 }
+
+#[test]
+fn gradient_norms_agree_too_and_bf16_has_more_room() {
+    let off = |by: f64, weights: &str| {
+        compared(|_, logs| {
+            for log in logs.iter_mut().filter(|l| l.case().starts_with("candle")) {
+                log.steps[0].event.grad_norm *= 1.0 + by;
+                log.hello.as_mut().unwrap().event.precision.weights = weights.into();
+            }
+        })
+    };
+    let s = off(1e-2, "f32");
+    let c = &s.comparisons[0].result;
+    assert_eq!(c.verdict, Some(Verdict::NotComparable));
+    assert!(c.reasons[0].contains("first gradient norms to agree within 0.001"), "{:?}", c.reasons);
+    near(c.loss_gap.map(|g| g.grad_norm), 1.0 - 1.0 / 1.01);
+    // The number format itself is a difference; the gradient norm is within the wider tolerance.
+    let c = &off(1e-2, "bf16").comparisons[0].result;
+    assert!(c.reasons.len() == 1 && c.reasons[0].contains("precision.weights"), "{:?}", c.reasons);
+    let c = &off(0.2, "bf16").comparisons[0].result;
+    assert!(c.reasons[1].contains("within 0.05"), "{:?}", c.reasons);
+}
+
+#[test]
+fn every_setting_is_accounted_for() {
+    let s = compared(|_, logs| {
+        for (i, log) in logs.iter_mut().enumerate() {
+            let settings = &mut log.hello.as_mut().unwrap().event.settings;
+            let theirs = i % 2 == 1;
+            settings.insert("optimizer".into(), "adamw".into());
+            if theirs {
+                settings.insert("optim".into(), "adamw_8bit".into());
+                settings.insert("gradient_checkpointing".into(), false.into());
+            } else {
+                settings.insert("recompute".into(), "none".into());
+            }
+        }
+    });
+    let c = &s.comparisons[0].result;
+    assert_eq!(c.differences.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["optimizer"]);
+    assert_eq!((&c.differences[0].against, c.differences[0].declared), (&"adamw_8bit".into(), false));
+    assert!(
+        ["recompute", "batches", "learning_rate", "precision.moments"]
+            .iter()
+            .all(|n| c.identical.contains(&n.to_string()))
+    );
+    assert!(
+        c.unreported.contains(&"attention".to_string()) && !c.unreported.contains(&"recompute".to_string())
+    );
+    assert_eq!(c.verdict, Some(Verdict::NotComparable));
+}
