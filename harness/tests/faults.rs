@@ -32,7 +32,7 @@ fn every_fault_is_told_by_its_name_and_leaves_the_other_arm_alone() {
         ),
         ("killed", "ERROR", 6, "out of memory after 2 steps: signal 9 that the harness did not send"),
         ("flood", "ERROR", 6, "nothing but events, saw more than 10000 other lines"),
-        ("huge_output", "VALID", 0, ""),
+        ("huge_output, step_ms: 200", "VALID", 0, ""),
     ] {
         let ran = with_fault(behaviour, &[]);
         assert_eq!(ran.verdicts("faulty/full/on"), [verdict], "{behaviour}\n{}", ran.output);

@@ -27,7 +27,8 @@ pub fn misbehave(behaviour: Behaviour, trial_id: &str, events: &mut EventFile) -
             std::process::exit(0);
         }
         Behaviour::HugeOutput => {
-            (0..40_000).for_each(|_| eprintln!("{}", "words without end ".repeat(16)));
+            // One write of 12 MB.
+            eprintln!("{}", "words without end\n".repeat(700_000));
             Ok(())
         }
         Behaviour::Flood => loop {

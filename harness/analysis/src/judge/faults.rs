@@ -26,7 +26,7 @@ const OUT_OF_MEMORY: [&str; 8] = [
 /// What is said when the machine is to blame, in lower case, and what it means. A trial that ends so is begun again, as often as the
 /// scenario allows; nothing else ever is.
 pub const ENVIRONMENT_FAULTS: [(&str, &str); 9] = [
-    ("devices busy or unavailable", "another program holds the GPU"),
+    ("devices are busy or unavailable", "another program holds the GPU"),
     ("device(s) is/are busy or unavailable", "another program holds the GPU"),
     ("cuda_error_device_unavailable", "another program holds the GPU"),
     ("uncorrectable ecc error", "a memory error of the GPU"),
