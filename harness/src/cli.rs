@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::worker;
+use crate::{gate, worker};
 
 /// Benchmarks of fine-tuning that can be believed.
 #[derive(Clone, Debug, Parser)]
@@ -24,8 +24,10 @@ Examples:
 
 Exit codes:
   0    everything ran and is valid
+  1    a gate's candidate is slower than its baseline
   2    wrong usage, scenario or data set
   3    a trial or a comparison is invalid or not comparable
+  4    a gate, or the certificate of a machine, is inconclusive
   5    the machine lacks something: a file, a permission, a library
   6    a trial crashed or ran past its time limit
   130  interrupted; finished trials are kept";
@@ -56,6 +58,12 @@ pub enum Command {
     /// Check every CUDA kernel, time it alone, and compare it with what PyTorch has.
     #[command(after_help = KERNEL_EXAMPLES)]
     Kernel(KernelArgs),
+    /// Run a program against a baseline, in turns, and say whether it is slower.
+    #[command(after_help = gate::args::GATE_EXAMPLES)]
+    Gate(gate::args::GateArgs),
+    /// Certify this machine for gates of a scenario, by comparing a program with itself.
+    #[command(after_help = gate::args::NOISE_EXAMPLES)]
+    Noise(gate::args::NoiseArgs),
     /// A child process of a run.
     #[command(hide = true, subcommand)]
     Worker(worker::Command),
@@ -99,6 +107,9 @@ pub struct RunArgs {
     /// Show what would run, as `plan` does.
     #[arg(long)]
     pub dry_run: bool,
+    /// When all is valid, keep this program under a name, for `gate --baseline NAME`.
+    #[arg(long, value_name = "NAME")]
+    pub save_baseline: Option<String>,
     /// Keep the starting weights in the run folder.
     #[arg(long)]
     pub keep_inputs: bool,

@@ -65,7 +65,8 @@ fn governor() -> Option<String> {
     Some(text.trim().to_string())
 }
 
-fn program() -> Result<Value> {
+/// This program: version, hash, compiler, crates, revision.
+pub fn program() -> Result<Value> {
     let exe = std::env::current_exe().at(Path::new("chronibench"))?;
     let binary = std::fs::read(&exe).at(&exe)?;
     Ok(json!({

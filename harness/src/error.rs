@@ -10,10 +10,14 @@ use chronibench_protocol::event::Failure;
 pub enum Exit {
     /// Everything ran and every trial is valid.
     Pass = 0,
+    /// Slower than the baseline.
+    Regression = 1,
     /// The command line, the scenario or the data set is wrong.
     Usage = 2,
     /// A trial or a comparison is invalid or not comparable.
     NotValid = 3,
+    /// Neither a loss nor its absence could be shown.
+    Inconclusive = 4,
     /// The machine lacks something: a file, a permission, a library.
     Environment = 5,
     /// A trial crashed or ran past its time limit.

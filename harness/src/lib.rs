@@ -4,12 +4,14 @@
 //! [`runner`] (a child process, watched) → [`store`] → analysis and report, rendered again after every trial.
 //! [`run`] is the whole program.
 
+pub mod audit;
 pub mod cli;
 pub mod doctor;
 pub mod environment;
 pub mod error;
 pub mod estimate;
 pub mod expect;
+pub mod gate;
 pub mod inputs;
 pub mod interrupt;
 pub mod join;
@@ -44,6 +46,8 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Report { dir } => session::report(dir)?,
         Command::Join(args) => join::run(args)?,
         Command::Kernel(args) => kernel::run(args)?,
+        Command::Gate(args) => gate::run(args)?,
+        Command::Noise(args) => gate::noise::run(args)?,
         Command::Worker(command) => return Ok(worker::run(command)),
     };
     Ok(ExitCode::from(exit as u8))

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chronibench_analysis::RunSummary;
+use chronibench_analysis::{
+    RunSummary,
+    judge::audit::{Check, Outcome},
+};
 use chronibench_protocol::{Event, record::Resolved};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
@@ -34,6 +37,25 @@ impl Progress {
         match &self.bar {
             Some(bar) => bar.println(text),
             None => eprintln!("{text}"),
+        }
+    }
+
+    /// The audit trial of a case begins.
+    pub fn audit(&self, position: usize, case: &str) {
+        match &self.bar {
+            Some(bar) => bar.set_message(format!("audit of {case}")),
+            None if position == 0 => eprintln!("auditing every case"),
+            None => {}
+        }
+    }
+
+    /// All audit trials have ended; those that failed are told.
+    pub fn audited(&self, summary: &RunSummary) {
+        let failed = |c: &&Check| c.outcome == Outcome::Failed;
+        for case in &summary.cases {
+            for check in case.audits.iter().filter(failed) {
+                self.say(&format!("audit of {}: {} FAILED: {}", case.id, check.audit.name(), check.figure));
+            }
         }
     }
 

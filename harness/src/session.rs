@@ -6,11 +6,16 @@ use chronibench_analysis::{RunSummary, TrialLog, judge::faults::environment_faul
 use chronibench_protocol::record::{Case, Resolved, Verdict};
 
 use crate::{
+    audit::Audits,
     cli::{RunArgs, SelectArgs},
     environment,
     error::{Exit, Result},
     estimate::Pace,
     expect::HfConfig,
+    gate::{
+        self,
+        baseline::{self, Side},
+    },
     inputs::{self, Extent, Inputs},
     interrupt, kernel,
     progress::Progress,
@@ -22,6 +27,7 @@ use crate::{
 
 /// Runs a scenario.
 pub fn run(args: &RunArgs) -> Result<Exit> {
+    args.save_baseline.as_deref().map_or(Ok(()), baseline::check_name)?;
     let setup = set_up(&args.select)?;
     let expect = HfConfig::load(&setup.config)?;
     interrupt::install();
@@ -44,11 +50,18 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
         other => other?,
     };
     print(&summary, &out);
-    Ok(exit(&summary))
+    let exit = exit(&summary);
+    if let Some(name) = args.save_baseline.as_ref().filter(|_| exit == Exit::Pass) {
+        println!("saved as baseline {name}: {}", baseline::save(name, &Side::this()?)?.display());
+    }
+    Ok(exit)
 }
 
 /// Rebuilds the report of an earlier run.
 pub fn report(dir: &Path) -> Result<Exit> {
+    if gate::is_gate(dir) {
+        return gate::report(dir);
+    }
     if kernel::store::is_run(dir) {
         return kernel::report(dir);
     }
@@ -68,7 +81,14 @@ pub fn set_up(args: &SelectArgs) -> Result<Setup> {
 fn trials(bench: &Bench<'_>, store: &Store, mut progress: Progress) -> Result<RunSummary> {
     let resolved = &bench.setup.resolved;
     let mut pace = Pace::new(resolved, &bench.expect.shape(), bench.inputs);
+    let audits = Audits::prepare(bench)?;
+    for (position, case) in resolved.cases.iter().enumerate() {
+        let Some(turn) = audits.as_ref().and_then(|a| a.turn(position, case)) else { continue };
+        progress.audit(position, &case.id);
+        store.add(&turn.trial_id(), &bench.run(turn, audits.as_ref(), &mut |_| ())?)?;
+    }
     let mut summary = store.publish()?;
+    progress.audited(&summary);
     for (position, id) in resolved.order.iter().enumerate() {
         let Some(case) = case_of(id, resolved, &summary) else {
             progress.say(&format!("no cell of {id} is valid: nothing to repeat"));
@@ -80,10 +100,10 @@ fn trials(bench: &Bench<'_>, store: &Store, mut progress: Progress) -> Result<Ru
             let gpu = if case.device == "cpu" { None } else { bench.gpu };
             let not_idle = idle::wait(gpu, &say)?;
             let gpu_not_idle = not_idle.as_deref();
-            let turn = Turn { case, round, position: position as u32, attempt, gpu_not_idle };
+            let turn = Turn { round, attempt, gpu_not_idle, ..Turn::first(case, position as u32) };
             let left = pace.left(&resolved.order[position..]);
             progress.begin(position, &case.id, left);
-            let lines = bench.run(turn, &mut |event| progress.event(event))?;
+            let lines = bench.run(turn, audits.as_ref(), &mut |event| progress.event(event))?;
             store.add(&turn.trial_id(), &lines)?;
             pace.add(&case.id, &lines);
             summary = store.publish()?;
@@ -116,7 +136,7 @@ pub(crate) fn default_folder(name: &str) -> PathBuf {
     Path::new("runs").join(format!("{time}-{name}"))
 }
 
-fn print(summary: &RunSummary, dir: &Path) {
+pub(crate) fn print(summary: &RunSummary, dir: &Path) {
     let mut rows = summary_table(summary).into_iter();
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);

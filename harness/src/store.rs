@@ -38,10 +38,21 @@ impl Store {
     /// The folder holds a run already, or cannot be written.
     pub fn create(dir: &Path, resolved: &Resolved, environment: &Value) -> Result<Self> {
         let store = Self { dir: make_folder(dir, &["events", "inputs", "work"])? };
-        let yaml = serde_saphyr::to_string(resolved).expect("plain data");
-        store.write(RESOLVED, yaml.as_bytes())?;
+        store.amend(resolved)?;
         store.write(ENVIRONMENT, &pretty(environment))?;
         Ok(store)
+    }
+
+    /// Writes the record of what is to run anew, after it has grown.
+    pub fn amend(&self, resolved: &Resolved) -> Result<()> {
+        let yaml = serde_saphyr::to_string(resolved).expect("plain data");
+        self.write(RESOLVED, yaml.as_bytes())
+    }
+
+    /// What is stored so far, judged and measured, with nothing rendered.
+    pub fn summary(&self) -> Result<RunSummary> {
+        let Stored { resolved, logs, .. } = self.load()?;
+        Ok(summarise(&resolved, &logs))
     }
 
     /// Opens the folder of an earlier run.
@@ -110,7 +121,7 @@ impl Store {
         std::fs::remove_dir_all(&work).at(&work)
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         write_whole(&self.path(name), bytes)
     }
 }

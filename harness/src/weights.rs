@@ -7,13 +7,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use chronibench_protocol::record::{Presence, TensorChange};
+use chronibench_protocol::{
+    digest::sha256_hex,
+    event::TensorInfo,
+    record::{Presence, TensorChange},
+};
 use safetensors::{Dtype, tensor::Metadata};
 
 use crate::error::{AtPath, Error, Result};
 
 /// One safetensors file, opened but not read: a 7B model need not fit into memory twice.
-struct Weights {
+pub(crate) struct Weights {
     file: File,
     path: PathBuf,
     data_start: u64,
@@ -26,7 +30,8 @@ struct Stored {
 }
 
 impl Weights {
-    fn open(path: &Path) -> Result<Self> {
+    /// Opens a file.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let bad = |what: String| {
             Error::usage(what, path.display().to_string()).hint("weights are saved as f32 safetensors")
         };
@@ -55,7 +60,13 @@ impl Weights {
         Ok(Self { file, path: path.to_path_buf(), data_start: 8 + header, tensors })
     }
 
-    fn read(&mut self, name: &str) -> Result<Vec<f32>> {
+    /// Whether there is a tensor of this name and shape.
+    pub(crate) fn has(&self, t: &TensorInfo) -> bool {
+        self.tensors.get(&t.name).is_some_and(|s| s.shape == t.shape)
+    }
+
+    /// The values of a tensor that is there.
+    pub(crate) fn read(&mut self, name: &str) -> Result<Vec<f32>> {
         let (from, to) = self.tensors[name].span;
         let mut bytes = vec![0; to - from];
         self.file.seek(SeekFrom::Start(self.data_start + from as u64)).at(&self.path)?;
@@ -104,6 +115,7 @@ fn both(before: &mut Weights, after: &mut Weights, name: String) -> Result<Tenso
         norm: norm(&x),
         finite: y.iter().all(|v| v.is_finite()),
         changed: x.iter().zip(&y).filter(|(a, b)| a.to_bits() != b.to_bits()).count() as u64,
+        hashes: Some([&x, &y].map(|values| hash(values))),
         name,
     })
 }
@@ -117,8 +129,15 @@ fn one(side: &mut Weights, name: String, present: Presence) -> Result<TensorChan
         norm: norm(&values),
         finite: values.iter().all(|v| v.is_finite()),
         changed: 0,
+        hashes: None,
         name,
     })
+}
+
+/// Enough of a hash to tell two tensors apart.
+fn hash(values: &[f32]) -> String {
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    sha256_hex(&bytes)[..16].into()
 }
 
 fn norm(values: &[f32]) -> f64 {

@@ -61,7 +61,7 @@ fn a_stored_trial_has_every_part() {
         .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["kind"].as_str().unwrap().to_string())
         .collect();
     assert_eq!(kinds.first().map(String::as_str), Some("trial"));
-    assert_eq!(kinds[kinds.len() - 3..], ["ledger", "weights", "exit"]);
+    assert_eq!(kinds[kinds.len() - 4..], ["ledger", "weights", "audit", "exit"]);
     assert!(kinds.iter().any(|k| k == "sample"));
     assert!(!text.contains(&ran.dir.path().display().to_string()), "a record names a path of this machine");
 }

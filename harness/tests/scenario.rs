@@ -52,6 +52,13 @@ fn repeated_key() {
     assert_snapshot!(message("trials: 2", "trials: 2\ntrials: 3"));
 }
 
+/// Axes multiply: a slip must not make cases until memory is full.
+#[test]
+fn more_trials_than_anybody_runs() {
+    let text = message("trials: 2", "trials: 4000000000");
+    assert!(text.contains("multiply to 16000000000 trials, 100000 at most"), "{text}");
+}
+
 #[test]
 fn unknown_kernel_seam() {
     let arm = "steady: { runner: native, kernels: { nrom: eager } }";

@@ -6,10 +6,11 @@
 //! |---|---|
 //! | `model.safetensors` or `adapter_model.safetensors` | what trains, f32; masters where there are any |
 //! | `exp_avg.safetensors`, `exp_avg_sq.safetensors` | AdamW's moments, bytes as the device keeps them |
-//! | `trainer_state.json` | the step, and the [`Identity`] of the training |
+//! | `trainer_state.json` | the step, the [`Identity`] of the training, and its [`Progress`] |
 //!
 //! Batches, schedule and stochastic rounding are functions of seed and step, so this is all: a resumed training continues to the
-//! bit. A folder is written beside its place and renamed when it is whole.
+//! bit. A folder is written beside its place and renamed when it is whole; it is renamed before it is removed. What a kill leaves
+//! behind has a name of its own, and is [swept](sweep) away by the next training.
 
 use std::{
     collections::BTreeMap,
@@ -23,12 +24,16 @@ use serde_json::Value;
 use crate::{
     backend::{Backend, View},
     error::Error,
+    formats::write,
+    progress::Progress,
     trainer::Trainer,
 };
 
 const FORMAT: &str = "chronicals.checkpoint/1";
 const STATE: &str = "trainer_state.json";
 const PREFIX: &str = "checkpoint-";
+/// Of folders that are being filled or removed.
+const HIDDEN: &str = ".checkpoint-";
 
 /// What must be equal where a training is resumed, by name: settings, then hashes of what was made of them.
 pub type Identity = Vec<(String, Value)>;
@@ -38,6 +43,17 @@ struct State {
     format: String,
     step: u32,
     identity: Identity,
+    #[serde(default)]
+    progress: Progress,
+}
+
+/// Which checkpoints stay when one is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Keep {
+    /// How many, the newest; all when left out.
+    pub newest: Option<u32>,
+    /// The step of one that stays besides.
+    pub best: Option<u32>,
 }
 
 /// Whole checkpoints in a folder, by step.
@@ -62,41 +78,80 @@ pub fn all(dir: &Path) -> Result<BTreeMap<u32, PathBuf>, Error> {
     Ok(found)
 }
 
-/// Writes a checkpoint into `dir`, then removes all but the newest `keep`.
+/// Where the checkpoint of a step lies.
+pub fn place(dir: &Path, step: u32) -> PathBuf {
+    dir.join(format!("{PREFIX}{step}"))
+}
+
+/// Writes a checkpoint into `dir`, then removes those that are not to be kept.
 ///
 /// # Errors
-/// It cannot be written, or the device fails; earlier checkpoints are then as they were.
+/// A parameter is not finite, the folder cannot be written, or the device fails; earlier checkpoints are then as they were.
 pub fn save<B: Backend>(
     trainer: &Trainer<B>,
     dir: &Path,
     identity: &Identity,
-    keep: Option<u32>,
+    progress: &Progress,
+    keep: Keep,
 ) -> Result<PathBuf, Error> {
+    let step = trainer.step();
+    let failed = |e: Error| e.within(format!("checkpoint of step {step}"));
+    trainer.check_finite().map_err(failed)?;
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
     let temporary =
-        tempfile::Builder::new().prefix(".checkpoint-").tempdir_in(dir).map_err(|e| Error::io(dir, &e))?;
-    let at = temporary.path();
+        tempfile::Builder::new().prefix(HIDDEN).tempdir_in(dir).map_err(|e| Error::io(dir, &e))?;
+    let state = State { format: FORMAT.into(), step, identity: identity.clone(), progress: *progress };
+    fill(trainer, &state, temporary.path()).map_err(failed)?;
+    let to = place(dir, step);
+    remove(&to)?;
+    std::fs::rename(temporary.path(), &to).map_err(|e| Error::io(&to, &e))?;
+    let _ = temporary.keep();
+    sync(dir)?;
+    prune(dir, step, keep)?;
+    Ok(to)
+}
+
+/// Writes a checkpoint's files, and waits until they are on the disk: a power cut leaves the old checkpoint, or the whole new one.
+fn fill<B: Backend>(trainer: &Trainer<B>, state: &State, at: &Path) -> Result<(), Error> {
     trainer.save_trainable(&at.join(trainer.trainable_file()))?;
     for (name, view) in moments(trainer) {
         save_bytes(&at.join(file_of(name)), name, trainer.backend().stored(view)?)?;
     }
-    let state = State { format: FORMAT.into(), step: trainer.step(), identity: identity.clone() };
     let path = at.join(STATE);
-    let text = serde_json::to_vec_pretty(&state).expect("plain data");
+    let text = serde_json::to_vec_pretty(state).expect("plain data");
     std::fs::write(&path, text).map_err(|e| Error::io(&path, &e))?;
     open_to_all(at)?;
-    for file in std::fs::read_dir(at).map_err(|e| Error::io(at, &e))?.flatten() {
-        // On the disk before its name is: a power cut leaves the old checkpoint, or the whole new one.
-        let synced = std::fs::File::open(file.path()).and_then(|f| f.sync_all());
-        synced.map_err(|e| Error::io(&file.path(), &e))?;
+    for file in std::fs::read_dir(at).map_err(|e| Error::io(at, &e))? {
+        sync(&file.map_err(|e| Error::io(at, &e))?.path())?;
     }
-    let to = dir.join(format!("{PREFIX}{}", trainer.step()));
-    if to.exists() {
-        std::fs::remove_dir_all(&to).map_err(|e| Error::io(&to, &e))?;
+    sync(at)
+}
+
+fn sync(path: &Path) -> Result<(), Error> {
+    std::fs::File::open(path).and_then(|f| f.sync_all()).map_err(|e| Error::io(path, &e))
+}
+
+/// Removes a checkpoint, if it is there: under another name, so that half of one is never taken for a whole one.
+fn remove(path: &Path) -> Result<(), Error> {
+    let Some(dir) = path.parent().filter(|_| path.exists()) else { return Ok(()) };
+    let aside = tempfile::Builder::new().prefix(HIDDEN).tempdir_in(dir).map_err(|e| Error::io(dir, &e))?;
+    std::fs::rename(path, aside.path().join("removed")).map_err(|e| Error::io(path, &e))?;
+    aside.close().map_err(|e| Error::io(path, &e))
+}
+
+/// Removes what a training left in `dir` that was killed while it wrote or removed a checkpoint.
+///
+/// # Errors
+/// The folder cannot be read, or something in it not be removed.
+pub fn sweep(dir: &Path) -> Result<(), Error> {
+    for entry in std::fs::read_dir(dir).map_err(|e| Error::io(dir, &e))? {
+        let path = entry.map_err(|e| Error::io(dir, &e))?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if name.starts_with(HIDDEN) && path.is_dir() {
+            std::fs::remove_dir_all(&path).map_err(|e| Error::io(&path, &e))?;
+        }
     }
-    std::fs::rename(temporary.keep(), &to).map_err(|e| Error::io(&to, &e))?;
-    prune(dir, keep)?;
-    Ok(to)
+    Ok(())
 }
 
 /// Temporary folders are private; checkpoints are for everybody whom the umask lets in.
@@ -107,21 +162,25 @@ fn open_to_all(dir: &Path) -> Result<(), Error> {
     std::fs::set_permissions(dir, mode).map_err(|e| Error::io(dir, &e))
 }
 
-fn prune(dir: &Path, keep: Option<u32>) -> Result<(), Error> {
-    let Some(keep) = keep else { return Ok(()) };
-    let all = all(dir)?;
-    let old = all.len().saturating_sub(keep.max(1) as usize);
-    for path in all.into_values().take(old) {
-        std::fs::remove_dir_all(&path).map_err(|e| Error::io(&path, &e))?;
-    }
-    Ok(())
+/// Checkpoints behind `step` are of a training that was given up: they go first.
+fn prune(dir: &Path, step: u32, keep: Keep) -> Result<(), Error> {
+    let Some(newest) = keep.newest else { return Ok(()) };
+    let mut all: Vec<_> = all(dir)?.into_iter().collect();
+    all.sort_by_key(|(s, _)| (*s <= step, *s));
+    let old = all.len().saturating_sub(newest.max(1) as usize);
+    let removed = all.into_iter().take(old).filter(|(s, _)| Some(*s) != keep.best);
+    removed.into_iter().try_for_each(|(_, path)| remove(&path))
 }
 
-/// Takes up the training that `dir` holds.
+/// Takes up the training that `dir` holds, and says how far it had come.
 ///
 /// # Errors
 /// The folder is damaged, or of another training: what differs is named. The trainer is then not to be used.
-pub fn load<B: Backend>(trainer: &mut Trainer<B>, dir: &Path, identity: &Identity) -> Result<(), Error> {
+pub fn load<B: Backend>(
+    trainer: &mut Trainer<B>,
+    dir: &Path,
+    identity: &Identity,
+) -> Result<Progress, Error> {
     let path = dir.join(STATE);
     let at = || path.display().to_string();
     let damaged = |what: String| {
@@ -151,7 +210,7 @@ pub fn load<B: Backend>(trainer: &mut Trainer<B>, dir: &Path, identity: &Identit
         trainer.backend_mut().restore(view, &bytes).map_err(|e| damaged(e.to_string()))?;
     }
     trainer.set_step(state.step);
-    Ok(())
+    Ok(state.progress)
 }
 
 /// Both moments of everything that trains, under torch's names.
@@ -167,10 +226,7 @@ fn file_of(name: &str) -> String {
 }
 
 fn save_bytes(path: &Path, name: &str, bytes: Vec<u8>) -> Result<(), Error> {
-    let failed = |e: safetensors::SafeTensorError| {
-        Error::new(format!("cannot write the optimizer's states: {e}"), path.display().to_string())
-            .hint("check the disk")
-    };
+    let failed = |e| write::failure(path, e);
     let view = TensorView::new(Dtype::U8, vec![bytes.len()], &bytes).map_err(failed)?;
     safetensors::serialize_to_file([(name, view)], None, path).map_err(failed)
 }

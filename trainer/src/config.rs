@@ -37,6 +37,9 @@ pub struct ModelConfig {
     pub initializer_range: f64,
 }
 
+/// Widest that a model may be. Sizes within it do not overflow, however they are multiplied.
+const MAX_WIDTH: usize = 1 << 20;
+
 /// What tells the supported families apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -151,16 +154,19 @@ impl ModelConfig {
         }
         let heads = hf.num_attention_heads;
         let kv_heads = hf.num_key_value_heads.unwrap_or(heads);
-        for (name, n) in [
-            ("vocab_size", hf.vocab_size),
-            ("hidden_size", hf.hidden_size),
-            ("intermediate_size", hf.intermediate_size),
-            ("num_hidden_layers", hf.num_hidden_layers),
-            ("num_attention_heads", heads),
-            ("num_key_value_heads", kv_heads),
+        for (name, n, most) in [
+            ("vocab_size", hf.vocab_size, 1 << 24),
+            ("hidden_size", hf.hidden_size, MAX_WIDTH),
+            ("intermediate_size", hf.intermediate_size, MAX_WIDTH),
+            ("num_hidden_layers", hf.num_hidden_layers, 1 << 10),
+            ("num_attention_heads", heads, MAX_WIDTH),
+            ("num_key_value_heads", kv_heads, MAX_WIDTH),
         ] {
             if n == 0 {
                 return Err(format!("{name} is 0"));
+            }
+            if n > most {
+                return Err(format!("{name} is {n}, and no model has more than {most}"));
             }
         }
         let head_dim = hf.head_dim.unwrap_or(hf.hidden_size / heads);
@@ -169,6 +175,11 @@ impl ModelConfig {
         }
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             return Err(format!("head_dim {head_dim} must be even and positive"));
+        }
+        if heads.saturating_mul(head_dim) > MAX_WIDTH {
+            return Err(format!(
+                "{heads} heads of {head_dim}, and no model has more than {MAX_WIDTH} in all"
+            ));
         }
         Ok(Self {
             family,
@@ -277,6 +288,7 @@ mod tests {
             (r#","rope_scaling":{"rope_type":"yarn"}"#, "yarn"),
             (r#","rope_scaling":{"rope_type":"llama3"}"#, "factor"),
             (r#","num_attention_heads_":0,"num_key_value_heads":0"#, "is 0"),
+            (r#","head_dim":1000000000000000000"#, "no model has more"),
         ] {
             let e = parse(extra).unwrap_err();
             assert!(e.contains(word), "{e}");

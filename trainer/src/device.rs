@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use chronibench_protocol::spec::{Dtype, PrecisionArgs, States};
 use chronicals_kernels::{
     KernelPlan, Target,
-    gpu::{Gpu, GpuError, compile::Cache, library},
+    gpu::{Gpu, GpuError, Tracer, compile::Cache, library, machine::Cuda},
 };
 
 use crate::error::Error;
@@ -78,6 +78,20 @@ pub fn check(device: &str) -> Result<(), Error> {
         Device::Cuda(n) => {
             Gpu::open(n, Cache::of_user()).map_err(lacking)?;
             library::require(&["libcublasLt"]).map_err(lacking)
+        }
+    }
+}
+
+/// The fastest matrix product of a GPU, GFLOP/s, in bf16.
+///
+/// # Errors
+/// It is no GPU, or not there.
+pub fn peak_gflops(device: &str) -> Result<f64, Error> {
+    match device.parse()? {
+        Device::Cpu => Err(Error::new("the processor's products are measured by the harness", "device")),
+        Device::Cuda(n) => {
+            let machine = Cuda::open(n).map_err(lacking)?;
+            Ok(machine.limits().map_err(lacking)?.flops_a_second / 1e9)
         }
     }
 }

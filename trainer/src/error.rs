@@ -28,6 +28,17 @@ impl Error {
         self
     }
 
+    /// Adds to how to mend it.
+    pub fn hinted(self, more: impl fmt::Display) -> Self {
+        let hint = if self.hint.is_empty() { more.to_string() } else { format!("{}; {more}", self.hint) };
+        Self { hint, ..self }
+    }
+
+    /// Says in which larger thing it happened.
+    pub fn within(self, outer: impl fmt::Display) -> Self {
+        Self { at: format!("{outer}: {}", self.at), ..self }
+    }
+
     /// Marks it as something that the machine lacks: a GPU, a library, memory.
     pub fn environment(self) -> Self {
         Self { environment: true, ..self }
@@ -43,6 +54,11 @@ impl Error {
         let hint = match e.kind() {
             std::io::ErrorKind::NotFound => "check the path",
             std::io::ErrorKind::PermissionDenied => "check the permissions",
+            std::io::ErrorKind::StorageFull
+            | std::io::ErrorKind::QuotaExceeded
+            | std::io::ErrorKind::FileTooLarge => {
+                "make room on the disk; what was there before is as it was, and `--resume` goes on from it"
+            }
             _ => "check the file and the disk",
         };
         Self::new(e.to_string(), path.display().to_string()).hint(hint)

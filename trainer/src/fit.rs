@@ -84,6 +84,20 @@ pub fn fit<B: Backend>(
     trainer: &mut Trainer<B>,
     batches: &Batches,
     to: u32,
+    report: impl FnMut(u32, StepReport) -> Result<(), Error>,
+) -> Result<(), Error> {
+    fit_until(trainer, batches, to, || false, report)
+}
+
+/// The same, but begins no step once `stop` says so; those that were begun are ended.
+///
+/// # Errors
+/// As [`fit`].
+pub fn fit_until<B: Backend>(
+    trainer: &mut Trainer<B>,
+    batches: &Batches,
+    to: u32,
+    stop: impl Fn() -> bool,
     mut report: impl FnMut(u32, StepReport) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let (stager, steps) = (trainer.backend().stager(), trainer.step()..to);
@@ -102,14 +116,17 @@ pub fn fit<B: Backend>(
         let mut finish = |trainer: &mut Trainer<B>, step, running| report(step, trainer.wait(running)?);
         let mut last = None;
         for step in steps {
+            if stop() {
+                break;
+            }
             let running = launch(trainer, step, &prepared)?;
             if !B::APART {
                 finish(trainer, step, running)?;
-            } else if let Some(before) = last.replace(running) {
-                finish(trainer, step - 1, before)?;
+            } else if let Some((before, running)) = last.replace((step, running)) {
+                finish(trainer, before, running)?;
             }
         }
-        last.map_or(Ok(()), |running| finish(trainer, to - 1, running))
+        last.map_or(Ok(()), |(step, running)| finish(trainer, step, running))
     })
 }
 

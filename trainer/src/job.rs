@@ -1,6 +1,7 @@
 //! A training described by a YAML file, for use without the harness.
 
 mod data;
+mod settings;
 
 use std::path::{Path, PathBuf};
 
@@ -36,6 +37,7 @@ use crate::{
         self, hub,
         peft::{self, AdapterConfig},
     },
+    metrics::Report,
     model::{Capacity, Level, Setup},
     room::{self, Asked, Choice},
     trainer::Trainer,
@@ -86,6 +88,15 @@ pub struct Job {
     pub threads: Option<usize>,
     /// Folder for weights, metrics, checkpoints and a copy of the config.
     pub output_dir: PathBuf,
+    /// Steps that a line of the metrics is of: its loss is their mean.
+    #[serde(default = "one")]
+    pub logging_steps: u32,
+    /// Metrics besides `metrics.jsonl`: `csv`, `tensorboard`.
+    #[serde(default = "all_reports")]
+    pub report_to: Vec<Report>,
+    /// TFLOP/s that the device can do at most, to tell MFU; those of known GPUs when left out.
+    #[serde(default)]
+    pub peak_tflops: Option<f64>,
     /// Steps between evaluations of what `data` holds out; only after the last when left out.
     #[serde(default)]
     pub eval_steps: Option<u32>,
@@ -98,6 +109,19 @@ pub struct Job {
     /// How many checkpoints are kept, the newest; all when left out.
     #[serde(default)]
     pub save_total_limit: Option<u32>,
+    /// A checkpoint is written at every evaluation that is the best so far and kept whatever the limit, and what is saved in the end
+    /// is the best.
+    #[serde(default)]
+    pub load_best_model_at_end: bool,
+    /// Evaluations without improvement after which the training ends; it never does for that when left out.
+    #[serde(default)]
+    pub early_stopping_patience: Option<u32>,
+    /// By how much the held-out loss must fall to be an improvement.
+    #[serde(default)]
+    pub early_stopping_threshold: f64,
+    /// Nats by which the running mean of the loss may rise above its lowest before the training is given up; 0 for any.
+    #[serde(default = "three")]
+    pub max_loss_rise: f64,
 }
 
 /// Architecture and starting weights.
@@ -141,6 +165,19 @@ impl JobModel {
 
 fn full() -> Method {
     Method::Full {}
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn all_reports() -> Vec<Report> {
+    Report::ALL.to_vec()
+}
+
+/// Twentyfold perplexity.
+fn three() -> f64 {
+    3.0
 }
 
 fn cpu() -> String {
@@ -221,6 +258,7 @@ impl Job {
             Ok((Batches::new(samples, plan, &config, &at)?, report))
         });
         let evaluation = evaluation.transpose()?;
+        self.check_stopping(evaluation.is_some())?;
         Ok(Inputs { config, batches, report, evaluation, recognised, device, kernels })
     }
 

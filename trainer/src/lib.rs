@@ -3,20 +3,24 @@
 //! Shape suffixes as in `chronicals-kernels`: `T` tokens, `D` hidden, `F` feed-forward, `V` vocabulary, `Q` packed
 //! QKV, `K` head dimension.
 
+mod args;
 pub mod backend;
 pub mod checkpoint;
 pub mod config;
 pub mod describe;
 pub mod device;
 pub mod error;
+pub mod evaluate;
 pub mod fit;
 pub mod formats;
 pub mod init;
 pub mod job;
 pub mod memory;
+pub mod metrics;
 pub mod model;
 pub mod params;
 pub mod profile;
+pub mod progress;
 pub mod room;
 pub mod trainer;
 pub mod weights;

@@ -168,10 +168,17 @@ impl Layout {
     }
 }
 
+/// No projection has a higher rank, and sizes of adapters do not overflow.
+const MAX_RANK: usize = 1 << 16;
+
 fn check_lora(lora: &LoraArgs) -> Result<(), Error> {
     let known = PROJECTION_GROUPS.concat();
     if lora.r == 0 {
         return Err(Error::new("LoRA rank r is 0", "method.r").hint("give a rank of at least 1"));
+    }
+    if lora.r > MAX_RANK {
+        return Err(Error::new(format!("LoRA rank r is {}", lora.r), "method.r")
+            .hint(format!("give a rank of at most {MAX_RANK}; 8 to 64 are usual")));
     }
     if !(lora.lora_alpha > 0.0 && lora.loraplus_lr_ratio > 0.0) {
         return Err(Error::new("lora_alpha and loraplus_lr_ratio must be positive", "method").hint(

@@ -9,6 +9,7 @@ use chronibench_protocol::{
 use chronicals_data::batch::{Batch, StepBatches};
 
 use crate::{
+    args,
     backend::{Backend, Stager, StepStats, Update, Work},
     config::ModelConfig,
     error::Error,
@@ -82,7 +83,7 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// The settings make no sense, or the device has no room.
     pub fn new(mut backend: B, setup: &Setup<'_>, args: &TrainArgs, total_steps: u32) -> Result<Self, Error> {
-        check_args(args)?;
+        args::check(args)?;
         room::check_offload::<B>(setup.offload)?;
         let adapters = match setup.method {
             Method::Full {} => None,
@@ -132,6 +133,25 @@ impl<B: Backend> Trainer<B> {
                 .hint("leave adapter_weights out, or choose method lora"));
         };
         weights::load(&mut self.backend, layout, values, path)
+    }
+
+    /// Loads the model's weights from whichever of `files` has a tensor, beside whatever else they hold.
+    ///
+    /// # Errors
+    /// See [`weights::load_from`].
+    pub fn load_model(&mut self, files: &[&Path]) -> Result<(), Error> {
+        weights::load_from(&mut self.backend, &self.layout, self.model.weights, files)
+    }
+
+    /// The same for the adapters, if there are any.
+    ///
+    /// # Errors
+    /// See [`weights::load_from`].
+    pub fn load_adapters_of(&mut self, files: &[&Path]) -> Result<(), Error> {
+        match (&self.adapters, self.model.adapters) {
+            (Some(layout), Some(values)) => weights::load_from(&mut self.backend, layout, values, files),
+            _ => Ok(()),
+        }
     }
 
     /// Names and shapes of whatever trains.
@@ -288,6 +308,15 @@ impl<B: Backend> Trainer<B> {
         Ok(Evaluation { loss_sum, loss_tokens })
     }
 
+    /// Reads whatever trains, and looks for values that are no numbers.
+    ///
+    /// # Errors
+    /// There are such, of which the first tensor is named; or the device fails.
+    pub fn check_finite(&self) -> Result<(), Error> {
+        let values = self.model.adapters.unwrap_or(self.model.weights);
+        weights::check_finite(&self.backend, self.trainable(), values)
+    }
+
     /// Writes model tensors, and adapters if there are any, as one f32 safetensors file.
     ///
     /// # Errors
@@ -383,24 +412,4 @@ fn accumulate<B: Backend>(
         }
     }
     Ok(())
-}
-
-fn check_args(a: &TrainArgs) -> Result<(), Error> {
-    let in_unit = |v: f64| (0.0..1.0).contains(&v);
-    let rules = [
-        ("learning_rate", a.learning_rate >= 0.0 && a.learning_rate.is_finite(), "0 or more"),
-        ("weight_decay", a.weight_decay >= 0.0 && a.weight_decay.is_finite(), "0 or more"),
-        ("adam_beta1", in_unit(a.adam_beta1), "in [0, 1)"),
-        ("adam_beta2", in_unit(a.adam_beta2), "in [0, 1)"),
-        ("adam_epsilon", a.adam_epsilon > 0.0, "above 0"),
-        ("max_grad_norm", a.max_grad_norm >= 0.0, "0 (off) or more"),
-        ("label_smoothing_factor", in_unit(a.label_smoothing_factor), "in [0, 1)"),
-        ("z_loss", a.z_loss >= 0.0 && a.z_loss.is_finite(), "0 or more"),
-        ("loss_chunk_rows", a.loss_chunk_rows != Some(0), "1 or more"),
-    ];
-    match rules.iter().find(|(_, ok, _)| !ok) {
-        Some((name, _, range)) => Err(Error::new(format!("{name} is out of range"), format!("train.{name}"))
-            .hint(format!("give a number {range}"))),
-        None => Ok(()),
-    }
 }

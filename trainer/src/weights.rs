@@ -29,6 +29,22 @@ pub fn load<B: Backend>(b: &mut B, layout: &Layout, values: View, path: &Path) -
     Ok(())
 }
 
+/// As [`load`], from whichever of `files` has a tensor. What else they have is not looked at: files hold model and adapters together.
+///
+/// # Errors
+/// A file is damaged, or a tensor is in none of them, misshapen or of another type.
+pub fn load_from<B: Backend>(b: &mut B, layout: &Layout, values: View, files: &[&Path]) -> Result<(), Error> {
+    let files = files.iter().map(|p| formats::open(p)).collect::<Result<Vec<_>, _>>()?;
+    for t in &layout.tensors {
+        let file = files.iter().find(|f| f.shape(&t.name).is_some()).or(files.first());
+        let file =
+            file.ok_or_else(|| Error::new("no file of weights", t.name.clone()).hint("name at least one"))?;
+        check_tensor(&**file, t)?;
+        b.write(values.slice(t.offset, t.len()), &file.read(&t.name)?)?;
+    }
+    Ok(())
+}
+
 /// Checks that a file has the tensors of a layout, each in its shape, and no others that belong to a model.
 ///
 /// # Errors
@@ -69,6 +85,20 @@ fn entries<'a, B: Backend>(b: &'a B, parts: &[(&'a Layout, View)]) -> Vec<Entry<
             .map(move |t| Entry::new(&t.name, &t.shape, move || b.read(values.slice(t.offset, t.len()))))
     };
     parts.iter().flat_map(of).collect()
+}
+
+/// Reads every tensor, and looks for values that are no numbers.
+///
+/// # Errors
+/// There are such, of which the first tensor is named; or the device fails.
+pub fn check_finite<B: Backend>(b: &B, layout: &Layout, values: View) -> Result<(), Error> {
+    for t in &layout.tensors {
+        if b.read(values.slice(t.offset, t.len()))?.iter().any(|x| !x.is_finite()) {
+            return Err(Error::new("training diverged: parameters are not finite", t.name.as_str())
+                .hint("lower learning_rate, add warmup_steps, or set max_grad_norm"));
+        }
+    }
+    Ok(())
 }
 
 /// Writes layouts with their values as one f32 safetensors file, atomically.

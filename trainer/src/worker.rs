@@ -41,21 +41,26 @@ pub fn run(spec: &Spec, emit: Emit<'_>) -> Result<(), Error> {
     let inputs = Inputs::load(spec)?;
     use_threads(spec.threads)?;
     match inputs.device {
-        Device::Cpu => {
-            check_cpu_precision(spec.precision, "spec.precision")?;
-            let backend = CpuBackend::new(
-                &inputs.config,
-                inputs.batches.capacity(),
-                inputs.kernels,
-                loss_options(&spec.train),
-            );
-            trial(spec, &inputs, backend, emit)
-        }
+        Device::Cpu => on_cpu(spec, &inputs, |backend, _| backend, emit),
         Device::Cuda(ordinal) => {
             let machine = Cuda::open(ordinal).map_err(lacking)?;
             on_gpu(spec, &inputs, machine, emit)
         }
     }
+}
+
+/// As [`run`] on the processor, with the backend that `wrap` makes of its own.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with<B: Backend>(
+    spec: &Spec,
+    wrap: impl FnOnce(CpuBackend, &ModelConfig) -> B,
+    emit: Emit<'_>,
+) -> Result<(), Error> {
+    let inputs = Inputs::load(spec)?;
+    use_threads(spec.threads)?;
+    on_cpu(spec, &inputs, wrap, emit)
 }
 
 /// As [`run`], on a machine that is open already, whatever `spec.device` says of its number.
@@ -68,6 +73,18 @@ pub fn run_on<D: Machine>(spec: &Spec, machine: D, emit: Emit<'_>) -> Result<(),
         return Err(Error::new("device cpu is not a GPU", "spec.device").hint("use device: cuda"));
     }
     on_gpu(spec, &inputs, machine, emit)
+}
+
+fn on_cpu<B: Backend>(
+    spec: &Spec,
+    inputs: &Inputs,
+    wrap: impl FnOnce(CpuBackend, &ModelConfig) -> B,
+    emit: Emit<'_>,
+) -> Result<(), Error> {
+    check_cpu_precision(spec.precision, "spec.precision")?;
+    let Inputs { config, batches, kernels, .. } = inputs;
+    let backend = CpuBackend::new(config, batches.capacity(), *kernels, loss_options(&spec.train));
+    trial(spec, inputs, wrap(backend, config), emit)
 }
 
 fn on_gpu<D: Machine>(spec: &Spec, inputs: &Inputs, machine: D, emit: Emit<'_>) -> Result<(), Error> {
@@ -100,7 +117,7 @@ fn trial<B: Backend>(spec: &Spec, inputs: &Inputs, backend: B, emit: Emit<'_>) -
         trainer.save(path)?;
     }
     emit(Event::Done(Done {
-        steps: spec.measure.total_steps(),
+        steps: spec.to_run().total_steps(),
         weights: spec.save_weights.clone(),
         kernels: trainer.backend().launches(),
         peak_rss_bytes,
@@ -135,7 +152,7 @@ impl Inputs {
         })?;
         let kernels = device.kernels(&spec.kernels, "spec.kernels")?;
         let at = spec.data.plan.display().to_string();
-        let steps = spec.measure.total_steps();
+        let steps = spec.to_run().total_steps();
         if (plan.steps.len() as u32) < steps {
             let what = format!("the plan has {} steps, the trial needs {steps}", plan.steps.len());
             return Err(Error::new(what, at).hint("make the plan for this many steps"));
@@ -257,11 +274,11 @@ fn steps<B: Backend>(
     trainer: &mut Trainer<B>,
     emit: &mut impl FnMut(Event) -> Result<(), Error>,
 ) -> Result<Option<GemmShare>, Error> {
-    let m = &spec.measure;
+    let m = spec.to_run();
     let clock = Instant::now();
     gemm::reset_stats();
     let (mut step_start, mut window_start) = (0, 0);
-    fit(trainer, &inputs.batches, m.total_steps(), |step, report| {
+    let mut tell = |step: u32, report| {
         let end_ns = clock.elapsed().as_nanos() as u64;
         let timed = step.checked_sub(m.untimed_steps);
         let phase = if timed.is_some() { Phase::Timed } else { Phase::Untimed };
@@ -281,11 +298,23 @@ fn steps<B: Backend>(
             }
             Some(_) => Ok(()),
         }
-    })?;
+    };
+    if let Some(audit) = &spec.audit {
+        fit(trainer, &inputs.batches, first_update(spec).min(audit.steps), &mut tell)?;
+        trainer.save(&audit.first_weights)?;
+    }
+    fit(trainer, &inputs.batches, m.total_steps(), &mut tell)?;
     // The clock is around the processor's products; those of a GPU are not timed one by one.
     let measured = inputs.device == Device::Cpu;
     let g = gemm::stats();
     Ok(measured.then(|| GemmShare { ns: g.ns, flops: g.flops, method: "measured".into() }))
+}
+
+/// Steps up to and with the first whose learning rate is not 0.
+fn first_update(spec: &Spec) -> u32 {
+    let total = spec.measure.total_steps();
+    let moves = |step: &u32| spec.train.learning_rate * spec.train.lr_factor(*step, total) > 0.0;
+    (0..total).find(moves).unwrap_or(0) + 1
 }
 
 fn step_event(step: u32, phase: Phase, (start_ns, end_ns): (u64, u64), r: StepReport) -> Step {

@@ -1,133 +1,28 @@
 //! The `chronicals` command as a person types it.
 
-use assert_cmd::Command;
+mod common;
 
-const CONFIG: &str = r#"{"model_type":"qwen2","vocab_size":4096,"hidden_size":16,"intermediate_size":64,
-    "num_hidden_layers":3,"num_attention_heads":2,"num_key_value_heads":1,"tie_word_embeddings":true}"#;
-
-fn chronicals() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_chronicals"))
-}
-
-fn data(name: &str) -> String {
-    format!("{}/../data/chat-instruct/{name}", env!("CARGO_MANIFEST_DIR"))
-}
-
-/// A folder with a config and a job; `method` and `extra` are YAML lines.
-fn job(method: &str, extra: &str) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("config.json"), CONFIG).unwrap();
-    let job = format!(
-        "model: {{config: config.json}}\n\
-         data: {{path: {}, tokenizer: {}, max_length: 128}}\n\
-         method: {method}\n\
-         batch: {{packing: bfd, per_device_train_batch_size: 1, gradient_accumulation_steps: 2}}\n\
-         train: {{learning_rate: 5e-3}}\n\
-         max_steps: 6\n\
-         output_dir: out\n{extra}",
-        data("train.jsonl"),
-        data("tokenizer.json")
-    );
-    std::fs::write(dir.path().join("job.yaml"), job).unwrap();
-    dir
-}
-
-fn stderr(command: &mut Command, code: i32) -> String {
-    let output = command.output().unwrap();
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(code), "{text}");
-    text
-}
+use common::{chronicals, job, stderr};
 
 #[test]
 fn trains_and_saves_a_model_and_an_adapter() {
-    for (method, file) in [
-        ("{type: full}", "model.safetensors"),
-        ("{type: lora, r: 4, lora_alpha: 8, loraplus_lr_ratio: 4}", "adapter_model.safetensors"),
+    for (method, files) in [
+        ("{type: full}", ["model.safetensors", "config.json", "tokenizer.json"]),
+        (
+            "{type: lora, r: 4, lora_alpha: 8, loraplus_lr_ratio: 4}",
+            ["adapter_model.safetensors", "adapter_config.json", "tokenizer.json"],
+        ),
     ] {
         let dir = job(method, "");
         let text = stderr(chronicals().current_dir(&dir).args(["train", "--config", "job.yaml"]), 0);
         assert!(text.contains("planned") && text.contains("measured"), "{text}");
         let out = dir.path().join("out");
-        assert!(out.join(file).exists() && out.join("config.json").exists());
+        files.iter().for_each(|file| assert!(out.join(file).exists(), "{file}"));
         let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
         assert_eq!(metrics.lines().count(), 6);
         let first: serde_json::Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
         assert!(first["loss"].as_f64().unwrap() > 7.0 && first["grad_norm"].as_f64().unwrap() > 0.0);
     }
-}
-
-const METHODS: [&str; 2] = ["{type: full}", "{type: lora, r: 4, lora_alpha: 8, loraplus_lr_ratio: 4}"];
-
-/// What a training leaves, but for its times.
-fn outcome(dir: &tempfile::TempDir) -> (Vec<u8>, Vec<serde_json::Value>) {
-    let out = dir.path().join("out");
-    let weights = ["model.safetensors", "adapter_model.safetensors"].map(|name| out.join(name));
-    let weights = weights.iter().find(|path| path.exists()).expect("weights were saved");
-    let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
-    let lines = metrics.lines().map(|line| {
-        let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
-        line.as_object_mut().unwrap().remove("seconds");
-        line
-    });
-    (std::fs::read(weights).unwrap(), lines.collect())
-}
-
-#[test]
-fn a_killed_training_goes_on_to_the_bit() {
-    for method in METHODS {
-        let (whole, killed) = (job(method, ""), job(method, "save_steps: 2\nsave_total_limit: 1\n"));
-        let train = ["train", "--config", "job.yaml"];
-        stderr(chronicals().current_dir(&whole).args(train), 0);
-        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_chronicals"))
-            .current_dir(&killed)
-            .args(train)
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        let checkpoints = || {
-            let entries = std::fs::read_dir(killed.path().join("out")).into_iter().flatten().flatten();
-            let names = entries.map(|e| e.file_name().to_string_lossy().into_owned());
-            names.filter(|name| name.starts_with("checkpoint-")).collect::<Vec<_>>()
-        };
-        while checkpoints().is_empty() && child.try_wait().unwrap().is_none() {
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let text = stderr(chronicals().current_dir(&killed).args(train).arg("--resume"), 0);
-        assert!(text.contains("resumed from") && text.contains("after step"), "{text}");
-        assert!(outcome(&killed) == outcome(&whole), "{method}: another model");
-        assert_eq!(checkpoints(), ["checkpoint-6"]);
-    }
-}
-
-#[test]
-fn a_checkpoint_of_another_training_is_refused_by_name() {
-    let dir = job(METHODS[0], "save_steps: 3\n");
-    let train = ["train", "--config", "job.yaml"];
-    stderr(chronicals().current_dir(&dir).args(train), 0);
-    let path = dir.path().join("job.yaml");
-    let text = std::fs::read_to_string(&path).unwrap();
-    let resume = ["train", "--config", "job.yaml", "--resume-from", "out/checkpoint-3"];
-    for (from, to, word) in [
-        ("learning_rate: 5e-3", "learning_rate: 4e-3", "train was"),
-        ("max_steps: 6", "max_steps: 7", "max_steps was 6, and is 7"),
-        ("max_length: 128", "max_length: 100", "tokens was"),
-        (METHODS[0], METHODS[1], "method was"),
-    ] {
-        std::fs::write(&path, text.replace(from, to)).unwrap();
-        let error = stderr(chronicals().current_dir(&dir).args(resume), 2);
-        assert!(error.contains("another training") && error.contains(word), "{error}");
-    }
-    std::fs::write(&path, &text).unwrap();
-    let moments = dir.path().join("out/checkpoint-3/exp_avg.safetensors");
-    let bytes = std::fs::read(&moments).unwrap();
-    std::fs::write(&moments, &bytes[..bytes.len() / 2]).unwrap();
-    let error = stderr(chronicals().current_dir(&dir).args(resume), 2);
-    assert!(error.contains("exp_avg.safetensors") && error.contains("another checkpoint"), "{error}");
-    let error = stderr(chronicals().current_dir(&dir).args([&resume[..4], &["nowhere"]].concat()), 2);
-    assert!(error.contains("nowhere"), "{error}");
 }
 
 #[test]

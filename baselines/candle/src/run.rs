@@ -31,7 +31,7 @@ pub fn run(spec: &Spec, events: &mut dyn FnMut(Event) -> io::Result<()>) -> Resu
     tell(Event::Ready(ready(&trainer)))?;
 
     let now = || clock.elapsed().as_nanos() as u64;
-    let m = &spec.measure;
+    let m = spec.to_run();
     let mut window_start = 0;
     for step in 0..m.total_steps() {
         let timed = step.checked_sub(m.untimed_steps);
@@ -60,6 +60,9 @@ pub fn run(spec: &Spec, events: &mut dyn FnMut(Event) -> io::Result<()>) -> Resu
                 start_ns: window_start,
                 end_ns,
             }))?;
+        }
+        if let Some(audit) = spec.audit.as_ref().filter(|_| step == 0) {
+            trainer.model.parameters.save(&audit.first_weights)?;
         }
     }
     let done = finish(spec, &trainer)?;
@@ -125,7 +128,7 @@ fn finish(spec: &Spec, trainer: &Trainer) -> Result<Done> {
     if let Some(path) = &spec.save_weights {
         trainer.model.parameters.save(path)?;
     }
-    let m = &spec.measure;
+    let m = spec.to_run();
     let (ns, flops) = trainer.gemm_share(m.untimed_steps..m.total_steps())?;
     Ok(Done {
         steps: m.total_steps(),

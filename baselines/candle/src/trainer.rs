@@ -69,7 +69,7 @@ impl Trainer {
         let tokens = TokenStore::load(&spec.data.tokens)?;
         let plan = load_plan(&spec.data.plan)?;
         let total_steps = spec.measure.total_steps();
-        check::plan(&plan, &tokens, &model.config, total_steps)?;
+        check::plan(&plan, &tokens, &model.config, spec.to_run().total_steps())?;
         let optimizer = Optimizer::new(model.parameters.trainable(), &spec.method, &spec.train)?;
         Ok(Self { model, tokens, plan, optimizer, args: spec.train.clone(), total_steps })
     }

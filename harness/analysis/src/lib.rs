@@ -5,13 +5,16 @@
 //! [`report`]. A trial of kernels goes through [`kernels`].
 
 pub mod agreement;
+pub mod changepoint;
 pub mod compare;
 mod format;
+pub mod gate;
 pub mod join;
 pub mod judge;
 pub mod kernels;
 pub mod metrics;
 pub mod report;
+pub mod sequential;
 pub mod stats;
 pub mod summary;
 pub mod sweep;

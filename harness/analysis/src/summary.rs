@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     compare::{Compared, Side, compare},
-    judge::{Judgement, judge},
+    judge::{
+        Judgement,
+        audit::{Check, audits_of, judge_with},
+    },
     metrics::{TrialMetrics, metrics},
     stats::{Estimate, median, median_estimate},
     sweep::{self, Cell, SweepSummary, sweeps},
@@ -97,6 +100,9 @@ pub struct CaseSummary {
     pub gemm_method: Option<String>,
     /// Model FLOPs of real tokens over window time, GFLOP/s.
     pub model_gflops: Option<f64>,
+    /// What the harness looked up by itself, of the audit trial and of the worst of the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub audits: Vec<Check>,
     /// Its trials in the order given.
     pub trials: Vec<TrialSummary>,
 }
@@ -194,7 +200,8 @@ impl RunSummary {
 
 /// Judges, measures and compares all trials of a run. Partial runs give partial summaries.
 pub fn summarise(resolved: &Resolved, logs: &[TrialLog]) -> RunSummary {
-    let trials: Vec<Trial<'_>> = logs.iter().map(|log| Trial::of(log, logs)).collect();
+    let (audits, logs): (Vec<&TrialLog>, Vec<&TrialLog>) = logs.iter().partition(|log| log.is_audit());
+    let trials: Vec<Trial<'_>> = logs.iter().map(|log| Trial::of(log, &logs, &audits)).collect();
     let sides: Vec<Side<'_>> = resolved.cases.iter().map(|case| side(case, &trials)).collect();
     let cell = |case| Cell { case, trials: own(case, &trials).map(Trial::summary).collect() };
     let sweeps = sweeps(&resolved.cases.iter().map(cell).collect::<Vec<_>>());
@@ -211,7 +218,7 @@ pub fn summarise(resolved: &Resolved, logs: &[TrialLog]) -> RunSummary {
         trials_stored: trials.iter().filter(counted).count(),
         trials_valid: trials.iter().filter(|t| t.judgement.verdict == Verdict::Valid).count(),
         strays: strays.map(|t| t.id()).collect(),
-        cases: resolved.cases.iter().map(|c| case_summary(c, &trials)).collect(),
+        cases: resolved.cases.iter().map(|c| case_summary(c, &trials, &audits)).collect(),
         comparisons: resolved.comparisons.iter().map(|c| comparison(c, &find)).collect(),
         ablations: sides.iter().filter_map(|s| ablation(s, &find)).collect(),
         skipped: resolved.skipped.clone(),
@@ -239,14 +246,15 @@ struct Trial<'a> {
 }
 
 impl<'a> Trial<'a> {
-    fn of(log: &'a TrialLog, all: &[TrialLog]) -> Self {
+    fn of(log: &'a TrialLog, all: &[&TrialLog], audits: &[&TrialLog]) -> Self {
         let later = |a: &TrialHeader, b: &TrialHeader| {
             a.case == b.case && a.round == b.round && a.attempt > b.attempt
         };
         let header = log.header.as_deref();
         let superseded =
             header.is_some_and(|h| all.iter().filter_map(|l| l.header.as_deref()).any(|o| later(o, h)));
-        Self { log, judgement: judge(log), metrics: metrics(log), superseded }
+        let audit = audits.iter().copied().find(|a| a.case() == log.case());
+        Self { log, judgement: judge_with(log, audit), metrics: metrics(log), superseded }
     }
 
     fn id(&self) -> String {
@@ -282,7 +290,7 @@ fn side<'a>(case: &'a Case, trials: &'a [Trial<'a>]) -> Side<'a> {
     }
 }
 
-fn case_summary(case: &Case, trials: &[Trial<'_>]) -> CaseSummary {
+fn case_summary(case: &Case, trials: &[Trial<'_>], audits: &[&TrialLog]) -> CaseSummary {
     let own: Vec<&Trial<'_>> = own(case, trials).collect();
     let valid: Vec<&TrialMetrics> =
         own.iter().filter(|t| t.judgement.verdict == Verdict::Valid).map(|t| &t.metrics).collect();
@@ -313,6 +321,9 @@ fn case_summary(case: &Case, trials: &[Trial<'_>]) -> CaseSummary {
         gemm_gflops: middle(&|m| m.gemm_gflops),
         gemm_method: valid.iter().find_map(|m| m.gemm_method.clone()),
         model_gflops: middle(&|m| m.model_gflops),
+        audits: audits_of(
+            own.iter().map(|t| t.log).chain(audits.iter().copied().filter(|a| a.case() == case.id)),
+        ),
         trials: own.iter().map(|t| t.summary()).collect(),
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use chronibench_protocol::{
+    audit::Findings,
     event::{Done, Event, Failure, Hello, Ready, Step, TokenCounts, Window},
     record::{Exit, LedgerStep, Line, Sample, TensorChange, TrialHeader},
 };
@@ -74,6 +75,8 @@ pub struct TrialLog {
     pub ledger: Option<Vec<LedgerStep>>,
     /// The harness's comparison of the weights; `None` when the log ends before it.
     pub weights: Option<Vec<TensorChange>>,
+    /// What the harness found out beside.
+    pub audit: Option<Box<Findings>>,
     /// How the process ended; `None` when the log ends before it.
     pub exit: Option<Exit>,
 }
@@ -91,6 +94,7 @@ impl TrialLog {
                 Line::Sample(sample) => log.samples.push(sample),
                 Line::Ledger { steps } => log.ledger = Some(steps),
                 Line::Weights { tensors } => log.weights = Some(tensors),
+                Line::Audit(found) => log.audit = Some(found),
                 Line::Exit(exit) => log.exit = Some(exit),
             }
         }
@@ -132,6 +136,11 @@ impl TrialLog {
     /// Case id, or the empty string when the log has no header.
     pub fn case(&self) -> &str {
         self.header.as_ref().map_or("", |h| &h.case)
+    }
+
+    /// It is no measurement, but an audit of its case.
+    pub fn is_audit(&self) -> bool {
+        self.header.as_ref().is_some_and(|h| h.spec.audit.is_some())
     }
 
     /// The harness's counts by step index; empty when the log ends before the ledger.

@@ -7,6 +7,7 @@
 //! Besides the types this crate holds the few definitions that both sides must share to the last bit:
 //! [`digest::BatchDigest`], the [`tokens::TokenStore`] and the [`plan::BatchPlan`].
 
+pub mod audit;
 pub mod data;
 pub mod digest;
 pub mod event;

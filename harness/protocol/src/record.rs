@@ -1,7 +1,7 @@
 //! What the harness stores: one JSONL file a trial, from which every report is rebuilt.
 //!
 //! A stored trial begins with [`Line::Trial`], then holds the arm's events and the samples in order of arrival, and
-//! ends with [`Line::Ledger`], [`Line::Weights`] and [`Line::Exit`]. Every attempt is stored, failures included.
+//! ends with [`Line::Ledger`], [`Line::Weights`], [`Line::Audit`] and [`Line::Exit`]. Every attempt is stored, failures included.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::data::ResolvedData;
 use crate::{
+    audit::{AuditArgs, Findings},
     event::{Event, TensorInfo, TokenCounts},
     kernels::KernelHeader,
     spec::Spec,
@@ -53,6 +54,8 @@ pub enum Line {
         /// One entry a tensor of either side.
         tensors: Vec<TensorChange>,
     },
+    /// What the harness found out beside.
+    Audit(Box<Findings>),
     /// Last line: how the process ended.
     Exit(Exit),
 }
@@ -170,6 +173,9 @@ pub struct TensorChange {
     pub finite: bool,
     /// Elements whose bits changed.
     pub changed: u64,
+    /// First 16 digits of the SHA-256 of its bytes before and after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hashes: Option<[String; 2]>,
 }
 
 /// On which side of a trial a tensor exists.
@@ -257,6 +263,9 @@ pub struct Resolved {
     /// Ratios that the report states.
     #[serde(default)]
     pub comparisons: Vec<Comparison>,
+    /// What is looked into beside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditArgs>,
     /// Arms or cases left out, and why.
     #[serde(default)]
     pub skipped: Vec<Skipped>,

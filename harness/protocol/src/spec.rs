@@ -51,6 +51,29 @@ pub struct Spec {
     /// Where to write all model and adapter weights after the last step (untimed), if asked.
     #[serde(default)]
     pub save_weights: Option<PathBuf>,
+    /// The first steps of the schedule alone, to be looked into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditTrial>,
+}
+
+impl Spec {
+    /// The steps that really run: those of an audit are all untimed. The schedule is that of [`Spec::measure`] all the same.
+    pub fn to_run(&self) -> Measure {
+        match &self.audit {
+            None => self.measure.clone(),
+            Some(audit) => Measure { untimed_steps: audit.steps, timed_steps: 0, window_steps: 1 },
+        }
+    }
+}
+
+/// A trial that is no measurement: its weights tell what its steps did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditTrial {
+    /// Steps to run, from the first of the schedule on, all untimed and without windows.
+    pub steps: u32,
+    /// Where to write all weights, as in [`Spec::save_weights`], after the first step whose learning rate is not 0.
+    pub first_weights: PathBuf,
 }
 
 /// Number formats of a training; what is left out is the arm's own choice, which its `hello` names.

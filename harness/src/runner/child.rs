@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     os::unix::process::{CommandExt, ExitStatusExt},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -47,8 +47,7 @@ impl Worker {
     /// The thread count goes by the environment too: libraries that size their pool before an arm can say anything
     /// read it there. candle's own variable would overrule it.
     pub fn spawn(args: &[String], dir: &Path, threads: Option<usize>) -> Result<Self> {
-        let exe = std::env::current_exe().at(Path::new("chronibench"))?;
-        Self::spawn_program(&exe, args, dir, threads)
+        Self::spawn_program(&this_program()?, args, dir, threads)
     }
 
     /// Starts another program in the same way.
@@ -123,21 +122,34 @@ impl Drop for Worker {
     }
 }
 
-/// Runs a worker that says one thing on standard output: its answer, or a [`Failure`] with exit code 2 or 5.
-pub fn answer(args: &[String], dir: &Path, name: &str) -> Result<String> {
-    let logs = dir.join(format!("{name}-log"));
-    std::fs::create_dir_all(&logs).at(&logs)?;
-    let mut worker = Worker::spawn(args, &logs, None)?;
-    let status = loop {
+/// The program that is running.
+pub fn this_program() -> Result<PathBuf> {
+    std::env::current_exe().at(Path::new("chronibench"))
+}
+
+/// Waits until a worker has ended by itself.
+///
+/// # Errors
+/// A signal came; the worker is ended then.
+pub fn wait(worker: &mut Worker) -> Result<ExitStatus> {
+    loop {
         if interrupt::requested() {
             worker.end()?;
             return Err(interrupt::error());
         }
         match worker.poll()? {
-            Some(status) => break status,
+            Some(status) => return Ok(status),
             None => std::thread::sleep(POLL),
         }
-    };
+    }
+}
+
+/// Runs a worker that says one thing on standard output: its answer, or a [`Failure`] with exit code 2 or 5.
+pub fn answer(args: &[String], dir: &Path, name: &str) -> Result<String> {
+    let logs = dir.join(format!("{name}-log"));
+    std::fs::create_dir_all(&logs).at(&logs)?;
+    let mut worker = Worker::spawn(args, &logs, None)?;
+    let status = wait(&mut worker)?;
     let path = logs.join("stdout.log");
     let answer = std::fs::read_to_string(&path).at(&path)?;
     if status.success() {

@@ -19,10 +19,11 @@ use chronibench_protocol::{
     Event, Spec,
     event::Step,
     record::{Case, Exit, Line, Presence, TensorChange, TrialHeader},
-    spec::{DataSpec, Method, ModelSpec, PROTOCOL},
+    spec::{AuditTrial, DataSpec, Method, ModelSpec, PROTOCOL},
 };
 
 use crate::{
+    audit::Audits,
     error::{AtPath, Result},
     expect::HfConfig,
     inputs::Inputs,
@@ -58,13 +59,32 @@ pub struct Turn<'a> {
     pub attempt: u32,
     /// What keeps the GPU from being idle.
     pub gpu_not_idle: Option<&'a str>,
+    /// Steps of an audit trial; none for one that is measured.
+    pub audit: Option<u32>,
 }
 
-impl Turn<'_> {
+impl<'a> Turn<'a> {
+    /// The first trial of a case, in its own place.
+    pub fn first(case: &'a Case, position: u32) -> Self {
+        Self { case, round: 0, position, attempt: 0, gpu_not_idle: None, audit: None }
+    }
+
+    /// The arm, with its sweep's values: what scripts are filed under.
+    pub fn arm(&self) -> &'a str {
+        match &self.case.sweep {
+            None => &self.case.arm,
+            Some(_) => self.case.id.split('/').next().expect("a split has a first part"),
+        }
+    }
+
     /// Unique in the run, and a file name.
     pub fn trial_id(&self) -> String {
+        let case = self.case.id.replace('/', "_");
         let again = if self.attempt > 0 { format!(".retry{}", self.attempt) } else { String::new() };
-        format!("{:03}-{}{again}", self.position, self.case.id.replace('/', "_"))
+        match self.audit {
+            None => format!("{:03}-{case}{again}", self.position),
+            Some(_) => format!("audit-{case}"),
+        }
     }
 }
 
@@ -73,18 +93,30 @@ impl Bench<'_> {
     ///
     /// # Errors
     /// The harness itself fails or is interrupted. An arm that fails is a record, not an error.
-    pub fn run(&self, turn: Turn<'_>, on_event: &mut dyn FnMut(&Event)) -> Result<Vec<Line>> {
+    pub fn run(
+        &self,
+        turn: Turn<'_>,
+        audits: Option<&Audits>,
+        on_event: &mut dyn FnMut(&Event),
+    ) -> Result<Vec<Line>> {
         let dir = self.folder.join("work").join(turn.trial_id());
         std::fs::create_dir_all(&dir).at(&dir)?;
         let spec = self.spec(turn, &dir);
-        let spec_path = dir.join("spec.json");
-        std::fs::write(&spec_path, serde_json::to_vec_pretty(&spec).expect("plain data")).at(&spec_path)?;
+        write_spec(&spec, &dir)?;
         let mut lines = vec![Line::Trial(Box::new(self.header(turn, &spec)))];
-        let exit = self.watch(turn, &dir, &mut lines, on_event)?;
+        let exit = self.watch(&turn.case.runner, Some(turn.arm()), &dir, &mut |line| {
+            if let Line::Event { event, .. } = &line {
+                on_event(event);
+            }
+            lines.push(self.without_folder(line));
+        })?;
         let steps: Vec<Step> = lines.iter().filter_map(step).cloned().collect();
         lines.push(Line::Ledger { steps: self.inputs.ledger(turn.case, &steps) });
         if lines.iter().any(|l| matches!(l, Line::Event { event: Event::Done(_), .. })) {
             lines.push(Line::Weights { tensors: weight_changes(&spec)? });
+        }
+        if let Some(audits) = audits {
+            lines.push(Line::Audit(Box::new(audits.findings(self, turn, &spec, &lines)?)));
         }
         lines.push(Line::Exit(exit));
         logs::keep(&dir, self.folder, &turn.trial_id())?;
@@ -92,7 +124,33 @@ impl Bench<'_> {
         Ok(lines)
     }
 
-    fn spec(&self, turn: Turn<'_>, dir: &Path) -> Spec {
+    /// Runs an arm beside the trials, and returns its steps, or why it failed.
+    ///
+    /// # Errors
+    /// The harness itself fails or is interrupted.
+    pub fn child(
+        &self,
+        runner: &str,
+        arm: Option<&str>,
+        spec: &Spec,
+        dir: &Path,
+    ) -> Result<std::result::Result<Vec<Step>, String>> {
+        write_spec(spec, dir)?;
+        let mut lines = Vec::new();
+        let exit = self.watch(runner, arm, dir, &mut |line| lines.push(line))?;
+        let told = lines.iter().find_map(|l| match l {
+            Line::Event { event: Event::Error(e), .. } => Some(e.what.clone()),
+            _ => None,
+        });
+        if exit.code == Some(0) && told.is_none() {
+            return Ok(Ok(lines.iter().filter_map(step).cloned().collect()));
+        }
+        let last = exit.stderr_tail.lines().last().unwrap_or("it ended without a word").to_string();
+        Ok(Err(told.unwrap_or(last)))
+    }
+
+    /// The specification of a turn whose files are in `dir`.
+    pub fn spec(&self, turn: Turn<'_>, dir: &Path) -> Spec {
         let case = turn.case;
         Spec {
             protocol: PROTOCOL.into(),
@@ -117,6 +175,10 @@ impl Bench<'_> {
             offload: case.offload,
             memory_limit_gb: case.memory_limit_gb,
             save_weights: Some(dir.join("weights.safetensors")),
+            audit: turn.audit.map(|steps| AuditTrial {
+                steps: steps.min(self.setup.resolved.measure.total_steps()),
+                first_weights: dir.join("first.safetensors"),
+            }),
         }
     }
 
@@ -145,6 +207,9 @@ impl Bench<'_> {
         relative(&mut spec.data.tokens);
         relative(&mut spec.data.plan);
         spec.save_weights.as_mut().map(relative);
+        if let Some(audit) = &mut spec.audit {
+            relative(&mut audit.first_weights);
+        }
         if let Method::Lora(lora) = &mut spec.method {
             lora.adapter_weights.as_mut().map(relative);
         }
@@ -163,34 +228,48 @@ impl Bench<'_> {
         path.strip_prefix(self.folder).unwrap_or(path).to_path_buf()
     }
 
-    /// Spawns the arm and collects events and samples until it ends or is ended.
+    /// Spawns an arm and collects events and samples until it ends or is ended.
     fn watch(
         &self,
-        turn: Turn<'_>,
+        runner: &str,
+        arm: Option<&str>,
         dir: &Path,
-        lines: &mut Vec<Line>,
-        on_event: &mut dyn FnMut(&Event),
+        collect: &mut dyn FnMut(Line),
     ) -> Result<Exit> {
-        let mut worker = Worker::spawn(&self.argv(turn, dir), dir, self.setup.threads)?;
+        let program = match arm.and_then(|arm| self.setup.programs.get(without_values(arm))) {
+            Some(program) => program.clone(),
+            None => child::this_program()?,
+        };
+        let argv = self.argv(runner, arm, dir);
+        let mut worker = Worker::spawn_program(&program, &argv, dir, self.setup.threads)?;
         let limit = Duration::from_secs_f64(self.setup.resolved.timeout_s);
-        watch::watch(&mut worker, dir, self.gpu, (limit, sample::INTERVAL), &mut |line| {
-            if let Line::Event { event, .. } = &line {
-                on_event(event);
-            }
-            lines.push(self.without_folder(line));
-        })
+        watch::watch(&mut worker, dir, self.gpu, (limit, sample::INTERVAL), collect)
     }
 
-    fn argv(&self, turn: Turn<'_>, dir: &Path) -> Vec<String> {
+    fn argv(&self, runner: &str, arm: Option<&str>, dir: &Path) -> Vec<String> {
         let path = |name: &str| dir.join(name).display().to_string();
-        let arm = turn.case.runner.clone();
         let mut argv: Vec<String> = ["worker", "train", "--arm"].map(String::from).to_vec();
-        argv.extend([arm, "--spec".into(), path("spec.json"), "--events".into(), path("events.jsonl")]);
-        if let Some(script) = self.setup.scripts.get(&turn.case.id) {
+        let files = ["--spec".into(), path("spec.json"), "--events".into(), path("events.jsonl")];
+        argv.push(runner.into());
+        argv.extend(files);
+        if let Some(script) = arm.and_then(|arm| self.setup.scripts.get(arm)) {
             argv.extend(["--script".into(), serde_json::to_string(script).expect("plain data")]);
+        }
+        if let Some(cheat) = arm.and_then(|arm| self.setup.cheats.get(without_values(arm))) {
+            argv.extend(["--cheat".into(), serde_json::to_string(cheat).expect("plain data")]);
         }
         argv
     }
+}
+
+fn write_spec(spec: &Spec, dir: &Path) -> Result<()> {
+    let path = dir.join("spec.json");
+    std::fs::write(&path, serde_json::to_vec_pretty(spec).expect("plain data")).at(&path)
+}
+
+/// An arm's name without its sweep's values.
+fn without_values(arm: &str) -> &str {
+    arm.split('@').next().unwrap_or(arm)
 }
 
 fn step(line: &Line) -> Option<&Step> {

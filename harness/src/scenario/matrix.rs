@@ -30,6 +30,7 @@ pub fn expand(raw: &Raw, source: &Source, seams: &Seams) -> Result<Vec<Case>> {
     for pick in raw.only.iter().chain(&raw.exclude) {
         check_pick(pick, raw, source, true)?;
     }
+    check_size(raw, source)?;
     let mut cases = Vec::new();
     for (arm, def) in &raw.arms.0 {
         let swept = sweep::expand(def);
@@ -133,6 +134,21 @@ impl Combination<'_> {
             sweep: swept.cell(format!("{}/{}", self.arm, values.join("/"))),
         })
     }
+}
+
+/// Cases of a scenario, and trials of all of them: more would take years.
+const MAX_TRIALS: u64 = 100_000;
+
+/// Axes multiply, so a slip of the pen makes millions of cases.
+fn check_size(raw: &Raw, source: &Source) -> Result<()> {
+    let values = raw.matrix.0.iter().map(|(_, values)| values.0.len());
+    let numbers = values.chain([raw.arms.0.len(), raw.trials as usize]);
+    let trials = numbers.fold(1u64, |all, n| all.saturating_mul(n as u64));
+    if trials > MAX_TRIALS {
+        let what = format!("arms, matrix and trials multiply to {trials} trials, {MAX_TRIALS} at most");
+        return Err(Error::usage(what, &source.name).hint("take an axis out, or lower `trials`"));
+    }
+    Ok(())
 }
 
 /// The product of all axes; the last axis changes fastest.

@@ -1,5 +1,6 @@
 //! Scenarios: YAML as written ([`raw`]) → checked, expanded and ordered ([`resolve`]).
 
+pub mod cheat;
 pub mod kernels;
 pub mod located;
 pub mod matrix;

@@ -1,6 +1,7 @@
 //! A scenario as written. Every unknown field is an error.
 
 use chronibench_protocol::{
+    audit::AuditArgs,
     data::Columns,
     record::Packing,
     spec::{Measure, PrecisionArgs, Recompute, Scheduler, TrainArgs},
@@ -9,7 +10,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::located::{Ordered, Word};
+use super::{
+    cheat::Cheat,
+    located::{Ordered, Word},
+};
 
 /// Version of the scenario format.
 pub const SCHEMA: &str = "chronibench.scenario/1";
@@ -67,6 +71,9 @@ pub struct Raw {
     /// Ratios that the report states.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub comparisons: Vec<RawComparison>,
+    /// What is looked into beside, to tell that arms really trained; `{steps: 0}` leaves it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditArgs>,
 }
 
 fn default_timeout() -> f64 {
@@ -185,6 +192,9 @@ pub struct RawArm {
     /// Script of a `mock` arm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mock: Option<MockScript>,
+    /// A lie that the native arm tells on a processor, to test the audits; never for a measurement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cheat: Option<Cheat>,
     /// Axis → value name → options: the arm is tried with every combination, and comparisons take the best.
     #[serde(default)]
     pub sweep: Ordered<Ordered<RawOptions>>,

@@ -12,6 +12,7 @@ use chronibench_protocol::{
 
 use super::{
     Scenario,
+    cheat::Cheat,
     kernels::Offer,
     located::Word,
     matrix, order, raw,
@@ -53,8 +54,12 @@ pub struct Setup {
     pub pretrain: Option<RawPretrain>,
     /// Worker threads of every arm.
     pub threads: Option<usize>,
-    /// Case → script, for mock arms.
+    /// Arm, with its sweep's values → script, for mock arms.
     pub scripts: BTreeMap<String, MockScript>,
+    /// Arm → program that plays the worker; this one where none is named.
+    pub programs: BTreeMap<String, PathBuf>,
+    /// Arm → lie, for arms that are to be caught.
+    pub cheats: BTreeMap<String, Cheat>,
 }
 
 /// Checks and expands a scenario.
@@ -110,10 +115,12 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
             .into_iter()
             .filter(|c| ids.contains(&c.case) && ids.contains(&c.against))
             .collect(),
+        audit: Some(raw.audit.clone().unwrap_or_default()),
         cases,
         skipped,
     };
-    let scripts = sweep::scripts(&raw.arms, &resolved.cases);
+    let scripts = sweep::scripts(&raw.arms);
+    let cheats = raw.arms.0.iter().filter_map(|(k, a)| Some((k.text.clone(), a.cheat?))).collect();
     Ok(Setup {
         resolved,
         config,
@@ -123,6 +130,8 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
         pretrain: raw.model.pretrain.clone(),
         threads: raw.threads,
         scripts,
+        programs: BTreeMap::new(),
+        cheats,
     })
 }
 

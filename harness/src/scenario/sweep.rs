@@ -97,18 +97,12 @@ impl<'a> Swept<'a> {
     }
 }
 
-/// Case id → script, for the cells of a mock arm.
-pub fn scripts(
-    arms: &Ordered<RawArm>,
-    cases: &[chronibench_protocol::record::Case],
-) -> BTreeMap<String, MockScript> {
+/// Arm, with its sweep's values → script, for mock arms.
+pub fn scripts(arms: &Ordered<RawArm>) -> BTreeMap<String, MockScript> {
     let mut all = BTreeMap::new();
     for (arm, def) in &arms.0 {
-        for swept in expand(def) {
-            let prefix = format!("{}/", swept.name(arm.as_str()));
-            let own = cases.iter().filter(|c| c.id.starts_with(&prefix));
-            all.extend(own.map(|c| (c.id.clone(), swept.def.mock.clone().unwrap_or_default())));
-        }
+        let named = |s: Swept<'_>| (s.name(arm.as_str()), s.def.mock.clone().unwrap_or_default());
+        all.extend(expand(def).into_iter().map(named));
     }
     all
 }

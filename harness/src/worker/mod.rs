@@ -1,8 +1,10 @@
 //! The side of the harness that runs in child processes, and the only one that knows the programs under test.
 //!
-//! `chronibench worker train` is an arm of the protocol, `kernels` one for kernels alone; `prepare` makes the inputs of a run; `calibrate` measures how
-//! fast this machine multiplies matrices, for estimates.
+//! `chronibench worker train` is an arm of the protocol, `kernels` one for kernels alone; `prepare` makes the inputs of a run; `evaluate`
+//! runs saved weights forward, and `calibrate` measures how fast this machine multiplies matrices, both for audits.
 
+mod cheat;
+mod evaluate;
 mod faults;
 mod kernels;
 mod mock;
@@ -23,7 +25,10 @@ pub use native::offer;
 
 use crate::{
     error::Exit,
-    scenario::raw::{MockScript, Runner},
+    scenario::{
+        cheat::Cheat,
+        raw::{MockScript, Runner},
+    },
 };
 
 /// What a worker can do.
@@ -43,6 +48,9 @@ pub enum Command {
         /// Script of a mock arm, JSON.
         #[arg(long, value_parser = script)]
         script: Option<MockScript>,
+        /// Lie of a native arm, JSON.
+        #[arg(long, value_parser = lie)]
+        cheat: Option<Cheat>,
     },
     /// Check and time the kernels of a specification.
     Kernels {
@@ -59,8 +67,18 @@ pub enum Command {
         #[arg(long)]
         spec: PathBuf,
     },
+    /// Evaluate saved weights.
+    Evaluate {
+        /// What to evaluate.
+        #[arg(long)]
+        spec: PathBuf,
+    },
     /// Measure the rate of a matrix product, GFLOP/s.
-    Calibrate,
+    Calibrate {
+        /// `cpu`, `cuda` or `cuda:N`.
+        #[arg(long, default_value = "cpu")]
+        device: String,
+    },
 }
 
 fn runner(word: &str) -> Result<Runner, String> {
@@ -71,11 +89,18 @@ fn script(json: &str) -> Result<MockScript, String> {
     serde_json::from_str(json).map_err(|e| e.to_string())
 }
 
+fn lie(json: &str) -> Result<Cheat, String> {
+    serde_json::from_str(json).map_err(|e| e.to_string())
+}
+
 /// Runs a worker to its end.
 pub fn run(command: &Command) -> ExitCode {
     end_with_parent();
     match command {
-        Command::Train { arm, spec, events, script } => {
+        Command::Train { spec, events, cheat: Some(cheat), .. } => arm(events, |file| {
+            read_spec(spec).map_err(of_trial).and_then(|s| cheat::train(&s, *cheat, &mut |e| file.event(&e)))
+        }),
+        Command::Train { arm, spec, events, script, cheat: None } => {
             train(*arm, spec, events, &script.clone().unwrap_or_default())
         }
         Command::Kernels { spec, events } => {
@@ -83,7 +108,8 @@ pub fn run(command: &Command) -> ExitCode {
             arm(events, |file| read_spec(spec).and_then(|spec| run(spec, file)).map_err(of_trial))
         }
         Command::Prepare { spec } => say(prepare::run(spec)),
-        Command::Calibrate => say(Ok(native::gemm_gflops().into())),
+        Command::Evaluate { spec } => say(evaluate::run(spec)),
+        Command::Calibrate { device } => say(native::peak_gflops(device).map(Into::into)),
     }
 }
 

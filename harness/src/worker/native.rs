@@ -1,6 +1,10 @@
 //! Every call into the trainer.
 
-use std::{io, path::Path, time::Instant};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use chronibench_protocol::{
     BatchPlan, Event, Spec, TokenStore, event::Failure, record::BatchArgs, spec::LoraArgs,
@@ -17,6 +21,7 @@ use chronicals_kernels::gemm::linear_forward;
 use serde_json::Value;
 
 use crate::{
+    audit::EvaluateSpec,
     error::Exit,
     inputs::PrepareData,
     scenario::{Offer, Seams},
@@ -99,8 +104,24 @@ pub fn train(spec: &Spec, emit: &mut dyn FnMut(Event) -> io::Result<()>) -> Resu
     chronicals::worker::run(spec, emit).map_err(told)
 }
 
-fn told(e: chronicals::Error) -> (Exit, Failure) {
+/// A failure of the trainer, with the exit code that it leads to.
+pub fn told(e: chronicals::Error) -> (Exit, Failure) {
     (if e.is_environment() { Exit::Environment } else { Exit::Trial }, e.into())
+}
+
+/// Loss of every batch under weights that some arm saved: sums and loss tokens.
+pub fn evaluate(spec: &EvaluateSpec, files: &[PathBuf]) -> Result<Vec<(f64, u64)>, (Exit, Failure)> {
+    let files: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+    Ok(chronicals::evaluate::losses(&spec.model, &spec.data, &spec.method, &spec.device, &files)
+        .map_err(told)?
+        .iter()
+        .map(|e| (e.loss_sum, e.loss_tokens))
+        .collect())
+}
+
+/// The fastest matrix product of a device, GFLOP/s.
+pub fn peak_gflops(device: &str) -> Result<f64, (Exit, Failure)> {
+    if device == "cpu" { Ok(gemm_gflops()) } else { chronicals::device::peak_gflops(device).map_err(told) }
 }
 
 /// Rate of the trainer's matrix product on a square that leaves the caches, GFLOP/s: the best of a few, because

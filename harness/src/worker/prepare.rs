@@ -102,6 +102,7 @@ fn pretraining(spec: &PrepareSpec, w: &PrepareWeights, p: &Pretrain, random: &Pa
         offload: false,
         memory_limit_gb: None,
         save_weights: Some(w.path.clone()),
+        audit: None,
     }
 }
 

@@ -85,6 +85,7 @@ fn spec(model: &Model, dir: &std::path::Path, of: &Case, states: States, kernels
         offload: false,
         memory_limit_gb: None,
         save_weights: Some(dir.join("saved.safetensors")),
+        audit: None,
     }
 }
 

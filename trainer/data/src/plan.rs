@@ -19,6 +19,9 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::packing::{self, PackError};
 
+/// Rows of all steps together: every one is in memory. A hundred times the longest fine-tunings.
+const MAX_ROWS: u64 = 100_000_000;
+
 /// Why a plan cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
@@ -42,6 +45,16 @@ pub enum PlanError {
     TooManySamples {
         /// Samples in the data set.
         samples: usize,
+    },
+    /// A longer run than a plan is made for.
+    #[error(
+        "{steps} steps of {rows} rows are more than a batch plan holds ({MAX_ROWS} rows); train fewer steps"
+    )]
+    TooLong {
+        /// Optimizer steps.
+        steps: u32,
+        /// Rows of each.
+        rows: u64,
     },
     /// A sample that no row can hold.
     #[error(transparent)]
@@ -121,6 +134,10 @@ fn check(lengths: &[usize], args: &BatchArgs, max_length: u32, total_steps: u32)
     ];
     if let Some(&(field, _)) = counts.iter().find(|(_, n)| *n == 0) {
         return Err(PlanError::Zero { field });
+    }
+    let rows = u64::from(args.per_device_train_batch_size) * u64::from(args.gradient_accumulation_steps);
+    if rows.checked_mul(total_steps.into()).is_none_or(|all| all > MAX_ROWS) {
+        return Err(PlanError::TooLong { steps: total_steps, rows });
     }
     if lengths.is_empty() {
         return Err(PlanError::NoSamples);

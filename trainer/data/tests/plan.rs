@@ -186,6 +186,8 @@ fn impossible_plans_are_errors() {
     assert_eq!(build(&[1], 1, 0, 8, 1), PlanError::Zero { field: "gradient_accumulation_steps" });
     assert_eq!(build(&[1], 1, 1, 0, 1), PlanError::Zero { field: "max_length" });
     assert_eq!(build(&[1], 1, 1, 8, 0), PlanError::Zero { field: "the number of steps" });
+    let too_long = PlanError::TooLong { steps: u32::MAX, rows: 6 };
+    assert_eq!(build(&[1], 2, 3, 8, u32::MAX), too_long);
     assert_eq!(build(&[2, 0], 1, 1, 8, 1), PlanError::EmptySample { index: 1 });
     let too_long = PackError { index: 2, length: 9, capacity: 8 };
     assert_eq!(build(&[1, 8, 9], 1, 1, 8, 1), PlanError::Pack(too_long));

@@ -4,6 +4,7 @@ mod convert;
 mod data;
 mod describe;
 mod evaluate;
+mod interrupt;
 mod memory;
 mod train;
 
@@ -25,7 +26,7 @@ use clap::{Parser, Subcommand};
   chronicals memory --params 7e9 --accounting paper
   chronicals describe --json
 
-Exit codes: 0 done, 2 wrong arguments or settings, 5 the machine lacks a GPU, a library or memory, 6 training failed."
+Exit codes: 0 done, 2 wrong arguments or settings, 5 the machine lacks a GPU, a library or memory, 6 training failed, 130 a signal ended it."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -62,6 +63,11 @@ impl Exit {
     /// Arguments, settings or files that the user can mend before anything ran, or a machine that lacks something.
     pub fn usage(error: chronicals::Error) -> Self {
         Self { code: if error.is_environment() { 5 } else { 2 }, error }
+    }
+
+    /// A signal ended it, in good order.
+    pub fn interrupted(error: chronicals::Error) -> Self {
+        Self { code: interrupt::CODE, error }
     }
 
     /// Training started and failed.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use half::bf16;
-use safetensors::Dtype;
+use safetensors::{Dtype, SafeTensorError};
 use serde_json::json;
 
 use crate::error::Error;
@@ -138,13 +138,19 @@ pub fn tensors(entries: &[Entry<'_>], stored: Stored, path: &Path) -> Result<(),
     let views = entries.iter().map(|entry| (entry.name.as_str(), Lazy { entry, stored, failed }));
     // Transformers refuses files that do not say whose tensors they hold.
     let format = Some([("format".to_string(), "pt".to_string())].into());
-    safetensors::serialize_to_file(views, format, file.path()).map_err(|e| {
-        Error::new(format!("cannot write weights: {e}"), path.display().to_string()).hint("check the disk")
-    })?;
+    safetensors::serialize_to_file(views, format, file.path()).map_err(|e| failure(path, e))?;
     if let Some(e) = failed.get() {
         return Err(e.clone());
     }
     put(file, path)
+}
+
+/// What the library of safetensors could not write.
+pub fn failure(path: &Path, e: SafeTensorError) -> Error {
+    match e {
+        SafeTensorError::IoError(e) => Error::io(path, &e),
+        e => Error::new(format!("cannot write tensors: {e}"), path.display().to_string()),
+    }
 }
 
 /// Writes a model's weights into a folder: `model.safetensors`, or shards of at most `shard` bytes with their index.

@@ -78,6 +78,7 @@ impl Fixture {
             offload: false,
             memory_limit_gb: None,
             save_weights: None,
+            audit: None,
         };
         Self { dir, spec }
     }

@@ -2,8 +2,10 @@
 //!
 //! [`judge()`] needs nothing but the stored log. Its checks, each with its [`Reason`]s: the process ended well
 //! (`process`); events are complete, in order and on a believable clock (`protocol`, `windows`); the work was the one
-//! asked for (`work`); every step trained (`training`); the right weights moved (`weights`).
+//! asked for (`work`); every step trained (`training`); the right weights moved (`weights`); and what the harness looked up by
+//! itself agrees (`audit`).
 
+pub mod audit;
 pub mod faults;
 mod process;
 mod protocol;
@@ -40,6 +42,7 @@ pub fn judge(log: &TrialLog) -> Judgement {
         work::check(log, header, &mut reasons);
         training::check(log, &mut reasons);
         weights::check(log, header, &mut reasons);
+        audit::check(log, &mut reasons);
     }
     let verdict = reasons.iter().map(Reason::verdict).max().unwrap_or(Verdict::Valid);
     Judgement { verdict, reasons }

@@ -10,7 +10,7 @@ pub(super) fn check(log: &TrialLog) -> Vec<Reason> {
     let Some(header) = &log.header else {
         return vec![Reason::NoHeader];
     };
-    let mut reasons: Vec<Reason> = end(log, header.spec.measure.total_steps()).into_iter().collect();
+    let mut reasons: Vec<Reason> = end(log, header.spec.to_run().total_steps()).into_iter().collect();
     if let Some(first) = log.garbage.first() {
         reasons.push(Reason::Garbage { lines: log.garbage.len(), first: first.clone() });
     }

@@ -10,7 +10,7 @@ use super::Reason;
 use crate::trial::{Kind, TrialLog};
 
 pub(super) fn check(log: &TrialLog, header: &TrialHeader, out: &mut Vec<Reason>) {
-    let measure = &header.spec.measure;
+    let measure = &header.spec.to_run();
     if let Some(hello) = log.hello.as_ref().filter(|h| h.event.protocol != PROTOCOL) {
         out.push(Reason::Protocol { expected: PROTOCOL.into(), seen: hello.event.protocol.clone() });
     }

@@ -1,5 +1,6 @@
 //! Why a trial is not VALID: what was expected, and what was seen.
 
+use super::audit::Audit;
 use chronibench_protocol::{
     event::{Phase, TokenCounts},
     record::Verdict,
@@ -323,6 +324,17 @@ pub enum Reason {
     /// Tensors that were not there before training.
     #[error("expected no new tensor, saw {}", some(.0))]
     Appeared(Vec<String>),
+    /// What the harness looked up by itself does not agree.
+    #[error("{}: {what}", .audit.name())]
+    Audit {
+        /// Which audit.
+        audit: Audit,
+        /// Expected and seen.
+        what: String,
+    },
+    /// The audit trial of the case failed: the arm does not do what it says.
+    #[error("audit trial: {0}")]
+    AuditTrial(String),
 }
 
 impl Reason {

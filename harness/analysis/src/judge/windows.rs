@@ -21,7 +21,7 @@ pub const CLOCK_GRACE_S: f64 = 0.5;
 const EDGE_NS: u64 = 1_000_000;
 
 pub(super) fn check(log: &TrialLog, header: &TrialHeader, out: &mut Vec<Reason>) {
-    let measure = &header.spec.measure;
+    let measure = &header.spec.to_run();
     let wrong_steps = log.windows.iter().enumerate().find_map(|(i, w)| {
         let first = measure.untimed_steps + i as u32 * measure.window_steps;
         let expected = (first, first + measure.window_steps.max(1) - 1);

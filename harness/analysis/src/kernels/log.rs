@@ -42,7 +42,7 @@ impl KernelLog {
                 Line::Garbage { text, .. } => log.garbage.push(text),
                 Line::Sample(sample) => log.gpu.extend(sample.gpu),
                 Line::Exit(exit) => log.exit = Some(exit),
-                Line::Trial(_) | Line::Ledger { .. } | Line::Weights { .. } => {
+                Line::Trial(_) | Line::Ledger { .. } | Line::Weights { .. } | Line::Audit(_) => {
                     log.garbage.push("a line of a trial of training".into());
                 }
             }

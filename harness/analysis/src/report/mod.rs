@@ -1,6 +1,7 @@
 //! The report for people: `report.md` and its plots.
 
 pub(crate) mod appendix;
+mod audits;
 pub(crate) mod markdown;
 mod parity;
 mod plots;
@@ -25,6 +26,7 @@ pub fn report_md(resolved: &Resolved, summary: &RunSummary, environment: &serde_
         results::memory(summary),
         results::tokens(summary),
         results::matmul(summary),
+        audits::audits(summary),
         appendix::failures(summary),
         appendix::skipped(summary),
         appendix::method(resolved, summary),

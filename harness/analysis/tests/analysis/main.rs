@@ -1,8 +1,10 @@
 //! Tests of the analysis on synthetic logs of honest and of cheating arms.
 
+mod changepoint;
 mod judge;
 mod kernels;
 mod report;
+mod sequential;
 mod stats;
 mod summary;
 mod testing;

@@ -106,6 +106,7 @@ pub fn resolved(cases: Vec<Case>, trials: u32) -> Resolved {
         order: (0..trials).flat_map(|_| cases.iter().map(|c| c.id.clone())).collect(),
         cases,
         comparisons: Vec::new(),
+        audit: None,
         skipped: Vec::new(),
     }
 }
@@ -206,6 +207,7 @@ fn spec(case: &Case, round: u32) -> Spec {
         offload: false,
         memory_limit_gb: None,
         save_weights: None,
+        audit: None,
     }
 }
 
@@ -330,6 +332,7 @@ fn weights(case: &Case) -> Vec<TensorChange> {
         norm: 2.0,
         finite: true,
         changed: if trained { t.numel() } else { 0 },
+        hashes: None,
         present: Presence::Both,
         name: t.name,
         shape: t.shape,

@@ -98,6 +98,10 @@ pub struct Header {
 /// Arrays within arrays.
 const MAX_DEPTH: usize = 4;
 
+/// Values of all arrays together: a byte of the file may become a value of 32 bytes. Vocabularies of a million tokens, with their
+/// scores, kinds and merges, are half of it.
+const MAX_VALUES: u64 = 1 << 23;
+
 /// Dimensions of a tensor.
 const MAX_DIMENSIONS: u32 = 4;
 
@@ -107,7 +111,7 @@ impl Header {
     /// # Errors
     /// What is wrong with it, in words.
     pub fn read(from: impl Read, size: u64) -> Result<Self, String> {
-        let mut r = Reader { from, at: 0, size };
+        let mut r = Reader { from, at: 0, size, values: 0 };
         if r.bytes::<4>()? != *b"GGUF" {
             return Err("it does not begin with GGUF".into());
         }
@@ -154,6 +158,8 @@ struct Reader<R> {
     from: R,
     at: u64,
     size: u64,
+    /// In arrays so far.
+    values: u64,
 }
 
 impl<R: Read> Reader<R> {
@@ -221,6 +227,10 @@ impl<R: Read> Reader<R> {
             _ => 8,
         };
         self.room(count, least, "values")?;
+        self.values = self.values.saturating_add(count);
+        if self.values > MAX_VALUES {
+            return Err(format!("arrays of more than {MAX_VALUES} values"));
+        }
         (0..count).map(|_| self.value(kind, depth + 1)).collect::<Result<_, _>>().map(Value::Array)
     }
 

@@ -1,27 +1,23 @@
 //! `chronicals train`.
 
-use std::{
-    fs::File,
-    io::{BufWriter, IsTerminal, Write},
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
+mod session;
+
+use std::path::{Path, PathBuf};
 
 use chronibench_protocol::spec::Method;
 use chronicals::{
     Error, Trainer,
     backend::Backend,
-    checkpoint::{self, Identity},
+    checkpoint,
     device::Device,
-    fit::{self, Evaluation},
     formats::folder,
     job::{Inputs, Job},
     memory::peak_rss_bytes,
     profile::{By, Options},
-    trainer::StepReport,
+    progress::Progress,
 };
-use indicatif::{ProgressBar, ProgressStyle};
 
+use self::session::Session;
 use super::Exit;
 
 /// Arguments of `train`.
@@ -50,12 +46,20 @@ On a GPU also:
   offload: true                                         # blocks' inputs wait for the backward pass in the host's memory
   precision: {dtype: bf16, states: f32}                 # the default; dtype f32 to debug, states bf16 or 8bit to save memory
 
-Writes to output_dir metrics.jsonl, and a model that Transformers loads (model.safetensors in f32, config.json, tokenizer) or, under LoRA,
+Writes to output_dir metrics (metrics.jsonl, metrics.csv, and TensorBoard's event files in runs/), and a model that Transformers loads (model.safetensors in f32, config.json, tokenizer) or, under LoRA,
 an adapter that PEFT loads (adapter_model.safetensors, adapter_config.json); and with
+  logging_steps: 10                                     # metrics of every ten steps: the loss is their mean
+  report_to: [tensorboard]                              # besides metrics.jsonl; csv and tensorboard when left out
+  peak_tflops: 989                                      # what MFU is a share of; known of common GPUs
   eval_steps: 25                                        # the loss of what data.validation_split or validation_path holds out
   save_steps: 50                                        # a checkpoint every 50 steps
   save_total_limit: 2                                   # of which the newest two are kept
-folders checkpoint-50 and so on, from which a training that ended early goes on, to the bit:
+  load_best_model_at_end: true                          # keep the checkpoint of the best evaluation, and end with it
+  early_stopping_patience: 3                            # end after so many evaluations without improvement
+  early_stopping_threshold: 0.01                        # of so much
+  max_loss_rise: 3.0                                    # the default: give up when the loss rises by so many nats
+folders checkpoint-50 and so on, from which a training that ended early goes on, to the bit. Ctrl-C ends the step at hand, writes a
+checkpoint and exits with 130, and so does a termination signal; a second one ends at once.
   chronicals train --config train.yaml --resume                 # from the newest checkpoint, or from the beginning
   chronicals train --config train.yaml --resume-from out/checkpoint-50
 
@@ -166,13 +170,16 @@ fn train<B: Backend>(
     let chosen = job.choose(inputs, &backend).map_err(Exit::usage)?;
     eprintln!("recompute: {} ({})", chosen.level, chosen.why);
     let mut trainer = job.trainer(inputs, backend, chosen.level).map_err(Exit::usage)?;
-    let precision = trainer.backend().about().precision;
-    let identity = job.identity(inputs, &precision).map_err(Exit::usage)?;
+    let about = trainer.backend().about();
+    let identity = job.identity(inputs, &about.precision).map_err(Exit::usage)?;
+    let mut progress = Progress::default();
     if let Some(dir) = &from {
-        checkpoint::load(&mut trainer, dir, &identity).map_err(Exit::usage)?;
+        progress = checkpoint::load(&mut trainer, dir, &identity).map_err(Exit::usage)?;
         eprintln!("resumed from {}, after step {}", dir.display(), trainer.step());
     }
-    let mut metrics = Metrics::open(&job.output_dir, trainer.step()).map_err(Exit::usage)?;
+    let metrics = job.metrics(&about.device, &about.precision);
+    let mut session =
+        Session::open(job, inputs, identity, progress, metrics, trainer.step()).map_err(Exit::usage)?;
     let batches = &inputs.batches;
     eprintln!("data: {}", inputs.recognised);
     eprintln!("{}", inputs.report);
@@ -183,10 +190,10 @@ fn train<B: Backend>(
     eprintln!("training {trained} of {} parameters for {} steps", trainer.total_params(), batches.steps());
 
     trainer.rehearse(batches).map_err(Exit::usage)?;
-    steps(job, inputs, &mut trainer, &identity, &mut metrics).map_err(Exit::failed)?;
+    session.run(&mut trainer)?;
 
     let path = job.output_dir.join(trainer.trainable_file());
-    trainer.save_trainable(&path).map_err(Exit::failed)?;
+    trainer.check_finite().and_then(|()| trainer.save_trainable(&path)).map_err(Exit::failed)?;
     let lora = if let Method::Lora(lora) = &job.method { Some(lora) } else { None };
     folder::finish(&job.model.config, job.data.tokenizer.as_deref(), lora, &job.output_dir)
         .map_err(Exit::failed)?;
@@ -195,56 +202,6 @@ fn train<B: Backend>(
         write_profile(&mut trainer, dir).map_err(Exit::failed)?;
     }
     Ok(trainer)
-}
-
-/// Whether something that is done every so many steps is due when so many are taken.
-fn is_due(every: Option<u32>, taken: u32, all: u32) -> bool {
-    every.is_some_and(|n| taken.is_multiple_of(n.max(1)) || taken == all)
-}
-
-/// The steps that are left, with evaluations and checkpoints between them.
-fn steps<B: Backend>(
-    job: &Job,
-    inputs: &Inputs,
-    trainer: &mut Trainer<B>,
-    identity: &Identity,
-    metrics: &mut Metrics,
-) -> Result<(), Error> {
-    let all = inputs.batches.steps();
-    let bar = progress(u64::from(all));
-    bar.set_position(trainer.step().into());
-    let evaluate = |trainer: &mut Trainer<B>, metrics: &mut Metrics| -> Result<(), Error> {
-        let Some((held_out, _)) = &inputs.evaluation else { return Ok(()) };
-        let e = fit::evaluate(trainer, held_out)?;
-        bar.suspend(|| {
-            let (step, loss, perplexity) = (trainer.step(), e.loss(), e.perplexity());
-            eprintln!("after step {step}: held-out loss {loss:.4}, perplexity {perplexity:.3}");
-        });
-        metrics.evaluation(trainer.step(), &e)
-    };
-    if job.eval_on_start && trainer.step() == 0 {
-        evaluate(trainer, metrics)?;
-    }
-    while trainer.step() < all {
-        let next = |every: Option<u32>| {
-            let every = every.unwrap_or(all).max(1);
-            (trainer.step() / every + 1).saturating_mul(every).min(all)
-        };
-        let to = next(job.save_steps).min(next(job.eval_steps));
-        fit::fit(trainer, &inputs.batches, to, |step, r| {
-            metrics.step(step, &r)?;
-            show(&bar, step, all, &r);
-            Ok(())
-        })?;
-        if to == all || is_due(job.eval_steps, to, all) {
-            evaluate(trainer, metrics)?;
-        }
-        if is_due(job.save_steps, to, all) {
-            checkpoint::save(trainer, &job.output_dir, identity, job.save_total_limit)?;
-        }
-    }
-    bar.finish_and_clear();
-    Ok(())
 }
 
 fn write_profile<B: Backend>(trainer: &mut Trainer<B>, dir: &Path) -> Result<(), Error> {
@@ -265,82 +222,4 @@ fn report_memory<B: Backend>(trainer: &Trainer<B>, measured: u64, how: &str) {
     let share = 100.0 * planned as f64 / measured.max(1) as f64;
     let (planned, measured) = (planned / 1_000_000, measured / 1_000_000);
     eprintln!("memory: {planned} MB planned, {share:.1} % of {measured} MB {how}{host}");
-}
-
-/// A bar on a terminal; elsewhere `show` prints lines.
-fn progress(steps: u64) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}  {eta} left");
-    ProgressBar::new(steps).with_style(style.expect("the template is well-formed"))
-}
-
-fn show(bar: &ProgressBar, step: u32, steps: u32, r: &StepReport) {
-    let text = format!("loss {:.4}  norm {:.3}", r.loss, r.grad_norm);
-    if bar.is_hidden() {
-        // Every tenth of the way, and the first and last step.
-        if step == 0 || step + 1 == steps || (step + 1).is_multiple_of((steps / 10).max(1)) {
-            eprintln!("step {}/{steps}  {text}", step + 1);
-        }
-    } else {
-        bar.set_message(text);
-        bar.inc(1);
-    }
-}
-
-/// `metrics.jsonl`: a line a step, of this training and of those that it goes on from.
-struct Metrics {
-    path: PathBuf,
-    out: BufWriter<File>,
-    last: Instant,
-}
-
-impl Metrics {
-    /// Keeps the lines of the steps before `step`.
-    fn open(dir: &Path, step: u32) -> Result<Self, Error> {
-        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
-        let path = dir.join("metrics.jsonl");
-        let failed = |e: std::io::Error| Error::io(&path, &e);
-        let before =
-            if step == 0 { String::new() } else { std::fs::read_to_string(&path).unwrap_or_default() };
-        let out = File::create(&path).map_err(failed)?;
-        let mut metrics = Self { path: path.clone(), out: BufWriter::new(out), last: Instant::now() };
-        let kept = |line: &&str| {
-            let line: Option<serde_json::Value> = serde_json::from_str(line).ok();
-            line.and_then(|l| l["step"].as_u64()).is_some_and(|s| s < u64::from(step))
-        };
-        let text: String = before.lines().filter(kept).map(|line| format!("{line}\n")).collect();
-        metrics.out.write_all(text.as_bytes()).and_then(|()| metrics.out.flush()).map_err(failed)?;
-        Ok(metrics)
-    }
-
-    fn step(&mut self, step: u32, r: &StepReport) -> Result<(), Error> {
-        let took: Duration = self.last.elapsed();
-        self.last = Instant::now();
-        self.line(&serde_json::json!({
-            "step": step,
-            "loss": r.loss,
-            "grad_norm": r.grad_norm,
-            "lr": r.lr,
-            "tokens": r.tokens,
-            "seconds": took.as_secs_f64(),
-        }))
-    }
-
-    fn evaluation(&mut self, step: u32, e: &Evaluation) -> Result<(), Error> {
-        self.line(&serde_json::json!({
-            "step": step,
-            "eval_loss": e.loss(),
-            "eval_perplexity": e.perplexity(),
-            "eval_tokens": e.loss_tokens,
-        }))?;
-        // An evaluation is not of the step behind it.
-        self.last = Instant::now();
-        Ok(())
-    }
-
-    fn line(&mut self, line: &serde_json::Value) -> Result<(), Error> {
-        writeln!(self.out, "{line}").and_then(|()| self.out.flush()).map_err(|e| Error::io(&self.path, &e))
-    }
 }

@@ -1,0 +1,95 @@
+//! The update fingerprint: AdamW's first update is the learning rate times the sign of the gradient, whatever the gradient's scale
+//! and however it was clipped. So the weights alone tell at which rate every tensor moved.
+
+use std::collections::BTreeMap;
+
+use chronibench_protocol::audit::TensorUpdate;
+
+use super::{Audit, Audited, Check, Outcome};
+use crate::judge::some;
+
+/// Inferred rate over the scheduled one that is let pass.
+const RATE: (f64, f64) = (0.8, 1.25);
+
+/// The same where the stored format hides most of an update.
+const COARSE_RATE: (f64, f64) = (0.3, 3.0);
+
+/// Share of a matrix that moves in the first step, at least; rows of an embedding that no token reads stay.
+const LEAST_MOVED: f64 = 0.75;
+
+/// Root mean square of the way over the sum of the rates: less than 1, as gradients change their sign.
+const TRAVEL: (f64, f64) = (0.15, 1.3);
+
+/// More of a tensor than this that has no nearer number: its update is rounding.
+const MOSTLY: f64 = 0.5;
+
+pub(super) fn check(t: &Audited<'_>) -> Option<Check> {
+    let updates = &t.found.updates;
+    if updates.is_empty() || updates.iter().all(|u| u.expected <= 0.0) {
+        return None;
+    }
+    let steps = t.header.spec.to_run().total_steps();
+    let by_name: BTreeMap<&str, &TensorUpdate> = updates.iter().map(|u| (u.name.as_str(), u)).collect();
+    let waits = |u: &TensorUpdate| {
+        u.name.contains(".lora_A.")
+            && by_name.get(u.name.replace(".lora_A.", ".lora_B.").as_str()).is_some_and(|b| b.from_zero)
+    };
+    let mut wrong: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+    let mut ratios: Vec<f64> = Vec::new();
+    for u in updates {
+        if let Some(why) = fault(u, waits(u), steps, &mut ratios) {
+            let seen = u.first.map_or("-".into(), |f| format!("{:.3}×", f / u.expected));
+            wrong.entry(why).or_default().push(format!("{} ({seen})", u.name));
+        }
+    }
+    if wrong.is_empty() && ratios.is_empty() {
+        return None;
+    }
+    ratios.sort_by(f64::total_cmp);
+    let range = match (ratios.first(), ratios.last()) {
+        (Some(a), Some(b)) => format!("{a:.2}–{b:.2}× the scheduled rate in {} tensors", ratios.len()),
+        _ => "no tensor moved in the first step".into(),
+    };
+    if wrong.is_empty() {
+        return Some(Check::new(Audit::Update, Outcome::Held, range));
+    }
+    let told: Vec<String> =
+        wrong.into_iter().map(|(why, names)| format!("{why}: {}", some(&names))).collect();
+    Some(Check::new(Audit::Update, Outcome::Failed, format!("{} ({range})", told.join("; "))))
+}
+
+/// What is wrong with a tensor's update; a sound first update adds its rate to `ratios`.
+fn fault(u: &TensorUpdate, waits: bool, steps: u32, ratios: &mut Vec<f64>) -> Option<&'static str> {
+    let within = |x: f64, (low, high): (f64, f64)| (low..=high).contains(&x);
+    let coarse = u.too_coarse > 0.1;
+    if let Some(first) = u.first {
+        if waits {
+            // B is 0, so the gradient of A is 0 at the first step, and at no other.
+            if u.first_moved > 0.01 {
+                return Some("expected lora_A to wait for lora_B to leave 0, saw it move in the first step");
+            }
+        } else {
+            let ratio = first / u.expected;
+            if first <= 0.0 && u.too_coarse < MOSTLY {
+                return Some(
+                    "expected every trainable tensor to move in the first step, saw none of it move",
+                );
+            }
+            let allowed = if coarse { COARSE_RATE } else { RATE };
+            if u.too_coarse < MOSTLY || first > u.expected {
+                if !within(ratio, allowed) {
+                    return Some("expected the first update at the scheduled rate, saw another rate");
+                }
+                ratios.push(ratio);
+            }
+            let sparse = u.name.contains("embed_tokens") || u.name.contains("lm_head");
+            if !coarse && !sparse && u.first_moved < LEAST_MOVED {
+                return Some("expected the whole tensor to move in the first step, saw part of it stay");
+            }
+        }
+    }
+    if !coarse && steps > 1 && u.moved > 0.0 && !within(u.travel / u.expected_sum, TRAVEL) {
+        return Some("expected the way from start to end to fit the sum of the rates, saw another length");
+    }
+    None
+}

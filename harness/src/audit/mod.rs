@@ -1,0 +1,230 @@
+//! Audits: what the harness looks up by itself to tell whether an arm really trained.
+//!
+//! Every case gets one *audit trial* of a few untimed steps, whose weights are saved after the first step and after the last.
+//! The harness infers rates from the files ([`updates`]), has the native arm repeat the steps as a [`reference`], evaluates the
+//! weights on samples that nobody trained on ([`probe`]), and checks that documents of a row do not see each other
+//! ([`isolation`]). Timed trials are held against the same reference and probe. Findings are stored; verdicts follow from them.
+
+mod isolation;
+mod probe;
+mod reference;
+mod updates;
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use chronibench_protocol::{
+    Event, Spec,
+    audit::{AuditArgs, Findings, Peak, Replay},
+    record::{Case, Line, Skipped},
+    spec::{DataSpec, Method, ModelSpec},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Error, Exit, Result},
+    estimate,
+    runner::{Bench, Turn, child},
+};
+use probe::ProbeSet;
+use reference::References;
+use updates::Saved;
+
+/// What `chronibench worker evaluate` is asked. Paths are absolute.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluateSpec {
+    /// The model; its weights are not read.
+    pub model: ModelSpec,
+    /// What to evaluate on.
+    pub data: DataSpec,
+    /// Whether there are adapters, and of which shape.
+    pub method: Method,
+    /// Where to compute.
+    pub device: String,
+    /// Sets of files, each with all tensors of the model and the adapters.
+    pub weights: Vec<Vec<PathBuf>>,
+}
+
+/// What the audits of a run share.
+pub struct Audits {
+    args: AuditArgs,
+    peaks: BTreeMap<String, Peak>,
+    probe: Option<ProbeSet>,
+    references: RefCell<References>,
+}
+
+impl Audits {
+    /// Measures the machine and chooses the samples to evaluate on; nothing where the scenario wants no audits.
+    ///
+    /// # Errors
+    /// The harness is interrupted, or cannot write.
+    pub fn prepare(bench: &Bench<'_>) -> Result<Option<Self>> {
+        let Some(args) = bench.setup.resolved.audit.clone().filter(|a| a.steps > 0) else { return Ok(None) };
+        let trained = |c: &&Case| trains(c);
+        let cases: Vec<&Case> = bench.setup.resolved.cases.iter().filter(trained).collect();
+        let mut peaks = BTreeMap::new();
+        for case in &bench.setup.resolved.cases {
+            if !peaks.contains_key(&case.device)
+                && let Some(peak) = peak(bench, &case.device)?
+            {
+                peaks.insert(case.device.clone(), peak);
+            }
+        }
+        let probe = match cases.first() {
+            Some(case) if args.probe_samples > 0 => ProbeSet::choose(bench, &args, &case.device)?,
+            _ => None,
+        };
+        Ok(Some(Self { args, peaks, probe, references: RefCell::default() }))
+    }
+
+    /// The turn of a case's audit trial; none for an arm that trains nothing and says so.
+    pub fn turn<'c>(&self, position: usize, case: &'c Case) -> Option<Turn<'c>> {
+        let audit = Some(self.args.steps);
+        trains(case).then_some(Turn { audit, ..Turn::first(case, position as u32) })
+    }
+
+    /// What the files and events of a trial tell, while the files are there.
+    ///
+    /// # Errors
+    /// The harness is interrupted, or cannot write. An arm whose files cannot be read has its audits left out, and that is said.
+    pub fn findings(
+        &self,
+        bench: &Bench<'_>,
+        turn: Turn<'_>,
+        spec: &Spec,
+        lines: &[Line],
+    ) -> Result<Findings> {
+        let mut found = Findings { peak: self.peaks.get(&spec.device).cloned(), ..Findings::default() };
+        let done = lines.iter().any(|l| matches!(l, Line::Event { event: Event::Done(_), .. }));
+        if !done || !trains(turn.case) {
+            return Ok(found);
+        }
+        let reference = attempt("replay", &mut found.skipped, || self.reference(bench, turn.case))?.flatten();
+        if let Some(reference) = &reference {
+            found.replay = Some(reference.replay());
+        }
+        if turn.audit.is_some() {
+            self.look_into(bench, turn, spec, reference.as_deref(), &mut found)?;
+        }
+        let Some(set) = &self.probe else {
+            skip(
+                &mut found.skipped,
+                "probe",
+                "no sample is left that no trial trains on",
+                "give more data, or fewer steps",
+            );
+            return Ok(found);
+        };
+        let saved = spec.save_weights.as_deref().expect("the harness asks for them");
+        let of_reference = reference.as_ref().filter(|_| turn.audit.is_some()).map(|r| r.last());
+        found.probe = attempt("probe", &mut found.skipped, || set.probe(bench, spec, saved, of_reference))?;
+        Ok(found)
+    }
+
+    /// The audits that an audit trial alone allows.
+    fn look_into(
+        &self,
+        bench: &Bench<'_>,
+        turn: Turn<'_>,
+        spec: &Spec,
+        reference: Option<&reference::Reference>,
+        found: &mut Findings,
+    ) -> Result<()> {
+        let audit = spec.audit.as_ref().expect("of an audit trial");
+        let first = Some(audit.first_weights.as_path()).filter(|p| p.is_file());
+        if first.is_none() {
+            skip(
+                &mut found.skipped,
+                "update",
+                "the arm saved no weights after its first step",
+                "let it heed spec.audit",
+            );
+        }
+        let start = start(spec);
+        let last = spec.save_weights.as_deref().expect("the harness asks for them");
+        let saved = Saved { start: &start, first, last };
+        let trainable = bench.expect.trainable(&spec.method);
+        let beside = reference.map(|r| (r.first(), r.last()));
+        let looked = || updates::look(spec, &trainable, &saved, beside);
+        if let Some((updates, tensors)) = attempt("update", &mut found.skipped, looked)? {
+            found.updates = updates;
+            if let Some(replay) = &mut found.replay {
+                replay.tensors = tensors;
+            }
+        }
+        if self.args.isolation && isolation::applies(turn.case) {
+            found.isolation =
+                attempt("isolation", &mut found.skipped, || isolation::look(bench, turn, spec))?;
+        }
+        Ok(())
+    }
+
+    fn reference(&self, bench: &Bench<'_>, case: &Case) -> Result<Option<std::rc::Rc<reference::Reference>>> {
+        self.references.borrow_mut().of(bench, case, &self.args)
+    }
+}
+
+/// A mock trains nothing, by its own account.
+fn trains(case: &Case) -> bool {
+    case.runner != "mock"
+}
+
+/// The files that a trial starts from.
+fn start(spec: &Spec) -> Vec<&Path> {
+    let adapter = match &spec.method {
+        Method::Full {} => None,
+        Method::Lora(lora) => lora.adapter_weights.as_deref(),
+    };
+    [spec.model.weights.as_path()].into_iter().chain(adapter).collect()
+}
+
+/// Runs an audit; one that fails is left out and told, unless the user wants to leave.
+fn attempt<T>(
+    what: &str,
+    skipped: &mut Vec<Skipped>,
+    audit: impl FnOnce() -> Result<T>,
+) -> Result<Option<T>> {
+    match audit() {
+        Ok(found) => Ok(Some(found)),
+        Err(e) if e.exit == Exit::Interrupted => Err(e),
+        Err(Error { what: why, hint, .. }) => {
+            skip(skipped, what, &why, if hint.is_empty() { "see the message" } else { &hint });
+            Ok(None)
+        }
+    }
+}
+
+fn skip(skipped: &mut Vec<Skipped>, what: &str, why: &str, hint: &str) {
+    skipped.push(Skipped { what: what.into(), why: why.into(), hint: hint.into() });
+}
+
+/// The fastest product of a device; nothing where it cannot be measured.
+fn peak(bench: &Bench<'_>, device: &str) -> Result<Option<Peak>> {
+    let args = ["worker", "calibrate", "--device", device].map(String::from);
+    match child::answer(&args, &bench.folder.join("work"), "calibrate") {
+        Ok(answer) => Ok(estimate::rate(&answer).map(|gflops| Peak {
+            gflops,
+            method: match device {
+                "cpu" => "best f32 product of 768³ in this session".into(),
+                _ => "best bf16 product of 8192³ in this session".into(),
+            },
+        })),
+        Err(e) if e.exit == Exit::Interrupted => Err(e),
+        Err(_) => Ok(None),
+    }
+}
+
+impl reference::Reference {
+    fn replay(&self) -> Replay {
+        Replay {
+            reference: self.name.clone(),
+            losses: self.losses.clone(),
+            grad_norms: self.grad_norms.clone(),
+            tensors: Vec::new(),
+        }
+    }
+}

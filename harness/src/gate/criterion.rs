@@ -1,0 +1,117 @@
+//! criterion's results through the same gate.
+//!
+//! A `target/criterion` folder is one process a benchmark, however many samples it holds: one figure. Several folders, of
+//! baseline and candidate in turn, are the pairs.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use chronibench_analysis::{
+    gate::{CasePairs, GatePlan, Program, SCHEMA, judge},
+    stats::median,
+};
+use serde::Deserialize;
+
+use super::{GateArgs, exit, output};
+use crate::{
+    error::{AtPath, Error, Exit, Result},
+    store::damaged,
+};
+
+/// Judges the folders.
+///
+/// # Errors
+/// A folder holds no results, or damaged ones.
+pub fn run(args: &GateArgs) -> Result<Exit> {
+    let folders = &args.criterion;
+    if !folders.len().is_multiple_of(2) {
+        return Err(Error::usage(format!("{} folders are no pairs", folders.len()), "--criterion")
+            .hint("give baseline and candidate in turn: A B A B"));
+    }
+    let runs: Vec<BTreeMap<String, f64>> = folders.iter().map(|f| rates(f)).collect::<Result<_>>()?;
+    let mut cases: Vec<String> = runs[0].keys().cloned().collect();
+    cases.retain(|c| args.cases.case.as_deref().is_none_or(|text| c.contains(text)));
+    let design = args.test.design()?;
+    let mut advisory = Vec::new();
+    let pairs = folders.len() / 2;
+    let fewest = design.looks[0] as usize;
+    if pairs < fewest {
+        advisory
+            .push(format!("{pairs} pairs of processes are too few for a look: the first one needs {fewest}"));
+    }
+    let about = |i: usize| Program { name: folders[i].display().to_string(), ..Program::default() };
+    let plan = GatePlan {
+        schema: SCHEMA.into(),
+        scenario: "criterion".into(),
+        baseline: about(0),
+        candidate: about(1),
+        design,
+        cases: cases.clone(),
+        enforce: args.enforce.into(),
+        certificate: None,
+        advisory,
+    };
+    let gate = judge(&plan, &cases.iter().map(|case| pairs_of(case, &runs)).collect::<Vec<_>>());
+    output::write(&gate, args.junit.as_deref(), args.comment.as_deref())?;
+    output::print(&gate, &folders[1]);
+    Ok(exit(&gate))
+}
+
+fn pairs_of(case: &str, runs: &[BTreeMap<String, f64>]) -> CasePairs {
+    let mut out = CasePairs { case: case.into(), unit: "runs/s".into(), ..CasePairs::default() };
+    for pair in runs.chunks_exact(2) {
+        match (pair[0].get(case), pair[1].get(case)) {
+            (Some(a), Some(b)) => out.pairs.push((*a, *b)),
+            _ => out.problems.push("a folder lacks this benchmark".into()),
+        }
+    }
+    out
+}
+
+/// `new/benchmark.json`.
+#[derive(Deserialize)]
+struct Benchmark {
+    full_id: String,
+}
+
+/// `new/sample.json`: nanoseconds of so many iterations.
+#[derive(Deserialize)]
+struct Sample {
+    iters: Vec<f64>,
+    times: Vec<f64>,
+}
+
+/// Iterations a second of every benchmark below a folder: 1 over the median time of its samples.
+fn rates(dir: &Path) -> Result<BTreeMap<String, f64>> {
+    let mut rates = BTreeMap::new();
+    let mut folders = vec![dir.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        let sample = folder.join("new/sample.json");
+        if sample.is_file() {
+            let Benchmark { full_id } = read(&folder.join("new/benchmark.json"))?;
+            let Sample { iters, times } = read(&sample)?;
+            let each: Vec<f64> = times.iter().zip(&iters).map(|(t, n)| t / n).collect();
+            let typical = median(&each).filter(|t| t.is_finite() && *t > 0.0);
+            let typical = typical.ok_or_else(|| damaged(&sample, "no time in it"))?;
+            rates.insert(full_id, 1e9 / typical);
+        }
+        for entry in std::fs::read_dir(&folder).at(&folder)? {
+            let path: PathBuf = entry.at(&folder)?.path();
+            if path.is_dir() && !path.ends_with("new") && !path.ends_with("base") {
+                folders.push(path);
+            }
+        }
+    }
+    match rates.is_empty() {
+        false => Ok(rates),
+        true => Err(Error::usage("no results of criterion", dir.display().to_string())
+            .hint("give the folder that `cargo bench` wrote: target/criterion")),
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).at(path)?;
+    serde_json::from_str(&text).map_err(|e| damaged(path, &e.to_string()))
+}

@@ -1,0 +1,143 @@
+//! The documentation: links lead somewhere, the tests that it names exist, and what it computes is so.
+
+use std::path::{Path, PathBuf};
+
+use chronibench_protocol::{record::Packing, spec::LoraArgs};
+use chronicals::{data::packing, params::lora_scale};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace").to_path_buf()
+}
+
+fn pages(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display())) {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(pages(&path));
+        } else if path.extension().is_some_and(|e| e == "md") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Pages that people read, without published reports.
+fn all() -> Vec<PathBuf> {
+    let mut all = pages(&root().join("docs"));
+    let others = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "fuzz/README.md", "data/README.md"];
+    all.extend(others.map(|name| root().join(name)));
+    all
+}
+
+fn text(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// What stands between a word and the next occurrence of an end.
+fn between<'a>(text: &'a str, begin: &'a str, end: &'a str) -> impl Iterator<Item = &'a str> {
+    text.split(begin).skip(1).filter_map(move |rest| Some(rest.split_once(end)?.0))
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut count = 0;
+    for page in all() {
+        let folder = page.parent().unwrap();
+        for link in between(&text(&page), "](", ")") {
+            if link.contains("://") {
+                continue;
+            }
+            let file = link.split('#').next().unwrap();
+            assert!(folder.join(file).exists(), "{} links to {link}", page.display());
+            count += 1;
+        }
+    }
+    assert!(count > 30, "the walk finds links");
+}
+
+#[test]
+fn every_page_is_in_the_index() {
+    let index = text(&root().join("docs/README.md"));
+    for page in pages(&root().join("docs")) {
+        let name = page.strip_prefix(root().join("docs")).unwrap().display().to_string();
+        assert!(name == "README.md" || index.contains(&format!("]({name})")), "docs/README.md lacks {name}");
+    }
+    assert!(text(&root().join("README.md")).contains("](docs/README.md)"));
+}
+
+/// A list item under "Tests": a file, and names of tests in it.
+#[test]
+fn tests_that_pages_name_exist() {
+    for page in pages(&root().join("docs/maths")) {
+        let content = text(&page);
+        let (_, tests) = content.split_once("## Tests\n").unwrap_or_else(|| panic!("{}", page.display()));
+        let mut count = 0;
+        for item in tests.lines().filter(|line| line.starts_with("- ")) {
+            let mut words = item.split('`').skip(1).step_by(2);
+            let file = words.next().unwrap_or_else(|| panic!("{}: {item}", page.display()));
+            let source = text(&root().join(file));
+            for name in words {
+                assert!(
+                    source.contains(&format!("fn {name}(")) || source.contains(&format!("fn {name}<")),
+                    "{} names {name}, which {file} has not",
+                    page.display()
+                );
+                count += 1;
+            }
+        }
+        assert!(count > 0, "{} names no test", page.display());
+    }
+}
+
+/// Files that the page on numerics says have tolerances.
+#[test]
+fn tolerances_are_where_it_is_said() {
+    let page = text(&root().join("docs/numerics.md"));
+    let rows: Vec<&str> = page.lines().filter_map(|l| l.strip_prefix("| `")?.split('`').next()).collect();
+    assert!(rows.len() >= 8, "{rows:?}");
+    for file in rows {
+        assert!(text(&root().join(file)).contains("e-"), "{file} has no tolerance");
+    }
+}
+
+#[test]
+fn the_scale_of_rslora_is_over_the_root_of_the_rank() {
+    let lora = |rslora: bool| -> LoraArgs {
+        serde_json::from_value(serde_json::json!({"r": 64, "lora_alpha": 16.0, "use_rslora": rslora}))
+            .unwrap()
+    };
+    assert_eq!((lora_scale(&lora(false)), lora_scale(&lora(true))), (0.25, 2.0));
+}
+
+#[test]
+fn short_samples_pack_within_the_bound() {
+    for (k, seed) in [(2, 1), (4, 7), (16, 11)] {
+        let capacity = 320;
+        let longest = capacity / k;
+        let lengths: Vec<usize> = (0..500).map(|i| 1 + (i * i * seed + 31 * i) % longest).collect();
+        let least = lengths.iter().sum::<usize>().div_ceil(capacity);
+        for rule in [Packing::Ff, Packing::Bfd] {
+            let bins = packing::pack(&lengths, capacity, rule).unwrap().len();
+            assert!((bins - 1) * (k - 1) < least * k, "{rule:?}: {bins} rows where {least} are needed");
+        }
+    }
+}
+
+/// Rounds to the nearest bf16, ties to even.
+fn bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    f32::from_bits((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
+}
+
+#[test]
+fn bf16_loses_small_changes() {
+    for step in 0..2000u32 {
+        let weight = bf16(1.0 + step as f32 / 2000.0);
+        assert_eq!(bf16(weight * (1.0 + 0.99 / 512.0)), weight, "a change below 2⁻⁹ of {weight}");
+        assert_ne!(bf16(weight * (1.0 + 1.01 / 256.0)), weight, "a change above 2⁻⁸ of {weight}");
+    }
+    // A second moment without gradients should fall by a thousandth a step, and stays.
+    let moment = bf16(0.7);
+    assert_eq!(bf16(moment * 0.999), moment);
+}
