@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{gate, worker};
+use crate::{env::commands::EnvCommand, gate, worker};
 
 /// Benchmarks of fine-tuning that can be believed.
 #[derive(Clone, Debug, Parser)]
@@ -30,6 +30,8 @@ Exit codes:
   4    a gate, or the certificate of a machine, is inconclusive
   5    the machine lacks something: a file, a permission, a library
   6    a trial crashed or ran past its time limit
+  7    a claim's verdict is not the one that its file expects
+  8    a stored run is not what the harness wrote
   130  interrupted; finished trials are kept";
 
 /// The sub-commands.
@@ -55,9 +57,24 @@ pub enum Command {
     /// Join several runs through an arm that ran in each of them.
     #[command(after_help = JOIN_EXAMPLES)]
     Join(JoinArgs),
+    /// Judge every trial of a run again, and show what each audit came to.
+    #[command(after_help = AUDIT_EXAMPLES)]
+    Audit {
+        /// Run folder.
+        dir: PathBuf,
+    },
+    /// Check that a stored run still is what the harness wrote: chains, counts, files, report.
+    #[command(after_help = VERIFY_EXAMPLES)]
+    Verify(VerifyArgs),
+    /// Check a file of published claims against arithmetic and stored runs.
+    #[command(subcommand)]
+    Claims(ClaimsCommand),
     /// Check every CUDA kernel, time it alone, and compare it with what PyTorch has.
     #[command(after_help = KERNEL_EXAMPLES)]
     Kernel(KernelArgs),
+    /// Rivals in Python: their options, and the environments that they run in.
+    #[command(subcommand)]
+    Env(EnvCommand),
     /// Run a program against a baseline, in turns, and say whether it is slower.
     #[command(after_help = gate::args::GATE_EXAMPLES)]
     Gate(gate::args::GateArgs),
@@ -68,6 +85,13 @@ pub enum Command {
     #[command(hide = true, subcommand)]
     Worker(worker::Command),
 }
+
+const AUDIT_EXAMPLES: &str = "\
+Example:
+  chronibench audit runs/20250131-101500-quickstart
+
+Exit code 3: a trial is not valid, a verdict is not the published one, or tokens counted again
+from the inputs are not those stored. docs/audits.md says what each audit proves.";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -138,6 +162,69 @@ pub struct JoinArgs {
     /// What may differ between the machines: `gpu`, `driver`, `binary`, `cpu`, `cores` (may be repeated).
     #[arg(long, value_name = "NAME")]
     pub declare: Vec<String>,
+}
+
+const CLAIMS_EXAMPLES: &str = "\
+Examples:
+  chronibench claims check
+  chronibench claims check scenarios/claims/chronicals-2601.02609.yaml --run runs/first --run runs/kernels
+  chronibench claims check --markdown reports/claims.md
+
+Verdicts: REPRODUCED, REFUTED, INCONSISTENT (published numbers contradict one another), UNTESTABLE.
+Arithmetic needs no run and no GPU. Exit code 7: a verdict is not the one that the file expects.";
+
+/// Sub-commands of `claims`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ClaimsCommand {
+    /// Check every claim and print the verdicts.
+    #[command(after_help = CLAIMS_EXAMPLES)]
+    Check(ClaimsArgs),
+    /// Print the JSON Schema of claims files, for editors.
+    Schema,
+}
+
+/// Arguments of `claims check`.
+#[derive(Clone, Debug, Args)]
+pub struct ClaimsArgs {
+    /// Claims file.
+    #[arg(default_value = "scenarios/claims/chronicals-2601.02609.yaml")]
+    pub file: PathBuf,
+    /// Run folder that measured claims take their figures from (may be repeated).
+    #[arg(long = "run", value_name = "DIR")]
+    pub run: Vec<PathBuf>,
+    /// Without --run: the folder whose run folders they take them from.
+    #[arg(long, value_name = "DIR", default_value = "reports")]
+    pub runs: PathBuf,
+    /// Write the table as Markdown.
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
+    /// Print the findings as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+const VERIFY_EXAMPLES: &str = "\
+Examples:
+  chronibench verify runs/20250131-101500-quickstart
+  chronibench verify reports/2026-11-24-quickstart reports/2026-11-26-gpu-h100
+  chronibench verify runs/latest --require-chain
+
+It proves integrity, not honesty: that nothing was changed, lost or added after the harness wrote
+it, unless all of it was made anew. It needs no network, no GPU and none of the arms. A run older
+than chains is NO_CHAIN: all else is checked. Exit code 8: something was changed.";
+
+/// Arguments of `verify`.
+#[derive(Clone, Debug, Args)]
+pub struct VerifyArgs {
+    /// Run folders.
+    #[arg(required = true)]
+    pub dirs: Vec<PathBuf>,
+    /// A run without chains is a failure too.
+    #[arg(long)]
+    pub require_chain: bool,
+    /// Print one JSON object a folder.
+    #[arg(long)]
+    pub json: bool,
 }
 
 const KERNEL_EXAMPLES: &str = "\

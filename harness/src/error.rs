@@ -22,6 +22,10 @@ pub enum Exit {
     Environment = 5,
     /// A trial crashed or ran past its time limit.
     Trial = 6,
+    /// A claim's verdict is not the one that its file expects.
+    Claim = 7,
+    /// A stored run is not what the harness wrote.
+    Integrity = 8,
     /// Ctrl-C or a termination signal.
     Interrupted = 130,
 }

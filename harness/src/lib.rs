@@ -5,11 +5,14 @@
 //! [`run`] is the whole program.
 
 pub mod audit;
+pub mod claims;
 pub mod cli;
 pub mod doctor;
+pub mod env;
 pub mod environment;
 pub mod error;
 pub mod estimate;
+pub mod evidence;
 pub mod expect;
 pub mod gate;
 pub mod inputs;
@@ -45,7 +48,11 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Schema => print_schema(),
         Command::Report { dir } => session::report(dir)?,
         Command::Join(args) => join::run(args)?,
+        Command::Audit { dir } => audit::again(dir)?,
+        Command::Claims(command) => claims::run(command)?,
+        Command::Verify(args) => evidence::show(args)?,
         Command::Kernel(args) => kernel::run(args)?,
+        Command::Env(command) => env::commands::run(command)?,
         Command::Gate(args) => gate::run(args)?,
         Command::Noise(args) => gate::noise::run(args)?,
         Command::Worker(command) => return Ok(worker::run(command)),

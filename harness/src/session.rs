@@ -8,7 +8,7 @@ use chronibench_protocol::record::{Case, Resolved, Verdict};
 use crate::{
     audit::Audits,
     cli::{RunArgs, SelectArgs},
-    environment,
+    env, environment,
     error::{Exit, Result},
     estimate::Pace,
     expect::HfConfig,
@@ -28,7 +28,11 @@ use crate::{
 /// Runs a scenario.
 pub fn run(args: &RunArgs) -> Result<Exit> {
     args.save_baseline.as_deref().map_or(Ok(()), baseline::check_name)?;
-    let setup = set_up(&args.select)?;
+    let mut setup = set_up(&args.select)?;
+    setup.environments = env::for_cases(&mut setup.resolved)?;
+    for s in &setup.resolved.skipped {
+        eprintln!("skipped: {}: {} ({})", s.what, s.why, s.hint);
+    }
     let expect = HfConfig::load(&setup.config)?;
     interrupt::install();
     let gpu = Gpu::open().ok();
@@ -38,8 +42,14 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
     progress.say("preparing data, batches and starting weights");
     let inputs = inputs::prepare(&setup, &store.path("inputs"), Extent::Everything)?;
     progress.say(&format!("data: {}", inputs.tokenised()));
-    let bench =
-        Bench { setup: &setup, inputs: &inputs, expect: &expect, folder: store.folder(), gpu: gpu.as_ref() };
+    let bench = Bench {
+        setup: &setup,
+        inputs: &inputs,
+        expect: &expect,
+        folder: store.folder(),
+        run_id: store.run_id()?,
+        gpu: gpu.as_ref(),
+    };
     let ran = trials(&bench, &store, progress);
     tidy(&store, &inputs, args.keep_inputs)?;
     let summary = match ran {
@@ -85,7 +95,7 @@ fn trials(bench: &Bench<'_>, store: &Store, mut progress: Progress) -> Result<Ru
     for (position, case) in resolved.cases.iter().enumerate() {
         let Some(turn) = audits.as_ref().and_then(|a| a.turn(position, case)) else { continue };
         progress.audit(position, &case.id);
-        store.add(&turn.trial_id(), &bench.run(turn, audits.as_ref(), &mut |_| ())?)?;
+        store.add(&bench.run(turn, audits.as_ref(), &mut |_| ())?)?;
     }
     let mut summary = store.publish()?;
     progress.audited(&summary);
@@ -103,12 +113,12 @@ fn trials(bench: &Bench<'_>, store: &Store, mut progress: Progress) -> Result<Ru
             let turn = Turn { round, attempt, gpu_not_idle, ..Turn::first(case, position as u32) };
             let left = pace.left(&resolved.order[position..]);
             progress.begin(position, &case.id, left);
-            let lines = bench.run(turn, audits.as_ref(), &mut |event| progress.event(event))?;
-            store.add(&turn.trial_id(), &lines)?;
-            pace.add(&case.id, &lines);
+            let record = bench.run(turn, audits.as_ref(), &mut |event| progress.event(event))?;
+            store.add(&record)?;
+            pace.add(&case.id, &record);
             summary = store.publish()?;
             progress.end(position, &summary, &turn.trial_id());
-            let fault = environment_fault(&TrialLog::from_lines(lines));
+            let fault = environment_fault(&TrialLog::from_lines(record.iter().cloned().collect()));
             let Some(fault) = fault.filter(|_| attempt < resolved.retries) else { break };
             progress.say(&format!("        {fault}: begun again"));
         }

@@ -8,10 +8,16 @@ use std::{
 };
 
 use chronibench_analysis::{RunSummary, TrialLog, report, summarise, summary};
-use chronibench_protocol::record::{Line, Resolved};
+use chronibench_protocol::{
+    Record,
+    record::{Line, Resolved},
+};
 use serde_json::Value;
 
-use crate::error::{AtPath, Error, Result};
+use crate::{
+    error::{AtPath, Error, Result},
+    evidence,
+};
 
 /// A run folder.
 pub struct Store {
@@ -28,6 +34,9 @@ pub struct Stored {
     pub logs: Vec<TrialLog>,
 }
 
+/// Files of a report by name.
+pub type Rendered = Vec<(String, Vec<u8>)>;
+
 pub(crate) const RESOLVED: &str = "resolved.yaml";
 pub(crate) const ENVIRONMENT: &str = "environment.json";
 
@@ -38,15 +47,9 @@ impl Store {
     /// The folder holds a run already, or cannot be written.
     pub fn create(dir: &Path, resolved: &Resolved, environment: &Value) -> Result<Self> {
         let store = Self { dir: make_folder(dir, &["events", "inputs", "work"])? };
-        store.amend(resolved)?;
-        store.write(ENVIRONMENT, &pretty(environment))?;
-        Ok(store)
-    }
-
-    /// Writes the record of what is to run anew, after it has grown.
-    pub fn amend(&self, resolved: &Resolved) -> Result<()> {
         let yaml = serde_saphyr::to_string(resolved).expect("plain data");
-        self.write(RESOLVED, yaml.as_bytes())
+        evidence::begin(&store.dir, yaml.as_bytes(), &pretty(environment))?;
+        Ok(store)
     }
 
     /// What is stored so far, judged and measured, with nothing rendered.
@@ -80,9 +83,17 @@ impl Store {
         self.dir.join(sub)
     }
 
+    /// The run in the chains of its trials.
+    ///
+    /// # Errors
+    /// The folder is older than chains, or its evidence is damaged.
+    pub fn run_id(&self) -> Result<String> {
+        Ok(evidence::of_running(&self.dir)?.run_id())
+    }
+
     /// Adds a trial.
-    pub fn add(&self, trial_id: &str, lines: &[Line]) -> Result<()> {
-        add_trial(&self.dir, trial_id, lines)
+    pub fn add(&self, record: &Record) -> Result<()> {
+        add_trial(&self.dir, record)
     }
 
     /// Reads everything back.
@@ -92,27 +103,43 @@ impl Store {
     pub fn load(&self) -> Result<Stored> {
         let path = self.path(RESOLVED);
         let text = std::fs::read_to_string(&path).at(&path)?;
-        let resolved =
+        let mut resolved: Resolved =
             serde_saphyr::from_str(&text).map_err(|e| damaged(&path, &e.without_snippet().to_string()))?;
         let path = self.path(ENVIRONMENT);
         let text = std::fs::read_to_string(&path).at(&path)?;
         let environment = serde_json::from_str(&text).map_err(|e| damaged(&path, &e.to_string()))?;
         let mut logs: Vec<TrialLog> = read_trials(&self.dir)?.into_iter().map(TrialLog::from_lines).collect();
         logs.sort_by_key(|l| l.header.as_ref().map_or(u32::MAX, |h| h.position));
+        if resolved.order.is_empty() {
+            // A gate decides on the way what runs next.
+            resolved.order = logs.iter().filter_map(|l| Some(l.header.as_ref()?.case.clone())).collect();
+        }
         Ok(Stored { resolved, environment, logs })
     }
 
-    /// Renders results and report from what is stored: the same bytes whenever and wherever it is done.
+    /// Renders results and report from what is stored and writes them.
     pub fn publish(&self) -> Result<RunSummary> {
-        let Stored { resolved, environment, logs } = self.load()?;
-        let summary = summarise(&resolved, &logs);
-        self.write("results.json", &pretty(&serde_json::to_value(&summary).expect("plain data")))?;
-        self.write("results.csv", summary::results_csv(&summary).as_bytes())?;
-        for (name, svg) in report::plots(&resolved, &summary, &logs) {
-            self.write(&format!("plots/{name}"), svg.as_bytes())?;
-        }
-        self.write("report.md", report::report_md(&resolved, &summary, &environment).as_bytes())?;
+        let (summary, files) = self.render()?;
+        files.iter().try_for_each(|(name, bytes)| write_whole(&self.path(name), bytes))?;
         Ok(summary)
+    }
+
+    /// Results and report by file name: the same bytes whenever and wherever it is done.
+    ///
+    /// # Errors
+    /// A file is missing or damaged; it is named, with the line.
+    pub fn render(&self) -> Result<(RunSummary, Rendered)> {
+        let Stored { resolved, environment, logs } = self.load()?;
+        let mut summary = summarise(&resolved, &logs);
+        summary.evidence = evidence::read(&self.dir)?;
+        let mut files: Rendered = vec![
+            ("results.json".into(), pretty(&serde_json::to_value(&summary).expect("plain data"))),
+            ("results.csv".into(), summary::results_csv(&summary).into_bytes()),
+        ];
+        let plots = report::plots(&resolved, &summary, &logs);
+        files.extend(plots.into_iter().map(|(name, svg)| (format!("plots/{name}"), svg.into_bytes())));
+        files.push(("report.md".into(), report::report_md(&resolved, &summary, &environment).into_bytes()));
+        Ok((summary, files))
     }
 
     /// Removes what only a running run needs.
@@ -169,14 +196,11 @@ fn is_compressed(path: &Path) -> bool {
     path.to_string_lossy().ends_with(".jsonl.gz")
 }
 
-/// Adds the lines of a trial to a run folder.
-pub(crate) fn add_trial(dir: &Path, trial_id: &str, lines: &[Line]) -> Result<()> {
-    let mut text = Vec::new();
-    for line in lines {
-        serde_json::to_writer(&mut text, line).expect("plain data");
-        text.push(b'\n');
-    }
-    write_whole(&dir.join(format!("events/{trial_id}.jsonl")), &text)
+/// Adds a trial to a run folder, and the end of its chain to the evidence.
+pub(crate) fn add_trial(dir: &Path, record: &Record) -> Result<()> {
+    let head = record.head();
+    write_whole(&dir.join(format!("events/{}.jsonl", head.id)), record.text().as_bytes())?;
+    evidence::add(dir, head)
 }
 
 /// The lines of every trial of a run folder, in the order of their files' names.
@@ -184,6 +208,11 @@ pub(crate) fn add_trial(dir: &Path, trial_id: &str, lines: &[Line]) -> Result<()
 /// # Errors
 /// A file is damaged; it is named, with the line.
 pub(crate) fn read_trials(dir: &Path) -> Result<Vec<Vec<Line>>> {
+    event_files(dir)?.iter().map(|f| parse_lines(f, &read_text(f)?)).collect()
+}
+
+/// The event files of a run folder, in the order of their names.
+pub(crate) fn event_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let events = dir.join("events");
     let mut files: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir(&events).at(&events)? {
@@ -191,10 +220,17 @@ pub(crate) fn read_trials(dir: &Path) -> Result<Vec<Vec<Line>>> {
     }
     files.retain(|f| f.to_string_lossy().ends_with(".jsonl") || is_compressed(f));
     files.sort();
-    files.iter().map(|f| read_lines(f)).collect()
+    Ok(files)
 }
 
-fn read_lines(path: &Path) -> Result<Vec<Line>> {
+/// The trial that an event file is of.
+pub(crate) fn trial_id(file: &Path) -> String {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    name.trim_end_matches(".gz").trim_end_matches(".jsonl").to_string()
+}
+
+/// The text of an event file, unpacked.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
     let mut text = String::new();
     let mut file = std::fs::File::open(path).at(path)?;
     let read = match is_compressed(path) {
@@ -202,6 +238,11 @@ fn read_lines(path: &Path) -> Result<Vec<Line>> {
         false => file.read_to_string(&mut text),
     };
     read.at(path)?;
+    Ok(text)
+}
+
+/// The lines of an event file's text.
+pub(crate) fn parse_lines(path: &Path, text: &str) -> Result<Vec<Line>> {
     let parse = |(i, line): (usize, &str)| {
         serde_json::from_str::<Line>(line).map_err(|e| {
             let at = format!("{}:{}", path.display(), i + 1);

@@ -14,7 +14,7 @@ use chronibench::kernel::{
     store::{KernelStore, is_run},
 };
 use chronibench_protocol::{
-    Event,
+    Event, Record,
     event::{Done, Hello, Precision},
     kernels::{
         Ceiling, KernelCase, KernelCheck, KernelCompared, KernelHeader, KernelRow, KernelSpec,
@@ -136,13 +136,20 @@ fn lines(side: Side, position: u32, rows: Vec<KernelRow>) -> Vec<Line> {
     std::iter::once(Line::Kernels(Box::new(header))).chain(events).chain([Line::Exit(exit)]).collect()
 }
 
+fn add(store: &KernelStore, lines: Vec<Line>) {
+    let Line::Kernels(header) = &lines[0] else { panic!("the head comes first") };
+    let mut record = store.record(&header.spec.trial_id).unwrap();
+    lines.into_iter().for_each(|l| record.push(l));
+    store.add(&record).unwrap();
+}
+
 /// A run folder with ours and a reference's row.
 fn folder(failure: Option<&str>) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let store =
         KernelStore::create(dir.path(), &resolved(), &serde_json::json!({ "machine": "here" })).unwrap();
-    store.add("000-native", &lines(Side::Native, 0, vec![row("fused", 1e-5, failure)])).unwrap();
-    store.add("001-references", &lines(Side::References, 1, vec![row("hf_eager", 8e-5, None)])).unwrap();
+    add(&store, lines(Side::Native, 0, vec![row("fused", 1e-5, failure)]));
+    add(&store, lines(Side::References, 1, vec![row("hf_eager", 8e-5, None)]));
     store.publish().unwrap();
     store.clean().unwrap();
     dir
@@ -201,7 +208,7 @@ fn python(dir: &Path, script: &str) -> PathBuf {
 }
 
 /// What a trial of references records when this script runs it.
-fn recorded(script: &str) -> (Vec<Line>, KernelStore, TempDir) {
+fn recorded(script: &str) -> (Record, KernelStore, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let store = KernelStore::create(&dir.path().join("run"), &resolved(), &serde_json::json!({})).unwrap();
     let python = Some(python(dir.path(), script));
@@ -234,7 +241,7 @@ END
     assert!(matches!(events[3], Event::Done(_)));
     assert!(matches!(lines.last(), Some(Line::Exit(e)) if e.code == Some(0)));
     // What is stored reads back the same.
-    for line in &lines {
+    for line in &*lines {
         let text = serde_json::to_string(line).unwrap();
         assert_eq!(serde_json::from_str::<Line>(&text).unwrap(), *line, "{text}");
     }
@@ -244,8 +251,8 @@ END
 fn references_that_crash_leave_their_rows_and_their_last_words() {
     let kernel = serde_json::to_string(&Event::Kernel(Box::new(row("hf_eager", 1e-5, None)))).unwrap();
     let (lines, store, _dir) = recorded(&format!("echo '{kernel}' >\"$5\"; echo lost it >&2; exit 7\n"));
-    store.add("000-native", &self::lines(Side::Native, 0, vec![row("fused", 1e-5, None)])).unwrap();
-    store.add("001-references", &lines).unwrap();
+    add(&store, self::lines(Side::Native, 0, vec![row("fused", 1e-5, None)]));
+    store.add(&lines).unwrap();
     let summary = store.publish().unwrap();
     assert_eq!(summary.speedups.len(), 1, "the row before the crash counts");
     let trial = &summary.trials[1];
@@ -283,4 +290,16 @@ fn an_operation_that_is_not_there_is_refused_with_those_that_are() {
     let output = chronibench().args(["kernel", "--op", "softmax"]).assert().code(2).get_output().clone();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("swiglu_backward") && said.contains("--op softmax"), "{said}");
+}
+
+#[test]
+fn a_run_of_kernels_verifies_until_a_time_is_changed() {
+    let dir = folder(None);
+    chronibench().arg("verify").arg(dir.path()).assert().success();
+    let events = dir.path().join("events/000-native.jsonl");
+    let text = std::fs::read_to_string(&events).unwrap();
+    std::fs::write(&events, text.replacen("\"cold_s\":[", "\"cold_s\":[0.5,", 1)).unwrap();
+    let ran = chronibench().arg("verify").arg(dir.path()).assert().code(8);
+    let output = String::from_utf8_lossy(&ran.get_output().stdout).into_owned();
+    assert!(output.contains("events/000-native.jsonl:") && output.contains("BROKEN"), "{output}");
 }

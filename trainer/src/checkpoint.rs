@@ -207,7 +207,7 @@ pub fn load<B: Backend>(
     trainer.load_trainable(&dir.join(trainer.trainable_file()))?;
     for (name, view) in moments(trainer) {
         let bytes = load_bytes(&dir.join(file_of(name)), name)?;
-        trainer.backend_mut().restore(view, &bytes).map_err(|e| damaged(e.to_string()))?;
+        trainer.parts().0.restore(view, &bytes).map_err(|e| damaged(e.to_string()))?;
     }
     trainer.set_step(state.step);
     Ok(state.progress)

@@ -13,6 +13,7 @@ pub mod error;
 pub mod evaluate;
 pub mod fit;
 pub mod formats;
+pub mod generate;
 pub mod init;
 pub mod job;
 pub mod memory;

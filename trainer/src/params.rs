@@ -196,6 +196,19 @@ fn check_lora(lora: &LoraArgs) -> Result<(), Error> {
     }
 }
 
+/// Adapters that change nothing and take next to no memory: for a model that does not train, whose gradients and moments are not
+/// wanted.
+pub fn no_adapters() -> LoraArgs {
+    LoraArgs {
+        r: 8,
+        lora_alpha: 8.0,
+        target_modules: vec!["o_proj".into()],
+        use_rslora: false,
+        loraplus_lr_ratio: 1.0,
+        adapter_weights: None,
+    }
+}
+
 /// `lora_alpha / r`, or over `sqrt(r)` when rank-stabilised (arXiv 2312.03732).
 pub fn lora_scale(lora: &LoraArgs) -> f32 {
     let r = lora.r as f64;

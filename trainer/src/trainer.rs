@@ -369,8 +369,8 @@ impl<B: Backend> Trainer<B> {
         self.step = step;
     }
 
-    pub(crate) fn backend_mut(&mut self) -> &mut B {
-        &mut self.backend
+    pub(crate) fn parts(&mut self) -> (&mut B, &Model) {
+        (&mut self.backend, &self.model)
     }
 
     /// The backend, to look at.

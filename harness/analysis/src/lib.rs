@@ -6,7 +6,9 @@
 
 pub mod agreement;
 pub mod changepoint;
+pub mod claims;
 pub mod compare;
+mod division;
 mod format;
 pub mod gate;
 pub mod join;
@@ -15,6 +17,7 @@ pub mod kernels;
 pub mod metrics;
 pub mod report;
 pub mod sequential;
+pub mod shapley;
 pub mod stats;
 pub mod summary;
 pub mod sweep;

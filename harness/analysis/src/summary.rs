@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use chronibench_protocol::{
+    chain::Evidence,
     event::Precision,
     record::{Case, Resolved, Skipped, TrialHeader, Verdict},
 };
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     compare::{Compared, Side, compare},
+    division,
     judge::{
         Judgement,
         audit::{Check, audits_of, judge_with},
@@ -20,6 +22,7 @@ use crate::{
     trial::TrialLog,
 };
 
+pub use crate::division::DivisionSummary;
 pub use crate::table::{CSV_COLUMNS, results_csv, summary_table};
 
 /// Version of [`RunSummary`].
@@ -51,8 +54,14 @@ pub struct RunSummary {
     /// Arms that were tried with several sets of options.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sweeps: Vec<SweepSummary>,
+    /// How the gain of all seams is divided among them, where a design measured that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub divisions: Vec<DivisionSummary>,
     /// What did not run, and why.
     pub skipped: Vec<Skipped>,
+    /// Ends of the chains of all trials; `None` for a record that is older than chains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Evidence>,
 }
 
 /// One case: medians over its VALID trials.
@@ -221,8 +230,10 @@ pub fn summarise(resolved: &Resolved, logs: &[TrialLog]) -> RunSummary {
         cases: resolved.cases.iter().map(|c| case_summary(c, &trials, &audits)).collect(),
         comparisons: resolved.comparisons.iter().map(|c| comparison(c, &find)).collect(),
         ablations: sides.iter().filter_map(|s| ablation(s, &find)).collect(),
+        divisions: division::divisions(&sides),
         skipped: resolved.skipped.clone(),
         sweeps,
+        evidence: None,
     };
     let compared = summary.comparisons.iter().map(|c| &c.result);
     let compared =
@@ -364,18 +375,19 @@ fn outcome(target: f64, ratio: &Estimate) -> Outcome {
 
 fn ablation<'f>(off: &Side<'_>, find: &Find<'f, '_>) -> Option<AblationSummary> {
     let ablation = off.case.ablation.as_ref()?;
-    let declared = match ablation.off.as_str() {
-        "all" => "kernels".to_string(),
-        seam => format!("kernels.{seam}"),
+    let declared: Vec<String> = match ablation.off.as_str() {
+        "all" => vec!["kernels".to_string()],
+        seams => seams.split('+').map(|seam| format!("kernels.{seam}")).collect(),
     };
     let result = match find(&ablation.of) {
         Some(base) => {
-            let mut result = compare(off, base, std::slice::from_ref(&declared), true);
+            let mut result = compare(off, base, &declared, true);
             if result.verdict == Some(Verdict::Valid) && result.differences.is_empty() {
                 result.verdict = Some(Verdict::NotComparable);
-                result
-                    .reasons
-                    .push(format!("expected {declared} to differ, saw the same kernel plan in both"));
+                result.reasons.push(format!(
+                    "expected {} to differ, saw the same kernel plan in both",
+                    declared.join(" and ")
+                ));
                 (result.speed, result.memory) = (None, None);
             }
             result

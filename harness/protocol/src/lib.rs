@@ -8,6 +8,7 @@
 //! [`digest::BatchDigest`], the [`tokens::TokenStore`] and the [`plan::BatchPlan`].
 
 pub mod audit;
+pub mod chain;
 pub mod data;
 pub mod digest;
 pub mod event;
@@ -18,6 +19,7 @@ pub mod record;
 pub mod spec;
 pub mod tokens;
 
+pub use chain::Record;
 pub use digest::BatchDigest;
 pub use event::Event;
 pub use plan::BatchPlan;

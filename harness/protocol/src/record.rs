@@ -87,10 +87,24 @@ pub struct TrialHeader {
     /// What kept the GPU from being idle when the trial began, after waiting for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_not_idle: Option<String>,
+    /// The adapter and the environment of a rival.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rival: Option<RivalRecord>,
 }
 
 fn is_zero(n: &u32) -> bool {
     *n == 0
+}
+
+/// What of a rival's program the harness knows by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RivalRecord {
+    /// Hash of the adapter's files.
+    pub adapter_sha256: String,
+    /// Hash of the lock of its environment.
+    pub lock_sha256: String,
+    /// How that was made: `venv`, `bundle`, `reuse`, or `path` for Python alone.
+    pub environment: String,
 }
 
 /// The numbers of a model that FLOP and memory models need.
@@ -293,7 +307,7 @@ pub struct Case {
     pub id: String,
     /// Arm name.
     pub arm: String,
-    /// Program that runs it: `native`, `candle`, `mock`.
+    /// Program that runs it: `native`, `candle`, `mock`, or a rival.
     pub runner: String,
     /// Axis → value name, e.g. `method: lora`.
     pub axes: BTreeMap<String, String>,
@@ -308,6 +322,9 @@ pub struct Case {
     /// Where it runs: `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "cpu", skip_serializing_if = "is_cpu")]
     pub device: String,
+    /// A rival's own settings, all of them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, serde_json::Value>,
     /// Number formats.
     #[serde(default, skip_serializing_if = "crate::spec::PrecisionArgs::is_default")]
     pub precision: crate::spec::PrecisionArgs,
@@ -398,8 +415,22 @@ impl Packing {
 pub struct Ablation {
     /// Case with every seam on.
     pub of: String,
-    /// The seam at its unfused variant here, or `all`.
+    /// The seam at its unfused variant here, several joined by `+`, or `all`.
     pub off: String,
+    /// Of the case with every seam of a factorial or sampled design off: the design.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub design: Option<Factorial>,
+}
+
+/// A design in which seams are off in many combinations, so that the gain can be divided among them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Factorial {
+    /// The seams, in the order in which the plot turns them on.
+    pub seams: Vec<String>,
+    /// Orders whose coalitions are measured, as indices of `seams`; every coalition where there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub orders: Vec<Vec<usize>>,
 }
 
 /// A ratio of two cases that the report states.

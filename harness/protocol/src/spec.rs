@@ -36,6 +36,9 @@ pub struct Spec {
     pub threads: Option<usize>,
     /// `cpu`, `cuda` or `cuda:N`.
     pub device: String,
+    /// Settings of an adapter's own: every one that it has.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, serde_json::Value>,
     /// Number formats, for arms that have a choice.
     #[serde(default, skip_serializing_if = "PrecisionArgs::is_default")]
     pub precision: PrecisionArgs,

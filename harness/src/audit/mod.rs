@@ -5,6 +5,7 @@
 //! weights on samples that nobody trained on ([`probe`]), and checks that documents of a row do not see each other
 //! ([`isolation`]). Timed trials are held against the same reference and probe. Findings are stored; verdicts follow from them.
 
+mod again;
 mod isolation;
 mod probe;
 mod reference;
@@ -29,6 +30,7 @@ use crate::{
     estimate,
     runner::{Bench, Turn, child},
 };
+pub use again::again;
 use probe::ProbeSet;
 use reference::References;
 use updates::Saved;
@@ -170,7 +172,7 @@ impl Audits {
 
 /// A mock trains nothing, by its own account.
 fn trains(case: &Case) -> bool {
-    case.runner != "mock"
+    !["mock", "mock-python"].contains(&case.runner.as_str())
 }
 
 /// The files that a trial starts from.

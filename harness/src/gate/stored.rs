@@ -113,11 +113,12 @@ fn trials(setup: &mut Setup, rounds: u32, out: &Path) -> Result<RunSummary> {
     let expect = HfConfig::load(&setup.config)?;
     let store = Store::create(out, &setup.resolved, &environment::describe(gpu.as_ref())?)?;
     let inputs = inputs::prepare(setup, &store.path("inputs"), Extent::Everything)?;
-    let bench = Bench { setup, inputs: &inputs, expect: &expect, folder: store.folder(), gpu: gpu.as_ref() };
+    let (folder, run_id) = (store.folder(), store.run_id()?);
+    let bench = Bench { setup, inputs: &inputs, expect: &expect, folder, gpu: gpu.as_ref(), run_id };
     for (position, id) in setup.resolved.order.iter().enumerate() {
         let case = setup.resolved.cases.iter().find(|c| c.id == *id).expect("the order names cases");
         let turn = Turn { round: (position / cases) as u32, ..Turn::first(case, position as u32) };
-        store.add(&turn.trial_id(), &bench.run(turn, None, &mut |_| {})?)?;
+        store.add(&bench.run(turn, None, &mut |_| {})?)?;
     }
     inputs.delete_weights()?;
     store.clean()?;

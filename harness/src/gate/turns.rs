@@ -104,12 +104,12 @@ impl Turns {
             expect: &self.expect,
             folder: self.store.folder(),
             gpu: self.gpu.as_ref(),
+            run_id: self.store.run_id()?,
         };
         let turn = Turn { round, ..Turn::first(case, position) };
-        let lines = bench.run(turn, None, &mut |_| {})?;
-        self.store.add(&turn.trial_id(), &lines)?;
+        self.store.add(&bench.run(turn, None, &mut |_| {})?)?;
         self.setup.resolved.order.push(case.id.clone());
-        self.store.amend(&self.setup.resolved)
+        Ok(())
     }
 
     /// Removes what only a running run needs.

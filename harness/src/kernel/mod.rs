@@ -13,7 +13,7 @@ use std::{
 
 use chronibench_analysis::kernels::{KernelSummary, terminal_table};
 use chronibench_protocol::{
-    Event,
+    Event, Record,
     kernels::{KernelCase, KernelHeader, KernelSpec, ResolvedKernels, SCHEMA, Side},
     record::{Line, Verdict},
     spec::PROTOCOL,
@@ -73,7 +73,7 @@ pub fn run(args: &KernelArgs) -> Result<Exit> {
                 eprintln!("interrupted; the finished trials are in {}", out.display());
                 return Ok(Exit::Interrupted);
             }
-            lines => store.add(&trial.spec.trial_id, &lines?)?,
+            record => store.add(&record?)?,
         }
         summary = store.publish()?;
     }
@@ -168,18 +168,19 @@ impl Trial {
     ///
     /// # Errors
     /// The harness itself fails or is interrupted. An arm that fails is a record, not an error.
-    pub fn run(&self, store: &KernelStore, position: u32, gpu: Option<&Gpu>) -> Result<Vec<Line>> {
+    pub fn run(&self, store: &KernelStore, position: u32, gpu: Option<&Gpu>) -> Result<Record> {
         let dir = store.work(&self.spec.trial_id);
         std::fs::create_dir_all(&dir).at(&dir)?;
         let spec = dir.join("spec.json");
         std::fs::write(&spec, serde_json::to_vec_pretty(&self.spec).expect("plain data")).at(&spec)?;
-        let mut lines = vec![Line::Kernels(Box::new(KernelHeader {
+        let mut record = store.record(&self.spec.trial_id)?;
+        record.push(Line::Kernels(Box::new(KernelHeader {
             schema: SCHEMA.into(),
             side: self.side,
             position,
             started_at: jiff::Timestamp::now().to_string(),
             spec: self.spec.clone(),
-        }))];
+        })));
         let files = ["--spec", "spec.json", "--events", "events.jsonl"];
         let file = |word: &str| match word.starts_with("--") {
             true => word.to_string(),
@@ -200,11 +201,11 @@ impl Trial {
             if let Line::Event { event: Event::Kernel(row), .. } = &line {
                 eprintln!("  {:<24} {:<28} {}", row.op, row.case, row.variant);
             }
-            lines.push(line);
+            record.push(line);
         })?;
-        lines.push(Line::Exit(exit));
+        record.push(Line::Exit(exit));
         std::fs::remove_dir_all(&dir).at(&dir)?;
-        Ok(lines)
+        Ok(record)
     }
 }
 

@@ -52,7 +52,7 @@ impl References {
 }
 
 /// A program by its path, or by its name on the PATH; absolute, because children run elsewhere.
-fn on_path(name: &str) -> Option<PathBuf> {
+pub fn on_path(name: &str) -> Option<PathBuf> {
     if name.contains('/') {
         // Not resolved further: a virtual environment's Python is a link that must stay one.
         return std::path::absolute(name).ok().filter(|p| p.is_file());

@@ -4,14 +4,17 @@ use std::path::{Path, PathBuf};
 
 use chronibench_analysis::kernels::{KernelLog, KernelSummary, report_md, results_csv, summarise};
 use chronibench_protocol::{
+    Record,
     kernels::{ResolvedKernels, SCHEMA},
-    record::Line,
 };
 use serde_json::Value;
 
 use crate::{
     error::{AtPath, Error, Result},
-    store::{ENVIRONMENT, RESOLVED, add_trial, damaged, make_folder, pretty, read_trials, write_whole},
+    evidence,
+    store::{
+        ENVIRONMENT, RESOLVED, Rendered, add_trial, damaged, make_folder, pretty, read_trials, write_whole,
+    },
 };
 
 /// A run folder.
@@ -34,8 +37,7 @@ impl KernelStore {
     pub fn create(dir: &Path, resolved: &ResolvedKernels, environment: &Value) -> Result<Self> {
         let dir = make_folder(dir, &["events", "work"])?;
         let yaml = serde_saphyr::to_string(resolved).expect("plain data");
-        write_whole(&dir.join(RESOLVED), yaml.as_bytes())?;
-        write_whole(&dir.join(ENVIRONMENT), &pretty(environment))?;
+        evidence::begin(&dir, yaml.as_bytes(), &pretty(environment))?;
         Ok(Self { dir })
     }
 
@@ -61,16 +63,34 @@ impl KernelStore {
         self.dir.join("work").join(trial_id)
     }
 
-    /// Adds a trial.
-    pub fn add(&self, trial_id: &str, lines: &[Line]) -> Result<()> {
-        add_trial(&self.dir, trial_id, lines)
+    /// An empty record of a trial.
+    ///
+    /// # Errors
+    /// The folder's evidence cannot be read.
+    pub fn record(&self, trial_id: &str) -> Result<Record> {
+        evidence::record(&self.dir, trial_id)
     }
 
-    /// Renders results and report from what is stored: the same bytes whenever and wherever it is done.
+    /// Adds a trial.
+    pub fn add(&self, record: &Record) -> Result<()> {
+        add_trial(&self.dir, record)
+    }
+
+    /// Renders results and report from what is stored and writes them.
     ///
     /// # Errors
     /// A file is missing or damaged; it is named, with the line.
     pub fn publish(&self) -> Result<KernelSummary> {
+        let (summary, files) = self.render()?;
+        files.iter().try_for_each(|(name, bytes)| write_whole(&self.dir.join(name), bytes))?;
+        Ok(summary)
+    }
+
+    /// Results and report by file name: the same bytes whenever and wherever it is done.
+    ///
+    /// # Errors
+    /// A file is missing or damaged; it is named, with the line.
+    pub fn render(&self) -> Result<(KernelSummary, Rendered)> {
         let read = |name: &str| {
             let path = self.dir.join(name);
             std::fs::read_to_string(&path).at(&path).map(|text| (path, text))
@@ -86,12 +106,15 @@ impl KernelStore {
         let mut logs: Vec<KernelLog> =
             read_trials(&self.dir)?.into_iter().map(KernelLog::from_lines).collect();
         logs.sort_by_key(|l| l.header.as_ref().map_or(u32::MAX, |h| h.position));
-        let summary = summarise(&resolved, &logs);
-        let write = |name: &str, bytes: &[u8]| write_whole(&self.dir.join(name), bytes);
-        write("results.json", &pretty(&serde_json::to_value(&summary).expect("plain data")))?;
-        write("results.csv", results_csv(&summary).as_bytes())?;
-        write("report.md", report_md(&resolved, &summary, &environment).as_bytes())?;
-        Ok(summary)
+        let mut summary = summarise(&resolved, &logs);
+        summary.evidence = evidence::read(&self.dir)?;
+        let report = report_md(&resolved, &summary, &environment);
+        let files = vec![
+            ("results.json".into(), pretty(&serde_json::to_value(&summary).expect("plain data"))),
+            ("results.csv".into(), results_csv(&summary).into_bytes()),
+            ("report.md".into(), report.into_bytes()),
+        ];
+        Ok((summary, files))
     }
 
     /// Removes what only a running run needs.

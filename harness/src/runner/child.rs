@@ -57,6 +57,17 @@ impl Worker {
         dir: &Path,
         threads: Option<usize>,
     ) -> Result<Self> {
+        Self::spawn_with(program, args, dir, threads, &[])
+    }
+
+    /// The same with some more variables.
+    pub fn spawn_with(
+        program: &Path,
+        args: &[String],
+        dir: &Path,
+        threads: Option<usize>,
+        variables: &[(String, String)],
+    ) -> Result<Self> {
         let log = |name: &str| {
             let path = dir.join(name);
             // Appended to, so that cutting a log while it grows moves the writer back too.
@@ -67,6 +78,7 @@ impl Worker {
             .args(args)
             .envs(ENVIRONMENT)
             .env_remove("CANDLE_NUM_THREADS")
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .envs(threads.map(|n| ("RAYON_NUM_THREADS", n.to_string())))
             .current_dir(dir)
             .stdin(Stdio::null())

@@ -16,7 +16,7 @@ use std::{
 };
 
 use chronibench_protocol::{
-    Event, Spec,
+    Event, Record, Spec,
     event::Step,
     record::{Case, Exit, Line, Presence, TensorChange, TrialHeader},
     spec::{AuditTrial, DataSpec, Method, ModelSpec, PROTOCOL},
@@ -24,6 +24,7 @@ use chronibench_protocol::{
 
 use crate::{
     audit::Audits,
+    env::{Environment, Rival},
     error::{AtPath, Result},
     expect::HfConfig,
     inputs::Inputs,
@@ -42,6 +43,8 @@ pub struct Bench<'a> {
     pub expect: &'a HfConfig,
     /// The run folder; trials keep their files under `work/` while they run.
     pub folder: &'a Path,
+    /// The run in the chains of its trials.
+    pub run_id: String,
     /// The GPU, where there is one.
     pub gpu: Option<&'a Gpu>,
 }
@@ -98,12 +101,13 @@ impl Bench<'_> {
         turn: Turn<'_>,
         audits: Option<&Audits>,
         on_event: &mut dyn FnMut(&Event),
-    ) -> Result<Vec<Line>> {
+    ) -> Result<Record> {
         let dir = self.folder.join("work").join(turn.trial_id());
         std::fs::create_dir_all(&dir).at(&dir)?;
         let spec = self.spec(turn, &dir);
         write_spec(&spec, &dir)?;
-        let mut lines = vec![Line::Trial(Box::new(self.header(turn, &spec)))];
+        let mut lines = Record::new(&self.run_id, &turn.trial_id());
+        lines.push(Line::Trial(Box::new(self.header(turn, &spec))));
         let exit = self.watch(&turn.case.runner, Some(turn.arm()), &dir, &mut |line| {
             if let Line::Event { event, .. } = &line {
                 on_event(event);
@@ -170,6 +174,7 @@ impl Bench<'_> {
             kernels: case.kernels.clone(),
             threads: self.setup.threads,
             device: case.device.clone(),
+            options: case.options.clone(),
             precision: case.precision,
             recompute: case.recompute,
             offload: case.offload,
@@ -195,6 +200,7 @@ impl Bench<'_> {
             model: self.expect.shape(),
             attempt: turn.attempt,
             gpu_not_idle: turn.gpu_not_idle.map(String::from),
+            rival: self.rival(&turn.case.runner).map(|(rival, environment)| environment.record(rival)),
         }
     }
 
@@ -236,22 +242,37 @@ impl Bench<'_> {
         dir: &Path,
         collect: &mut dyn FnMut(Line),
     ) -> Result<Exit> {
-        let program = match arm.and_then(|arm| self.setup.programs.get(without_values(arm))) {
-            Some(program) => program.clone(),
-            None => child::this_program()?,
-        };
-        let argv = self.argv(runner, arm, dir);
-        let mut worker = Worker::spawn_program(&program, &argv, dir, self.setup.threads)?;
+        let mut worker = self.spawn(runner, arm, dir)?;
         let limit = Duration::from_secs_f64(self.setup.resolved.timeout_s);
         watch::watch(&mut worker, dir, self.gpu, (limit, sample::INTERVAL), collect)
     }
 
+    /// Starts a rival's adapter by the Python of its environment, and any other arm as this program, or another build of it, run
+    /// again.
+    fn spawn(&self, runner: &str, arm: Option<&str>, dir: &Path) -> Result<Worker> {
+        let threads = self.setup.threads;
+        if let Some((rival, environment)) = self.rival(runner) {
+            let adapter = rival.write_program(&dir.join("program"))?.display().to_string();
+            let argv = [vec![adapter], files(dir).to_vec()].concat();
+            let variables = environment.variables(threads);
+            return Worker::spawn_with(&environment.python, &argv, dir, threads, &variables);
+        }
+        let program = match arm.and_then(|arm| self.setup.programs.get(without_values(arm))) {
+            Some(program) => program.clone(),
+            None => child::this_program()?,
+        };
+        Worker::spawn_program(&program, &self.argv(runner, arm, dir), dir, threads)
+    }
+
+    /// The rival of a runner, with its environment; `None` for the arms that this program holds.
+    fn rival(&self, runner: &str) -> Option<(&'static Rival, &Environment)> {
+        Rival::named(runner).zip(self.setup.environments.get(runner))
+    }
+
     fn argv(&self, runner: &str, arm: Option<&str>, dir: &Path) -> Vec<String> {
-        let path = |name: &str| dir.join(name).display().to_string();
         let mut argv: Vec<String> = ["worker", "train", "--arm"].map(String::from).to_vec();
-        let files = ["--spec".into(), path("spec.json"), "--events".into(), path("events.jsonl")];
         argv.push(runner.into());
-        argv.extend(files);
+        argv.extend(files(dir));
         if let Some(script) = arm.and_then(|arm| self.setup.scripts.get(arm)) {
             argv.extend(["--script".into(), serde_json::to_string(script).expect("plain data")]);
         }
@@ -270,6 +291,12 @@ fn write_spec(spec: &Spec, dir: &Path) -> Result<()> {
 /// An arm's name without its sweep's values.
 fn without_values(arm: &str) -> &str {
     arm.split('@').next().unwrap_or(arm)
+}
+
+/// What every arm is given, whatever its program.
+fn files(dir: &Path) -> [String; 4] {
+    let path = |name: &str| dir.join(name).display().to_string();
+    ["--spec".into(), path("spec.json"), "--events".into(), path("events.jsonl")]
 }
 
 fn step(line: &Line) -> Option<&Step> {

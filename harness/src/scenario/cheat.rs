@@ -47,7 +47,7 @@ pub enum Cheat {
     Noise,
     /// The saved weights are those of a longer training. Its log is its own.
     CopiedWeights,
-    /// The clock runs at half speed. The rest of the log is its own.
+    /// The clock runs at a tenth of its speed. The rest of the log is its own.
     EarlyClock,
     /// The clock stops while the device works. The rest of the log is its own.
     AsynchronousTimer,

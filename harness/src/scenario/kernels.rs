@@ -90,9 +90,9 @@ impl Seams {
         Ok(words.iter().map(|w| w.text.clone()).collect())
     }
 
-    /// The plan with one seam, or `all`, at its unfused variant.
+    /// The plan with one seam, several joined by `+`, or `all`, at the unfused variant.
     pub fn turned_off(&self, plan: &BTreeMap<String, String>, seam: &str) -> BTreeMap<String, String> {
-        let off = |name: &str| seam == "all" || seam == name;
+        let off = |name: &str| seam == "all" || seam.split('+').any(|s| s == name);
         let variant = |name: &str, v: &str| if off(name) { self.unfused.to_string() } else { v.to_string() };
         plan.iter().map(|(name, v)| (name.clone(), variant(name, v))).collect()
     }

@@ -8,10 +8,11 @@ use chronibench_protocol::{
 };
 
 use super::{
+    factorial,
     kernels::Seams,
     located::{Ordered, Word},
     raw::{Raw, RawArm, RawOptions, Runner, Settings},
-    settings,
+    rivals, settings,
     source::Source,
     sweep::{self, Swept},
 };
@@ -45,11 +46,15 @@ pub fn expand(raw: &Raw, source: &Source, seams: &Seams) -> Result<Vec<Case>> {
                 no_kernels(&def.kernels, other, source)
             }
         };
-        let kernels = swept.iter().map(|s| kernels(&s.def)).collect::<Result<Vec<_>>>()?;
+        let options = |s: &Swept<'_>| rivals::options(arm, &s.def, raw, source);
+        let plans: Vec<_> =
+            swept.iter().map(|s| Ok((kernels(&s.def)?, options(s)?))).collect::<Result<Vec<_>>>()?;
         for values in combinations(&raw.matrix) {
             let case = Combination { arm: arm.as_str(), values };
-            for (swept, kernels) in swept.iter().zip(&kernels).filter(|_| case.wanted(raw)) {
-                cases.push(case.to_case(raw, source, swept, kernels)?);
+            for (swept, plan) in swept.iter().zip(&plans).filter(|_| case.wanted(raw)) {
+                let case = case.to_case(raw, source, swept, plan)?;
+                rivals::check_case(&case, source)?;
+                cases.push(case);
             }
         }
     }
@@ -84,6 +89,7 @@ pub fn comparisons(raw: &Raw, source: &Source, cases: &[Case]) -> Result<Vec<Com
         .collect()
 }
 
+type Options = BTreeMap<String, serde_json::Value>;
 type Value<'a> = (&'a str, &'a str, &'a Settings);
 
 struct Combination<'a> {
@@ -109,7 +115,7 @@ impl Combination<'_> {
         raw: &Raw,
         source: &Source,
         swept: &Swept<'_>,
-        kernels: &BTreeMap<String, String>,
+        (kernels, options): &(BTreeMap<String, String>, Options),
     ) -> Result<Case> {
         let values: Vec<&str> = self.values.iter().map(|(_, v, _)| *v).collect();
         let id = format!("{}/{}", swept.name(self.arm), values.join("/"));
@@ -126,6 +132,7 @@ impl Combination<'_> {
             batch: merged.batch,
             kernels: kernels.clone(),
             device: raw.device.as_ref().map_or("cpu", Word::as_str).to_string(),
+            options: options.clone(),
             precision: def.precision,
             recompute: def.recompute,
             offload: def.offload,
@@ -191,12 +198,13 @@ fn ablations(raw: &Raw, source: &Source, seams: &Seams, cases: &[Case]) -> Resul
             return Err(e.hint("ablate an arm with `runner: native`"));
         }
         let lora = matches!(base.method, Method::Lora(_));
-        for off in seams.off_list(a.off.as_deref(), lora, source)? {
+        let off = seams.off_list(a.off.as_deref(), lora, source)?;
+        for (off, design) in factorial::combinations(a, off, source)? {
             let rest = base.id.strip_prefix(&base.arm).expect("an id begins with its arm");
             made.push(Case {
                 id: format!("{}~{off}{rest}", base.arm),
                 kernels: seams.turned_off(&base.kernels, &off),
-                ablation: Some(Ablation { of: base.id.clone(), off }),
+                ablation: Some(Ablation { of: base.id.clone(), off, design }),
                 ..base.clone()
             });
         }
@@ -207,7 +215,11 @@ fn ablations(raw: &Raw, source: &Source, seams: &Seams, cases: &[Case]) -> Resul
 /// Settings that other runners do not have are left out.
 fn only_native(arm: &Word, def: &RawArm, source: &Source) -> Result<()> {
     let given = [
-        ("precision", !def.precision.is_default(), "choice of number formats"),
+        (
+            "precision",
+            !def.precision.is_default() && !rivals::has_precision(def.runner),
+            "choice of number formats",
+        ),
         ("recompute", !def.recompute.is_default(), "choice of what it keeps"),
         ("offload", def.offload, "activations to move to the host"),
         ("memory_limit_gb", def.memory_limit_gb.is_some(), "plan of memory to limit"),

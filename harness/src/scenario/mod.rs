@@ -1,12 +1,14 @@
 //! Scenarios: YAML as written ([`raw`]) → checked, expanded and ordered ([`resolve`]).
 
 pub mod cheat;
+pub mod factorial;
 pub mod kernels;
 pub mod located;
 pub mod matrix;
 pub mod order;
 pub mod raw;
 pub mod resolve;
+pub mod rivals;
 pub mod settings;
 pub mod source;
 pub mod sweep;

@@ -65,6 +65,7 @@ mod tests {
             recompute: Default::default(),
             offload: false,
             memory_limit_gb: None,
+            options: BTreeMap::new(),
             ablation: None,
             sweep,
         }

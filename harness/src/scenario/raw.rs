@@ -189,6 +189,9 @@ pub struct RawArm {
     /// Most that the native arm's plan of memory may come to, GB (10⁹ bytes); what is free when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit_gb: Option<f64>,
+    /// Settings of a rival's own; `chronibench env list NAME` shows them.
+    #[serde(default)]
+    pub options: Ordered<Value>,
     /// Script of a `mock` arm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mock: Option<MockScript>,
@@ -211,6 +214,8 @@ pub struct RawOptions {
     /// Number formats, over the arm's own.
     #[serde(skip_serializing_if = "PrecisionArgs::is_default")]
     pub precision: PrecisionArgs,
+    /// A rival's own options, over the arm's.
+    pub options: Ordered<Value>,
     /// In place of the arm's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recompute: Option<Recompute>,
@@ -224,7 +229,7 @@ pub struct RawOptions {
 
 /// Programs that the harness can start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "kebab-case")]
 pub enum Runner {
     /// The Chronicals trainer.
     Native,
@@ -232,6 +237,18 @@ pub enum Runner {
     Candle,
     /// No training at all: plays a script, to test the harness itself.
     Mock,
+    /// The same from Python, by the code that all rivals' adapters share.
+    MockPython,
+    /// Hugging Face Transformers on the processor.
+    HfCpu,
+    /// Hugging Face Transformers and TRL.
+    Trl,
+    /// Transformers with Liger's kernels.
+    Liger,
+    /// Unsloth.
+    Unsloth,
+    /// LLMQ, in C++ and CUDA.
+    Llmq,
 }
 
 impl Runner {
@@ -241,6 +258,12 @@ impl Runner {
             Runner::Native => "native",
             Runner::Candle => "candle",
             Runner::Mock => "mock",
+            Runner::MockPython => "mock-python",
+            Runner::HfCpu => "hf-cpu",
+            Runner::Trl => "trl",
+            Runner::Liger => "liger",
+            Runner::Unsloth => "unsloth",
+            Runner::Llmq => "llmq",
         }
     }
 }
@@ -251,15 +274,22 @@ impl Runner {
 pub struct MockScript {
     /// Length of a step, milliseconds: slept, and reported exactly.
     pub step_ms: f64,
+    /// Standard deviation of a trial's speed, as a share: drawn from the trial's own id, so that it is the same again.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub noise: f64,
     /// How it (mis)behaves.
     pub behaviour: Behaviour,
     /// Step at which the misbehaviour begins.
     pub at_step: u32,
 }
 
+fn is_zero(share: &f64) -> bool {
+    *share == 0.0
+}
+
 impl Default for MockScript {
     fn default() -> Self {
-        Self { step_ms: 2.0, behaviour: Behaviour::Honest, at_step: 2 }
+        Self { step_ms: 2.0, noise: 0.0, behaviour: Behaviour::Honest, at_step: 2 }
     }
 }
 
@@ -384,6 +414,40 @@ pub struct RawAblation {
     /// method uses, and `all`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub off: Option<Vec<Word>>,
+    /// In which combinations.
+    #[serde(default, skip_serializing_if = "AblationDesign::is_default")]
+    pub design: AblationDesign,
+    /// Orders of a sampled design.
+    #[serde(default = "default_orders", skip_serializing_if = "is_default_orders")]
+    pub orders: u32,
+}
+
+fn default_orders() -> u32 {
+    4
+}
+
+fn is_default_orders(orders: &u32) -> bool {
+    *orders == default_orders()
+}
+
+/// Which combinations of seams are turned off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AblationDesign {
+    /// One at a time, and all.
+    #[default]
+    OneOff,
+    /// Every combination: Shapley values and interactions, exactly.
+    Factorial,
+    /// The combinations that some random orders pass through: Shapley values, over these orders.
+    Sampled,
+}
+
+impl AblationDesign {
+    /// Nothing is asked for.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A ratio that the report states.

@@ -21,7 +21,10 @@ use super::{
     source::{Source, suggestion},
     sweep,
 };
-use crate::error::{AtPath, Error, Exit, Result};
+use crate::{
+    env::Environment,
+    error::{AtPath, Error, Exit, Result},
+};
 
 /// Version of `resolved.yaml`.
 pub const SCHEMA: &str = "chronibench.resolved/1";
@@ -54,6 +57,8 @@ pub struct Setup {
     pub pretrain: Option<RawPretrain>,
     /// Worker threads of every arm.
     pub threads: Option<usize>,
+    /// Runner → its environment, for every rival that a case names; filled in before a run.
+    pub environments: BTreeMap<String, Environment>,
     /// Arm, with its sweep's values → script, for mock arms.
     pub scripts: BTreeMap<String, MockScript>,
     /// Arm → program that plays the worker; this one where none is named.
@@ -129,6 +134,7 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
         chat_template,
         pretrain: raw.model.pretrain.clone(),
         threads: raw.threads,
+        environments: BTreeMap::new(),
         scripts,
         programs: BTreeMap::new(),
         cheats,

@@ -36,10 +36,8 @@ impl<'a> Swept<'a> {
         let mut next = self.clone();
         next.values.push((axis, name, options));
         let def = &mut next.def;
-        for (seam, variant) in &options.kernels.0 {
-            def.kernels.0.retain(|(known, _)| known.as_str() != seam.as_str());
-            def.kernels.0.push((seam.clone(), variant.clone()));
-        }
+        over(&mut def.kernels, &options.kernels);
+        over(&mut def.options, &options.options);
         def.precision.dtype = options.precision.dtype.or(def.precision.dtype);
         def.precision.states = options.precision.states.or(def.precision.states);
         def.recompute = options.recompute.unwrap_or(def.recompute);
@@ -85,6 +83,7 @@ impl<'a> Swept<'a> {
             }));
             let given = [
                 ("kernels", !o.kernels.0.is_empty()),
+                ("options", !o.options.0.is_empty()),
                 ("precision", !o.precision.is_default()),
                 ("recompute", o.recompute.is_some()),
                 ("offload", o.offload.is_some()),
@@ -94,6 +93,14 @@ impl<'a> Swept<'a> {
         names.sort();
         names.dedup();
         names
+    }
+}
+
+/// Entries of `more` in place of those of the same name.
+fn over<T: Clone>(entries: &mut Ordered<T>, more: &Ordered<T>) {
+    for (name, value) in &more.0 {
+        entries.0.retain(|(known, _)| known.as_str() != name.as_str());
+        entries.0.push((name.clone(), value.clone()));
     }
 }
 

@@ -9,12 +9,13 @@ use std::{
 
 use chronibench_protocol::{
     BatchPlan, Event, Spec, TokenStore,
+    digest::sha256_hex,
     event::{Done, Failure, Hello, Phase, Precision, Ready, Step, TensorInfo, Window},
     spec::{Method, PROTOCOL},
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-use super::{EventFile, faults};
+use super::{EventFile, faults, planted};
 use crate::{
     error::Error,
     expect::HfConfig,
@@ -42,7 +43,7 @@ fn play(spec: &Spec, script: &MockScript, events: &mut EventFile) -> Result<(), 
     told(events.event(&Event::Hello(hello(spec))))?;
     told(events.event(&Event::Ready(ready(&config, spec, &trainable, &tokens))))?;
 
-    let clock = Clock { began: Instant::now(), step: Duration::from_secs_f64(script.step_ms / 1e3) };
+    let clock = Clock { began: Instant::now(), step: step_length(spec, script) };
     for step in 0..spec.measure.total_steps() {
         let now = |b: Behaviour| script.behaviour == b && step >= script.at_step;
         if script.behaviour != Behaviour::Honest && step >= script.at_step {
@@ -100,6 +101,17 @@ impl Clock {
     fn ns(&self, edge: u32) -> u64 {
         (self.step * edge).as_nanos() as u64
     }
+}
+
+/// The length of a step of this trial: the script's, with the noise that belongs to the trial and the planted delay. Exact, so
+/// that what a gate says of mock arms is the same at every run.
+fn step_length(spec: &Spec, script: &MockScript) -> Duration {
+    let hash = sha256_hex(spec.trial_id.as_bytes());
+    let uniform =
+        |part: &str| (u32::from_str_radix(part, 16).expect("hex digits") as f64 + 0.5) / 2f64.powi(32);
+    let (u, v) = (uniform(&hash[..8]), uniform(&hash[8..16]));
+    let normal = (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos();
+    Duration::from_secs_f64(script.step_ms / 1e3 * (script.noise * normal).exp() * (1.0 + planted::share()))
 }
 
 fn failed(e: &dyn std::fmt::Display, at: &str) -> Error {

@@ -9,6 +9,7 @@ mod faults;
 mod kernels;
 mod mock;
 mod native;
+mod planted;
 mod prepare;
 
 use std::{
@@ -154,10 +155,15 @@ impl EventFile {
 fn train(runner: Runner, spec: &Path, events: &Path, script: &MockScript) -> ExitCode {
     arm(events, |file| {
         read_spec(spec).map_err(of_trial).and_then(|spec: Spec| match runner {
-            Runner::Native => native::train(&spec, &mut |e| file.event(&e)),
+            Runner::Native => native::train(&spec, &mut planted::delayed(|e| file.event(&e))),
             Runner::Candle => chronibench_candle::run(&spec, &mut |e| file.event(&e))
                 .map_err(|e| of_trial(Failure::from(&e))),
             Runner::Mock => mock::run(&spec, script, file).map_err(of_trial),
+            rival => Err(of_trial(Failure {
+                what: format!("'{}' is not a part of this program", rival.name()),
+                at: "--arm".into(),
+                hint: "its adapter runs it: see `chronibench env`".into(),
+            })),
         })
     })
 }

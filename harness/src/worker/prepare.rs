@@ -97,6 +97,7 @@ fn pretraining(spec: &PrepareSpec, w: &PrepareWeights, p: &Pretrain, random: &Pa
         kernels: BTreeMap::new(),
         threads: spec.threads,
         device: "cpu".into(),
+        options: Default::default(),
         precision: PrecisionArgs::default(),
         recompute: Default::default(),
         offload: false,

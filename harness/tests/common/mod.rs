@@ -1,7 +1,10 @@
 //! A folder with a tiny model, a tiny data set and scenarios of mock arms.
 #![allow(dead_code)] // every test file uses another part
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use assert_cmd::Command;
 use chronibench::scenario::{Filter, Raw, Scenario, Setup, Source, resolve::resolve};
@@ -134,4 +137,13 @@ pub fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
+}
+
+/// As `gzip FILE` does.
+pub fn compress(file: &Path) {
+    let to = std::fs::File::create(file.with_extension("jsonl.gz")).unwrap();
+    let mut encoder = flate2::write::GzEncoder::new(to, flate2::Compression::best());
+    encoder.write_all(&std::fs::read(file).unwrap()).unwrap();
+    encoder.finish().unwrap();
+    std::fs::remove_file(file).unwrap();
 }

@@ -16,6 +16,7 @@
 #![allow(non_snake_case)] // shape suffixes, see the crate's legend
 
 pub mod bench;
+pub mod cached;
 pub mod cases;
 pub mod cuda;
 pub mod cuda_eager;

@@ -80,6 +80,7 @@ fn spec(model: &Model, dir: &std::path::Path, of: &Case, states: States, kernels
         kernels: kernels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
         threads: None,
         device: "cuda".into(),
+        options: Default::default(),
         precision: PrecisionArgs { dtype: None, states: Some(states) },
         recompute: Recompute::Auto,
         offload: false,

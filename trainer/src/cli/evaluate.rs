@@ -20,6 +20,7 @@ use chronicals::{
     formats::{hub, peft::AdapterConfig},
     job::{JobData, told},
     model::{Level, Setup},
+    params,
 };
 use chronicals_data::{plan::evaluation_plan, tokenizer::TextTokenizer};
 use chronicals_kernels::KernelPlan;
@@ -71,7 +72,7 @@ pub fn run(a: &Args) -> Result<(), Error> {
     let config = ModelConfig::load(&folder.join("config.json"))?;
     let batches = batches(a, &folder, &config)?;
     let method = match &a.adapter {
-        None => Method::Lora(none()),
+        None => Method::Lora(params::no_adapters()),
         Some(dir) => Method::Lora(AdapterConfig::load(dir)?.lora(dir)?),
     };
     let setup = Setup {
@@ -98,12 +99,6 @@ pub fn run(a: &Args) -> Result<(), Error> {
             run.on(CudaBackend::open(ordinal, &options)?)
         }
     }
-}
-
-/// Adapters that change nothing and take next to no memory: gradients and moments of the model itself are not wanted.
-fn none() -> chronibench_protocol::spec::LoraArgs {
-    serde_json::from_value(serde_json::json!({"r": 8, "lora_alpha": 8, "target_modules": ["o_proj"]}))
-        .expect("settings of LoRA")
 }
 
 fn batches(a: &Args, folder: &Path, config: &ModelConfig) -> Result<Batches, Error> {

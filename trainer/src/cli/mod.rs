@@ -4,6 +4,7 @@ mod convert;
 mod data;
 mod describe;
 mod evaluate;
+mod generate;
 mod interrupt;
 mod memory;
 mod train;
@@ -20,6 +21,7 @@ use clap::{Parser, Subcommand};
     after_help = "Examples:
   chronicals import model.gguf my-model
   chronicals train --config train.yaml
+  chronicals generate --model my-model --adapter out --chat --prompt \"Name three colours.\"
   chronicals merge --model my-model --adapter out merged
   chronicals data show train.yaml
   chronicals memory --model config.json --method lora --r 32 --rows 8 --row-slots 512
@@ -41,6 +43,8 @@ enum Command {
     Data(data::Args),
     /// Print loss and perplexity of a model on a text or a data set
     Evaluate(evaluate::Args),
+    /// Continue a text, or answer a question
+    Generate(generate::Args),
     /// Make a Hugging Face folder of a GGUF file, a repository in the hub's cache, or another folder
     Import(convert::Import),
     /// Make a Hugging Face folder of what full fine-tuning left
@@ -82,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Train(a) => train::run(&a),
         Command::Data(a) => data::run(&a).map_err(Exit::usage),
         Command::Evaluate(a) => evaluate::run(&a).map_err(Exit::usage),
+        Command::Generate(a) => generate::run(&a).map_err(Exit::usage),
         Command::Import(a) => convert::import(&a).map_err(Exit::usage),
         Command::Export(a) => convert::export(&a).map_err(Exit::usage),
         Command::Merge(a) => convert::merge(&a).map_err(Exit::usage),

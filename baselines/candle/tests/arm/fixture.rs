@@ -73,6 +73,7 @@ impl Fixture {
             kernels: Default::default(),
             threads: None,
             device: "cpu".into(),
+            options: Default::default(),
             precision: Default::default(),
             recompute: Default::default(),
             offload: false,

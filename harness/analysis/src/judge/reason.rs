@@ -333,8 +333,13 @@ pub enum Reason {
         what: String,
     },
     /// The audit trial of the case failed: the arm does not do what it says.
-    #[error("audit trial: {0}")]
-    AuditTrial(String),
+    #[error("audit trial: {what}")]
+    AuditTrial {
+        /// Which audit.
+        audit: Audit,
+        /// Its own reason.
+        what: String,
+    },
 }
 
 impl Reason {

@@ -1,61 +1,16 @@
-//! What the Chronicals paper (arXiv 2601.02609v1) claims of its kernels, and what the rows say.
+//! What is claimed of kernels (by default in the Chronicals paper, [`CHRONICALS`](crate::claims::CHRONICALS)), and what the rows say.
 
 use chronibench_protocol::kernels::Side;
 use serde::{Deserialize, Serialize};
 
 use super::{RowSummary, Speedup, Traffic, UNFUSED};
-use crate::stats::Estimate;
-
-/// A claimed speed-up of a fused kernel over other ways to run the operation.
-struct Claim {
-    id: &'static str,
-    /// What is claimed, in the paper's terms.
-    what: &'static str,
-    factor: f64,
-    /// Forward, then backward.
-    ops: [&'static str; 2],
-    /// What memory traffic alone allows over the forward of a baseline, where the passes of that are known.
-    caps: &'static [(&'static str, &'static str)],
-}
-
-const CLAIMS: [Claim; 3] = [
-    Claim {
-        id: "K1",
-        what: "fused RMSNorm",
-        factor: 7.0,
-        ops: ["rmsnorm_forward", "rmsnorm_backward"],
-        caps: &[
-            (HF_EAGER, "9× (its passes are f32); 3.5× against five passes in bf16"),
-            (UNFUSED, "3.5× against five passes in bf16"),
-        ],
-    },
-    Claim {
-        id: "K2",
-        what: "fused SwiGLU",
-        factor: 5.0,
-        ops: ["swiglu_forward", "swiglu_backward"],
-        caps: &[
-            (HF_EAGER, "1.67× (two kernels: 10 bytes an activation against 6); 2.67× against three"),
-            (UNFUSED, "1.67× against two kernels, 2.67× against three"),
-        ],
-    },
-    Claim {
-        id: "K3",
-        what: "fused QK-RoPE",
-        factor: 2.3,
-        ops: ["qk_rope_forward", "qk_rope_backward"],
-        caps: &[("liger", "about 1× (already fused)"), ("torch_compile", "about 1× (already fused)")],
-    },
-];
+use crate::{
+    claims::{KernelClaims, KernelMemory, KernelSpeedup},
+    stats::Estimate,
+};
 
 /// Transformers' own modules, as they are.
 pub(super) const HF_EAGER: &str = "hf_eager";
-
-/// K4: the share of memory traffic that fusion is said to remove.
-const TRAFFIC_REMOVED: f64 = 0.75;
-
-/// C1 and C2: how many times less memory linear cross-entropy is said to need.
-const MEMORY_FACTOR: f64 = 37.0;
 
 /// Whether the measurement bears a claim out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,11 +55,20 @@ fn outcome(measured: Option<Estimate>, claimed: f64) -> Outcome {
     }
 }
 
-pub(super) fn judge(rows: &[RowSummary], speedups: &[Speedup], counted: &[Traffic]) -> Vec<ClaimOutcome> {
-    let mut all: Vec<ClaimOutcome> = CLAIMS.iter().flat_map(|c| speed(c, speedups)).collect();
-    all.extend(CLAIMS.iter().flat_map(|c| traffic(c, speedups, counted)));
-    all.extend(counted.iter().map(removed));
-    all.extend(memory(rows));
+pub(super) fn judge(
+    claims: &KernelClaims<'_>,
+    rows: &[RowSummary],
+    speedups: &[Speedup],
+    counted: &[Traffic],
+) -> Vec<ClaimOutcome> {
+    let mut all: Vec<ClaimOutcome> =
+        claims.speedups.iter().flat_map(|(id, c)| speed(id, c, speedups)).collect();
+    for (id, share) in claims.traffic.iter().map(|(id, c)| (*id, c.removed)) {
+        let by_time = |c: &KernelSpeedup| traffic((id, share), c, speedups, counted);
+        all.extend(claims.speedups.iter().flat_map(|(_, c)| by_time(c)));
+        all.extend(counted.iter().map(|t| removed((id, share), t)));
+    }
+    all.extend(claims.memory.iter().flat_map(|(id, c)| memory(id, c, rows)));
     all
 }
 
@@ -122,18 +86,15 @@ fn empty(id: &str, what: String, op: &str, claimed: f64) -> ClaimOutcome {
     }
 }
 
-/// K1 to K3 against every implementation at every shape.
-fn speed(claim: &Claim, speedups: &[Speedup]) -> Vec<ClaimOutcome> {
-    let of_op = |op: &'static str| {
-        let none = empty(claim.id, format!("{} {}×", claim.what, claim.factor), op, claim.factor);
-        let forward = op == claim.ops[0];
-        let cap = |against: &str| {
-            let known = claim.caps.iter().find(|(name, _)| forward && *name == against);
-            known.map(|(_, cap)| cap.to_string())
-        };
+/// A speed-up against every implementation at every shape.
+fn speed(id: &str, claim: &KernelSpeedup, speedups: &[Speedup]) -> Vec<ClaimOutcome> {
+    let of_op = |op: &String| {
+        let none = empty(id, format!("{} {}×", claim.kernel, claim.factor), op, claim.factor);
+        let forward = *op == claim.ops[0];
+        let cap = |against: &str| claim.caps.get(against).filter(|_| forward).cloned();
         let found: Vec<ClaimOutcome> = speedups
             .iter()
-            .filter(|s| s.op == op)
+            .filter(|s| s.op == *op)
             .map(|s| ClaimOutcome {
                 case: s.case.clone(),
                 against: s.against.clone(),
@@ -146,28 +107,33 @@ fn speed(claim: &Claim, speedups: &[Speedup]) -> Vec<ClaimOutcome> {
         // A backward that nobody compared is not worth a line of its own.
         if found.is_empty() && forward { vec![none] } else { found }
     };
-    claim.ops.into_iter().flat_map(of_op).collect()
+    claim.ops.iter().flat_map(of_op).collect()
 }
 
-/// K4 against our own unfused variant: what both count.
-fn removed(t: &Traffic) -> ClaimOutcome {
+/// Traffic against our own unfused variant: what both count.
+fn removed((id, share): (&str, f64), t: &Traffic) -> ClaimOutcome {
     let measured = Some(Estimate { median: t.removed(), interval: None, n: 1 });
     ClaimOutcome {
         case: t.case.clone(),
         against: UNFUSED.into(),
         measured,
-        outcome: outcome(measured, TRAFFIC_REMOVED),
-        ..empty("K4", "75 % of the traffic, counted".into(), &t.op, TRAFFIC_REMOVED)
+        outcome: outcome(measured, share),
+        ..empty(id, format!("{:.0} % of the traffic, counted", share * 100.0), &t.op, share)
     }
 }
 
-/// K4 against Transformers, whose passes nobody counts: of two kernels that memory limits, the share of time that one saves is
+/// Traffic against Transformers, whose passes nobody counts: of two kernels that memory limits, the share of time that one saves is
 /// the share of traffic. It is a line even where nothing was measured, unless the passes of that operation were counted.
-fn traffic(claim: &Claim, speedups: &[Speedup], counted: &[Traffic]) -> Vec<ClaimOutcome> {
-    let what = format!("{}: 75 % of the traffic, by time", claim.what);
-    let op = claim.ops[0];
-    let none = empty("K4", what, op, TRAFFIC_REMOVED);
-    let eager = speedups.iter().filter(|s| s.op == op && s.against == HF_EAGER);
+fn traffic(
+    (id, share): (&str, f64),
+    claim: &KernelSpeedup,
+    speedups: &[Speedup],
+    counted: &[Traffic],
+) -> Vec<ClaimOutcome> {
+    let what = format!("{}: {:.0} % of the traffic, by time", claim.kernel, share * 100.0);
+    let op = &claim.ops[0];
+    let none = empty(id, what, op, share);
+    let eager = speedups.iter().filter(|s| s.op == *op && s.against == HF_EAGER);
     let found: Vec<ClaimOutcome> = eager
         .map(|s| {
             let saved = |ratio: f64| 1.0 - 1.0 / ratio;
@@ -180,19 +146,20 @@ fn traffic(claim: &Claim, speedups: &[Speedup], counted: &[Traffic]) -> Vec<Clai
                 case: s.case.clone(),
                 against: s.against.clone(),
                 measured: Some(measured),
-                outcome: outcome(Some(measured), TRAFFIC_REMOVED),
+                outcome: outcome(Some(measured), share),
                 ..none.clone()
             }
         })
         .collect();
-    let is_counted = counted.iter().any(|t| t.op == op);
+    let is_counted = counted.iter().any(|t| t.op == *op);
     if found.is_empty() && !is_counted { vec![none] } else { found }
 }
 
-/// C1 and C2: memory of each implementation over the least of ours at the same batch, whatever the chunk.
-fn memory(rows: &[RowSummary]) -> Vec<ClaimOutcome> {
-    let none = empty("C1 C2", "linear cross-entropy: 37× less memory".into(), "linear_ce", MEMORY_FACTOR);
-    let of_op = || rows.iter().filter(|r| r.op == "linear_ce" && r.is_valid());
+/// Memory of each implementation over the least of ours at the same batch, whatever the chunk.
+fn memory(id: &str, claim: &KernelMemory, rows: &[RowSummary]) -> Vec<ClaimOutcome> {
+    let what = format!("{}: {}× less memory", claim.kernel, claim.factor);
+    let none = empty(id, what, &claim.op, claim.factor);
+    let of_op = || rows.iter().filter(|r| r.op == claim.op && r.is_valid());
     let bytes = |r: &&RowSummary| r.memory_bytes.unwrap_or(u64::MAX);
     let least = of_op().filter(|r| r.side == Side::Native && r.variant != UNFUSED).min_by_key(bytes);
     let Some((ours, least)) = least.and_then(|r| Some((r, r.memory_bytes.filter(|b| *b > 0)?))) else {
@@ -206,7 +173,7 @@ fn memory(rows: &[RowSummary]) -> Vec<ClaimOutcome> {
             case: ours.case.clone(),
             against: row.variant.clone(),
             measured,
-            outcome: outcome(measured, MEMORY_FACTOR),
+            outcome: outcome(measured, claim.factor),
             ..none.clone()
         });
     }

@@ -14,12 +14,16 @@ mod traffic;
 use std::collections::BTreeMap;
 
 use chronibench_protocol::{
+    chain::Evidence,
     kernels::{Ceiling, KernelRow, ResolvedKernels, Side},
     record::{GpuSample, Skipped, Verdict},
 };
 use serde::{Deserialize, Serialize};
 
-use crate::stats::{Estimate, median, median_estimate, median_ratio, ratio_estimate};
+use crate::{
+    claims::{CHRONICALS, Ledger},
+    stats::{Estimate, median, median_estimate, median_ratio, ratio_estimate},
+};
 pub use claims::{ClaimOutcome, Outcome};
 pub use floors::FloorOutcome;
 pub use log::KernelLog;
@@ -180,6 +184,16 @@ pub struct KernelSummary {
     pub drift: Vec<Drift>,
     /// What did not run.
     pub skipped: Vec<Skipped>,
+    /// Ends of the chains of all trials; `None` for a record that is older than chains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Evidence>,
+}
+
+impl KernelSummary {
+    /// What the rows say of another ledger's claims.
+    pub(crate) fn claims_of(&self, ledger: &Ledger) -> Vec<ClaimOutcome> {
+        claims::judge(&ledger.kernels(), &self.rows, &self.speedups, &self.traffic)
+    }
 }
 
 /// Summarises the trials of a run.
@@ -213,7 +227,7 @@ pub fn summarise(resolved: &ResolvedKernels, logs: &[KernelLog]) -> KernelSummar
     KernelSummary {
         schema: resolved.schema.clone(),
         verdict: verdict(&trials, &rows),
-        claims: claims::judge(&rows, &speedups, &traffic),
+        claims: claims::judge(&CHRONICALS.kernels(), &rows, &speedups, &traffic),
         floors: floors::judge(&rows),
         trials,
         ceilings,
@@ -222,6 +236,7 @@ pub fn summarise(resolved: &ResolvedKernels, logs: &[KernelLog]) -> KernelSummar
         traffic,
         drift,
         skipped,
+        evidence: None,
     }
 }
 

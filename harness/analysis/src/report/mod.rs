@@ -2,6 +2,7 @@
 
 pub(crate) mod appendix;
 mod audits;
+mod division;
 pub(crate) mod markdown;
 mod parity;
 mod plots;

@@ -136,7 +136,9 @@ pub(super) fn ablation(summary: &RunSummary) -> String {
     let key = |r: &Compared| r.speed.map_or(f64::INFINITY, |e| e.median);
     sorted.sort_by(|a, b| key(&a.result).total_cmp(&key(&b.result)));
     let mut notes = String::new();
-    for a in sorted {
+    // Of a design with many combinations, the single seams and all of them; the division has the rest.
+    let many = |off: &str| off.contains('+') && !summary.divisions.iter().any(|d| d.all_off() == off);
+    for a in sorted.into_iter().filter(|a| !many(&a.off)) {
         rows.push(vec![
             code(&a.off),
             code(&a.of),
@@ -156,7 +158,7 @@ pub(super) fn ablation(summary: &RunSummary) -> String {
         "## Ablation\n\n{}\nOne seam at a time runs at its unfused variant; a ratio below 1 is what its fused variant brings. Ratios of single seams do not multiply to the ratio of all.\n{notes}{}",
         table(&rows),
         plot(Plot::Ablation, "Throughput with each seam off, relative to all seams on", summary)
-    )
+    ) + &super::division::division(summary)
 }
 
 pub(super) fn loss(summary: &RunSummary) -> String {

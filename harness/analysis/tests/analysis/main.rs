@@ -5,6 +5,7 @@ mod judge;
 mod kernels;
 mod report;
 mod sequential;
+mod shapley;
 mod stats;
 mod summary;
 mod testing;

@@ -43,6 +43,7 @@ pub fn case(arm: &str, method: Method, packing: Packing) -> Case {
         batch: BatchArgs { packing, per_device_train_batch_size: 8, gradient_accumulation_steps: 1 },
         kernels: if fused { kernels.into() } else { BTreeMap::new() },
         device: "cpu".into(),
+        options: Default::default(),
         precision: Default::default(),
         recompute: Default::default(),
         offload: false,
@@ -56,7 +57,7 @@ pub fn ablated(base: &Case, seam: &str) -> Case {
     let mut case = base.clone();
     case.id = format!("{}~{seam}/full/packed", base.arm);
     case.kernels.insert(seam.into(), "eager".into());
-    case.ablation = Some(Ablation { of: base.id.clone(), off: seam.into() });
+    case.ablation = Some(Ablation { of: base.id.clone(), off: seam.into(), design: None });
     case
 }
 
@@ -202,6 +203,7 @@ fn spec(case: &Case, round: u32) -> Spec {
         kernels: case.kernels.clone(),
         threads: Some(2),
         device: "cpu".into(),
+        options: Default::default(),
         precision: Default::default(),
         recompute: Default::default(),
         offload: false,
@@ -230,6 +232,7 @@ fn header(case: &Case, round: u32, spec: &Spec) -> TrialHeader {
         },
         attempt: 0,
         gpu_not_idle: None,
+        rival: None,
     }
 }
 

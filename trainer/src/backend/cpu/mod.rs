@@ -1,6 +1,7 @@
 //! The CPU backend: f32, on the kernels of `chronicals-kernels`, with rayon's current pool.
 
 mod adapters;
+mod cache;
 mod costs;
 mod laps;
 mod seams;
@@ -33,6 +34,7 @@ pub struct CpuBackend {
     update: Option<Update>,
     stats: StepStats,
     laps: Option<laps::Laps>,
+    cache: Option<cache::Cache>,
 }
 
 impl CpuBackend {
@@ -57,6 +59,7 @@ impl CpuBackend {
             update: None,
             stats: StepStats::default(),
             laps: None,
+            cache: None,
         }
     }
 

@@ -269,6 +269,9 @@ impl Backend for CpuBackend {
     }
 
     fn attention(&mut self, a: &Attention) {
+        if self.cache.is_some() {
+            return self.cached_attention(a);
+        }
         let variant = self.launch(Seam::Attention, "forward", |b| b.attention_cost(false));
         let (layout, shape) = self.attention_shape();
         let mut probs = a.probs.map(|p| self.get_mut(self.probs_in_use(p)));

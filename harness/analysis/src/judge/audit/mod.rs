@@ -89,7 +89,8 @@ pub fn judge_with(log: &TrialLog, audit: Option<&TrialLog>) -> Judgement {
     let Some(audit) = audit else { return judgement };
     let failed = judge(audit);
     if failed.verdict != Verdict::Valid {
-        judgement.reasons.extend(failed.reasons.iter().map(|r| Reason::AuditTrial(r.to_string())));
+        let told = |r: &Reason| Reason::AuditTrial { audit: r.audit(), what: r.to_string() };
+        judgement.reasons.extend(failed.reasons.iter().map(told));
         judgement.verdict = judgement.verdict.max(Verdict::Invalid);
     }
     judgement

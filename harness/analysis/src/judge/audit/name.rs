@@ -39,6 +39,37 @@ pub enum Audit {
 }
 
 impl Audit {
+    /// All of them: those of events first, then those that the harness looks up by itself.
+    pub const ALL: [Audit; 14] = [
+        Audit::Protocol,
+        Audit::TimedRegion,
+        Audit::Settings,
+        Audit::TrainableSet,
+        Audit::BatchDigest,
+        Audit::TokenLedger,
+        Audit::Training,
+        Audit::Weights,
+        Audit::Update,
+        Audit::Replay,
+        Audit::Probe,
+        Audit::Isolation,
+        Audit::SpeedOfLight,
+        Audit::Surroundings,
+    ];
+
+    /// Whether the stored events of a finished trial are all that it needs: it is made of every such trial.
+    pub fn is_of_events(self) -> bool {
+        !matches!(
+            self,
+            Audit::Update
+                | Audit::Replay
+                | Audit::Probe
+                | Audit::Isolation
+                | Audit::SpeedOfLight
+                | Audit::Surroundings
+        )
+    }
+
     /// Name in records and reports.
     pub fn name(self) -> &'static str {
         match self {
@@ -64,7 +95,7 @@ impl Reason {
     /// The audit that it is of.
     pub fn audit(&self) -> Audit {
         match self {
-            Reason::Audit { audit, .. } => *audit,
+            Reason::Audit { audit, .. } | Reason::AuditTrial { audit, .. } => *audit,
             Reason::WindowSteps { .. }
             | Reason::WindowTimes { .. }
             | Reason::TimeOutsideWindows { .. }

@@ -7,6 +7,7 @@ mod bars;
 mod canvas;
 mod loss;
 mod tradeoff;
+mod waterfall;
 
 use std::collections::BTreeSet;
 
@@ -41,6 +42,7 @@ pub(crate) enum Plot {
     Memory,
     Loss,
     Ablation,
+    Waterfall,
     Packing,
     Tradeoff,
 }
@@ -52,6 +54,7 @@ impl Plot {
             Plot::Memory => "memory.svg",
             Plot::Loss => "loss.svg",
             Plot::Ablation => "ablation.svg",
+            Plot::Waterfall => "waterfall.svg",
             Plot::Packing => "packing.svg",
             Plot::Tradeoff => "tradeoff.svg",
         }
@@ -66,7 +69,10 @@ impl Plot {
             Plot::Loss => case(|c| c.first_loss.is_some()),
             Plot::Packing => case(|c| c.packing_efficiency.is_some()),
             Plot::Tradeoff => tradeoff::has_choice(summary),
-            Plot::Ablation => summary.ablations.iter().any(|a| a.result.speed.is_some()),
+            Plot::Waterfall => !summary.divisions.is_empty(),
+            Plot::Ablation => {
+                summary.ablations.iter().any(|a| a.result.speed.is_some() && !a.off.contains('+'))
+            }
         }
     }
 }
@@ -78,14 +84,23 @@ pub fn plots(resolved: &Resolved, summary: &RunSummary, logs: &[TrialLog]) -> Ve
         Plot::Memory => memory(resolved, summary).svg(),
         Plot::Loss => loss::loss_svg(resolved, summary, logs),
         Plot::Ablation => ablation(summary).svg(),
+        Plot::Waterfall => waterfall::waterfall(summary).svg(),
         Plot::Packing => packing(resolved, summary).svg(),
         Plot::Tradeoff => tradeoff::tradeoff_svg(resolved, summary),
     };
-    [Plot::Throughput, Plot::Memory, Plot::Tradeoff, Plot::Loss, Plot::Ablation, Plot::Packing]
-        .into_iter()
-        .filter(|p| p.has_data(summary))
-        .map(|p| (p.file().to_string(), draw(p)))
-        .collect()
+    [
+        Plot::Throughput,
+        Plot::Memory,
+        Plot::Tradeoff,
+        Plot::Loss,
+        Plot::Ablation,
+        Plot::Waterfall,
+        Plot::Packing,
+    ]
+    .into_iter()
+    .filter(|p| p.has_data(summary))
+    .map(|p| (p.file().to_string(), draw(p)))
+    .collect()
 }
 
 /// Arms in the scenario's order, without those that stand for ablations alone.
@@ -203,7 +218,10 @@ fn memory(resolved: &Resolved, summary: &RunSummary) -> BarPlot {
 
 fn ablation(summary: &RunSummary) -> BarPlot {
     let several = summary.ablations.iter().any(|a| a.of != summary.ablations[0].of);
-    let mut rows: Vec<_> = summary.ablations.iter().filter_map(|a| Some((a, a.result.speed?))).collect();
+    let mut rows: Vec<_> = {
+        let single = summary.ablations.iter().filter(|a| !a.off.contains('+'));
+        single.filter_map(|a| Some((a, a.result.speed?))).collect()
+    };
     rows.sort_by(|a, b| a.1.median.total_cmp(&b.1.median));
     let bars = rows
         .into_iter()

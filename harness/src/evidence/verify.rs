@@ -1,0 +1,293 @@
+//! `chronibench verify`: whether a run folder still is what the harness wrote. Nothing is executed and nothing fetched.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use chronibench_protocol::{
+    chain::{Chain, Evidence, Head, follow},
+    digest::sha256_hex,
+    kernels::ResolvedKernels,
+    record::{Line, Resolved},
+};
+use serde::Serialize;
+
+use super::{EVIDENCE, read};
+use crate::{
+    error::{Error, Result},
+    kernel::store::{KernelStore, is_run},
+    store::{RESOLVED, Rendered, Store, event_files, parse_lines, read_text, trial_id},
+};
+
+/// What is known of a run folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Standing {
+    /// Every chain is whole, and all else follows from the events.
+    Verified,
+    /// The record is older than chains: all else was checked.
+    NoChain,
+    /// Something was changed, lost or added.
+    Broken,
+}
+
+/// Something that is not as the harness wrote it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// File, with the line where there is one.
+    pub at: String,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// The outcome for one folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Verification {
+    /// The folder.
+    pub dir: PathBuf,
+    /// All in all.
+    pub standing: Standing,
+    /// Trials looked at.
+    pub trials: usize,
+    /// Their stored lines.
+    pub lines: u64,
+    /// Files that were rendered again and compared.
+    pub rendered: usize,
+    /// One hash over the run, where it is chained.
+    pub head: Option<String>,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
+/// Checks a run folder.
+///
+/// # Errors
+/// It is no run folder. A folder that was changed is a finding, not an error.
+pub fn verify(dir: &Path) -> Result<Verification> {
+    if !dir.join(RESOLVED).is_file() {
+        return Err(Error::environment(
+            "not a run folder: it has no resolved.yaml",
+            dir.display().to_string(),
+        )
+        .hint("give a folder that `chronibench run` or `chronibench kernel` has made"));
+    }
+    let mut check = Check { dir, findings: Vec::new() };
+    let evidence = match read(dir) {
+        Ok(evidence) => evidence,
+        Err(e) => {
+            check.report(EVIDENCE, e.what);
+            None
+        }
+    };
+    let (trials, lines) = check.events(evidence.as_ref());
+    if let Some(evidence) = &evidence {
+        check.files(evidence);
+    }
+    let rendered = check.rendered();
+    let standing = match (check.findings.is_empty(), &evidence) {
+        (false, _) => Standing::Broken,
+        (true, None) => Standing::NoChain,
+        (true, Some(_)) => Standing::Verified,
+    };
+    Ok(Verification {
+        dir: dir.to_path_buf(),
+        standing,
+        trials,
+        lines,
+        rendered,
+        head: evidence.map(|e| e.head()),
+        findings: check.findings,
+    })
+}
+
+struct Check<'a> {
+    dir: &'a Path,
+    findings: Vec<Finding>,
+}
+
+/// A trial as its first line names it.
+struct Named {
+    id: String,
+    /// Of a trial that is timed.
+    position: Option<u32>,
+    case: Option<String>,
+}
+
+impl Check<'_> {
+    fn report(&mut self, at: impl Into<String>, what: impl Into<String>) {
+        self.findings.push(Finding { at: at.into(), what: what.into() });
+    }
+
+    /// Chains, counts and names of all event files.
+    fn events(&mut self, evidence: Option<&Evidence>) -> (usize, u64) {
+        let files = match event_files(self.dir) {
+            Ok(files) => files,
+            Err(e) => {
+                self.report("events", e.what);
+                return (0, 0);
+            }
+        };
+        let order = self.order();
+        let (mut ids, mut positions, mut lines) = (BTreeSet::new(), BTreeSet::new(), 0);
+        for file in &files {
+            let at = self.name(file);
+            let id = trial_id(file);
+            if !ids.insert(id.clone()) {
+                self.report(&at, "the trial lies there twice");
+            }
+            let text = match read_text(file) {
+                Ok(text) => text,
+                Err(e) => {
+                    self.report(&at, format!("cannot be read: {}", e.what));
+                    continue;
+                }
+            };
+            lines += text.lines().count() as u64;
+            self.chain(&at, &id, &text, evidence);
+            let Some(named) = self.contents(file, &at, &text) else { continue };
+            if named.id != id {
+                self.report(&at, format!("it is the record of trial {}", named.id));
+            }
+            if let Some(position) = named.position.filter(|p| !positions.insert(*p)) {
+                self.report(&at, format!("another trial has its position {position}"));
+            }
+            self.place(&at, &named, order.as_deref());
+        }
+        for head in evidence.iter().flat_map(|e| &e.trials).filter(|h| !ids.contains(&h.id)) {
+            self.report(
+                format!("events/{}.jsonl", head.id),
+                "the trial is in the evidence and not in the folder",
+            );
+        }
+        (files.len(), lines)
+    }
+
+    fn name(&self, file: &Path) -> String {
+        file.strip_prefix(self.dir).unwrap_or(file).display().to_string()
+    }
+
+    fn chain(&mut self, at: &str, id: &str, text: &str, evidence: Option<&Evidence>) {
+        let run_id = evidence.map(Evidence::run_id).unwrap_or_default();
+        let entry = evidence.and_then(|e| e.trials.iter().find(|t| t.id == id));
+        match (evidence, follow(text, &run_id, id)) {
+            (None, Chain::None) => {}
+            (None, _) => {
+                self.report(at, format!("it is chained, and the folder has no {EVIDENCE} that can be read"))
+            }
+            (Some(_), Chain::None) => self.report(at, "its lines have no links, and the run is chained"),
+            (Some(_), Chain::Broken { line, why }) => self.report(format!("{at}:{line}"), why),
+            (Some(_), Chain::Whole(head)) => match entry {
+                None => self.report(at, "the evidence does not know this trial"),
+                Some(known) if known != &head => self.report(at, ends_otherwise(known, &head)),
+                Some(_) => {}
+            },
+        }
+    }
+
+    /// Every line reads, the first names the trial, the last tells how it ended.
+    fn contents(&mut self, file: &Path, at: &str, text: &str) -> Option<Named> {
+        let lines = match parse_lines(file, text) {
+            Ok(lines) => lines,
+            Err(e) => {
+                let line = e.at.rsplit(':').next().unwrap_or_default();
+                self.report(format!("{at}:{line}"), e.what);
+                return None;
+            }
+        };
+        if !matches!(lines.last(), Some(Line::Exit(_))) {
+            self.report(at, "it does not end with the end of the process: lines are missing");
+        }
+        let heads = lines.iter().filter(|l| matches!(l, Line::Trial(_) | Line::Kernels(_))).count();
+        let named = match lines.first() {
+            Some(Line::Trial(h)) => Named {
+                id: h.spec.trial_id.clone(),
+                position: h.spec.audit.is_none().then_some(h.position),
+                case: Some(h.case.clone()),
+            },
+            Some(Line::Kernels(h)) => {
+                Named { id: h.spec.trial_id.clone(), position: Some(h.position), case: None }
+            }
+            _ => {
+                self.report(at, "it does not begin with a trial's head");
+                return None;
+            }
+        };
+        if heads > 1 {
+            self.report(at, "it has the head of more than one trial");
+        }
+        Some(named)
+    }
+
+    /// Cases of a run of training, or trials of a run of kernels, in their order.
+    fn order(&mut self) -> Option<Vec<String>> {
+        let text = std::fs::read_to_string(self.dir.join(RESOLVED)).ok()?;
+        let order = if is_run(self.dir) {
+            serde_saphyr::from_str::<ResolvedKernels>(&text).map(|r| r.order)
+        } else {
+            serde_saphyr::from_str::<Resolved>(&text).map(|r| r.order)
+        };
+        order.ok()
+    }
+
+    fn place(&mut self, at: &str, named: &Named, order: Option<&[String]>) {
+        let Some(position) = named.position else { return };
+        let Some(due) = order.and_then(|o| o.get(position as usize)) else { return };
+        let is = named.case.as_ref().unwrap_or(&named.id);
+        if is != due {
+            self.report(at, format!("it is of {is}, and {due} is due at position {position}"));
+        }
+    }
+
+    fn files(&mut self, evidence: &Evidence) {
+        for (name, hash) in &evidence.files {
+            match std::fs::read(self.dir.join(name)) {
+                Err(e) => self.report(name, format!("cannot be read: {e}")),
+                Ok(bytes) if sha256_hex(&bytes) != *hash => {
+                    self.report(name, "it is not the file that the run began with");
+                }
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Results and report follow from the events, to the last byte; what lies there besides is not the harness's.
+    fn rendered(&mut self) -> usize {
+        let files: Result<Rendered> = if is_run(self.dir) {
+            KernelStore::open(self.dir).and_then(|s| Ok(s.render()?.1))
+        } else {
+            Store::open(self.dir).and_then(|s| Ok(s.render()?.1))
+        };
+        let files = match files {
+            Ok(files) => files,
+            Err(e) => {
+                self.report(e.at, format!("the report cannot be made again: {}", e.what));
+                return 0;
+            }
+        };
+        for (name, bytes) in &files {
+            match std::fs::read(self.dir.join(name)) {
+                Err(e) => self.report(name, format!("cannot be read: {e}")),
+                Ok(found) if found != *bytes => self.report(name, differs(&found, bytes)),
+                Ok(_) => {}
+            }
+        }
+        files.len()
+    }
+}
+
+fn ends_otherwise(known: &Head, found: &Head) -> String {
+    if known.lines == found.lines {
+        "its last line is not the one that the evidence names".into()
+    } else {
+        format!("it has {} lines, and the evidence names {}", found.lines, known.lines)
+    }
+}
+
+/// The first line that is not as it is rendered.
+fn differs(found: &[u8], rendered: &[u8]) -> String {
+    let lines = |bytes: &[u8]| -> Vec<Vec<u8>> { bytes.split(|b| *b == b'\n').map(<[u8]>::to_vec).collect() };
+    let (found, rendered) = (lines(found), lines(rendered));
+    let line = found.iter().zip(&rendered).take_while(|(a, b)| a == b).count() + 1;
+    format!("it is not what the events come to; line {line} is the first that differs")
+}

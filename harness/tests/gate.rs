@@ -1,0 +1,247 @@
+//! Gates of mock arms, whose speed and noise are known to the last digit.
+
+mod common;
+
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Output,
+};
+
+use common::{HEAD, chronibench, folder, names, scenario};
+use tempfile::TempDir;
+
+/// A scenario of one honest arm with half a percent of noise.
+const NOISY: &str = "\
+arms:
+  steady: { runner: mock, mock: { step_ms: 2, noise: 0.005 } }
+only: [{ method: full, packing: on }]
+";
+
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new(arms: &str) -> Self {
+        let dir = folder();
+        scenario(dir.path(), &format!("{HEAD}{arms}"));
+        Self { dir }
+    }
+
+    fn path(&self, sub: &str) -> PathBuf {
+        self.dir.path().join(sub)
+    }
+
+    /// Runs `chronibench ARGS` there, with a cache folder of its own.
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = chronibench();
+        command.args(args).current_dir(self.dir.path()).env("XDG_CACHE_HOME", self.path("cache"));
+        command.output().unwrap()
+    }
+
+    /// A program that is the one under test, slower by `share`.
+    fn slower(&self, share: &str) -> String {
+        let path = self.path("slower");
+        let this = assert_cmd::cargo::cargo_bin!("chronibench");
+        let text = format!("#!/bin/sh\nCHRONIBENCH_PLANTED_DELAY={share} exec {} \"$@\"\n", this.display());
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path.display().to_string()
+    }
+
+    fn json(&self, file: &str) -> serde_json::Value {
+        serde_json::from_str(&std::fs::read_to_string(self.path(file)).unwrap()).unwrap()
+    }
+}
+
+fn this() -> String {
+    assert_cmd::cargo::cargo_bin!("chronibench").display().to_string()
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[test]
+fn a_planted_loss_is_caught_and_equal_programs_pass() {
+    let place = Place::new(NOISY);
+    let slower = place.slower("0.03");
+    let caught = place.run(&[
+        "gate",
+        "scenario.yaml",
+        "--baseline",
+        &this(),
+        "--candidate",
+        &slower,
+        "--enforce",
+        "always",
+        "--out",
+        "slow",
+        "--junit",
+        "gate.xml",
+        "--comment",
+        "gate.md",
+    ]);
+    assert_eq!(caught.status.code(), Some(1), "{}", text(&caught));
+    let gate = place.json("slow/gate.json");
+    assert_eq!(gate["verdict"], "FAIL");
+    let change = gate["cases"][0]["looks"].as_array().unwrap().last().unwrap()["change"].as_f64().unwrap();
+    assert!((change + 0.03).abs() < 0.01, "{change}");
+    let junit = std::fs::read_to_string(place.path("gate.xml")).unwrap();
+    assert!(junit.contains("failures=\"1\"") && junit.contains("<failure message="), "{junit}");
+    let comment = std::fs::read_to_string(place.path("gate.md")).unwrap();
+    assert!(comment.contains("❌") && comment.contains("steady/full/on"), "{comment}");
+
+    let passed =
+        place.run(&["gate", "scenario.yaml", "--baseline", &this(), "--enforce", "always", "--out", "same"]);
+    assert_eq!(passed.status.code(), Some(0), "{}", text(&passed));
+    assert_eq!(place.json("same/gate.json")["verdict"], "PASS");
+    assert!(text(&passed).contains("no difference seen"), "{}", text(&passed));
+}
+
+#[test]
+fn a_stored_gate_is_judged_again_to_the_same_bytes() {
+    let place = Place::new(NOISY);
+    place.run(&["gate", "scenario.yaml", "--baseline", &this(), "--out", "out"]);
+    let read = |file: &str| std::fs::read(place.path(file)).unwrap();
+    let files = ["out/gate.json", "out/gate.md", "out/results.json", "out/report.md"];
+    let before: Vec<Vec<u8>> = files.iter().map(|f| read(f)).collect();
+    let again = place.run(&["report", "out"]);
+    assert_eq!(again.status.code(), Some(0), "{}", text(&again));
+    assert_eq!(files.iter().map(|f| read(f)).collect::<Vec<_>>(), before);
+    assert!(!place.path("out/work").exists());
+}
+
+#[test]
+fn only_a_certified_machine_enforces() {
+    let place = Place::new(NOISY);
+    let slower = place.slower("0.03");
+    let gate = |out: &str| {
+        place.run(&["gate", "scenario.yaml", "--baseline", &this(), "--candidate", &slower, "--out", out])
+    };
+    let advice = gate("advice");
+    assert_eq!(advice.status.code(), Some(0), "{}", text(&advice));
+    assert!(text(&advice).contains("FAIL (advice)") && text(&advice).contains("no certificate"));
+
+    let few = place.run(&["noise", "scenario.yaml", "--comparisons", "2", "--out", "few"]);
+    assert_eq!(few.status.code(), Some(4), "{}", text(&few));
+    assert!(text(&few).contains("2 comparisons of 20"), "{}", text(&few));
+    assert_eq!(gate("uncertified").status.code(), Some(0));
+
+    let noise = place.run(&["noise", "scenario.yaml", "--out", "noise"]);
+    assert_eq!(noise.status.code(), Some(0), "{}", text(&noise));
+    let certificate = place.json("noise/certificate.json");
+    assert_eq!(
+        (certificate["cases"][0]["comparisons"].as_u64(), certificate["cases"][0]["alarms"].as_u64()),
+        (Some(20), Some(0))
+    );
+    let counts = gate("counts");
+    assert_eq!(counts.status.code(), Some(1), "{}", text(&counts));
+}
+
+#[test]
+fn a_trial_that_is_not_valid_spoils_the_gate() {
+    let place = Place::new(&NOISY.replace("noise: 0.005", "behaviour: frozen"));
+    let spoiled = place.run(&["gate", "scenario.yaml", "--baseline", &this(), "--out", "out"]);
+    assert_eq!(spoiled.status.code(), Some(3), "{}", text(&spoiled));
+    assert_eq!(place.json("out/gate.json")["verdict"], "INVALID");
+    assert_eq!(names(&place.path("out/events")).len(), 8, "it ends at the first look");
+}
+
+#[test]
+fn a_saved_baseline_is_the_program_itself() {
+    let place = Place::new(NOISY);
+    let saved =
+        place.run(&["run", "scenario.yaml", "--trials", "1", "--save-baseline", "release", "--out", "run"]);
+    assert_eq!(saved.status.code(), Some(0), "{}", text(&saved));
+    let gate = place.run(&["gate", "scenario.yaml", "--baseline", "release", "--out", "out"]);
+    assert_eq!(gate.status.code(), Some(0), "{}", text(&gate));
+    assert_eq!(place.json("out/gate.json")["baseline"]["name"], "release");
+    // Another program in its place is noticed.
+    std::fs::write(place.path("runs/baselines/release/chronibench"), "#!/bin/sh\n").unwrap();
+    let changed = place.run(&["gate", "scenario.yaml", "--baseline", "release", "--out", "again"]);
+    assert_eq!(changed.status.code(), Some(5), "{}", text(&changed));
+}
+
+#[test]
+fn figures_of_another_session_are_advice_without_an_anchor() {
+    let arms = "arms:\n  steady: { runner: mock, mock: { noise: 0.001 } }\n  anchor: { runner: mock, mock: { noise: 0.001 } }\n\
+                only: [{ method: full, packing: on }]\n";
+    let place = Place::new(arms);
+    place.run(&["run", "scenario.yaml", "--trials", "4", "--out", "then"]);
+    let slower = place.slower("0.03");
+    let gate = |extra: &[&str], out: &str| {
+        let args = ["gate", "scenario.yaml", "--baseline", "then", "--enforce", "always", "--out", out];
+        place.run(&[&args, extra].concat())
+    };
+    let advice = gate(&["--candidate", &slower], "advice");
+    assert_eq!(advice.status.code(), Some(0), "{}", text(&advice));
+    assert!(text(&advice).contains("another session"), "{}", text(&advice));
+    let anchored = gate(&["--anchor", "anchor/full/on"], "anchored");
+    assert_eq!(anchored.status.code(), Some(0), "{}", text(&anchored));
+    assert!(text(&anchored).contains("PASS"), "{}", text(&anchored));
+    let missing = gate(&["--anchor", "ancor"], "missing");
+    assert_eq!(missing.status.code(), Some(2), "{}", text(&missing));
+}
+
+/// A `target/criterion` folder with one benchmark of `ns` nanoseconds.
+fn criterion(dir: &Path, ns: f64) {
+    let new = dir.join("rmsnorm/new");
+    std::fs::create_dir_all(&new).unwrap();
+    std::fs::write(new.join("benchmark.json"), r#"{"full_id": "rmsnorm"}"#).unwrap();
+    let sample = format!(
+        r#"{{"sampling_mode": "Linear", "iters": [1.0, 2.0, 3.0], "times": [{ns}, {}, {}]}}"#,
+        2.0 * ns,
+        3.0 * ns
+    );
+    std::fs::write(new.join("sample.json"), sample).unwrap();
+}
+
+#[test]
+fn results_of_criterion_go_through_the_same_gate() {
+    let place = Place::new(NOISY);
+    let pairs = |factor: f64, name: &str| -> Vec<String> {
+        (0..8)
+            .map(|i| {
+                let dir = place.path(&format!("{name}{i}"));
+                criterion(&dir, if i % 2 == 0 { 100.0 } else { 100.0 * factor } + 0.1 * f64::from(i / 2));
+                dir.display().to_string()
+            })
+            .collect()
+    };
+    let gate = |dirs: &[String]| {
+        let dirs: Vec<&str> = dirs.iter().map(String::as_str).collect();
+        place.run(&[&["gate", "--enforce", "always", "--criterion"], dirs.as_slice()].concat())
+    };
+    let same = gate(&pairs(1.0, "same"));
+    assert_eq!(same.status.code(), Some(0), "{}", text(&same));
+    let slow = gate(&pairs(1.05, "slow"));
+    assert_eq!(slow.status.code(), Some(1), "{}", text(&slow));
+    let few = gate(&pairs(1.05, "few")[..2]);
+    assert!(few.status.code() == Some(0) && text(&few).contains("too few"), "{}", text(&few));
+    let odd = gate(&pairs(1.0, "odd")[..3]);
+    assert_eq!(odd.status.code(), Some(2), "{}", text(&odd));
+    let empty = gate(&[place.path("cache").display().to_string(), place.path("cache").display().to_string()]);
+    assert_ne!(empty.status.code(), Some(0));
+}
+
+#[test]
+fn help_has_examples_and_mistakes_end_in_exit_code_2() {
+    let place = Place::new(NOISY);
+    for command in ["gate", "noise"] {
+        let help = text(&place.run(&[command, "--help"]));
+        assert!(help.contains("Examples:") && help.contains("Exit codes: 0"), "{help}");
+    }
+    for args in [
+        vec!["gate", "scenario.yaml"],
+        vec!["gate", "scenario.yaml", "--baseline", "nothing-of-that-name"],
+        vec!["gate", "scenario.yaml", "--baseline", "x", "--max-pairs", "5"],
+        vec!["gate", "scenario.yaml", "--baseline", "x", "--min-effect", "60%"],
+        vec!["gate", "scenario.yaml", "--baseline", "x", "--save-baseline", "../x"],
+        vec!["noise", "scenario.yaml", "--comparisons", "0"],
+    ] {
+        let output = place.run(&args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}\n{}", text(&output));
+    }
+}
