@@ -65,7 +65,7 @@ mod tests {
             recompute: Default::default(),
             offload: false,
             memory_limit_gb: None,
-            options: BTreeMap::new(),
+            options: Default::default(),
             ablation: None,
             sweep,
         }
