@@ -150,7 +150,7 @@ fn other_first_loss_is_not_comparable() {
     assert_eq!(c.speed, None);
 }
 
-/// Other batches have other losses; nothing is said about them.
+/// Other batches under equal settings are other work, and their losses say nothing about each other.
 #[test]
 fn losses_of_other_batches_are_not_compared() {
     let s = compared(|_, logs| {
@@ -159,8 +159,9 @@ fn losses_of_other_batches_are_not_compared() {
             log.steps[0].event.digest = "other".into();
         }
     });
-    assert_eq!(s.comparisons[0].result.loss_gap, None);
-    assert_eq!(s.comparisons[0].result.verdict, Some(Verdict::Valid));
+    let c = &s.comparisons[0].result;
+    assert_eq!((c.loss_gap, c.verdict), (None, Some(Verdict::NotComparable)));
+    assert!(c.reasons[0].contains("batches"), "{:?}", c.reasons);
 }
 
 #[test]
@@ -187,7 +188,7 @@ fn declared_packing_covers_the_batch_geometry() {
         let c = summarise(&r, &logs).comparisons[0].result.clone();
         assert_eq!(c.verdict, Some(verdict));
         let names: Vec<&str> = c.differences.iter().map(|d| d.name.as_str()).collect();
-        assert_eq!(names, ["packing", "per_device_train_batch_size"]);
+        assert_eq!(names, ["batches", "packing", "per_device_train_batch_size"]);
     }
 }
 
