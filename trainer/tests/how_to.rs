@@ -110,8 +110,10 @@ fn page(name: &str) {
     std::fs::copy(made().join("mine.jsonl"), dir.path().join("mine.jsonl")).unwrap();
     let model = dir.path().join("my-model");
     std::fs::create_dir(&model).unwrap();
-    for entry in std::fs::read_dir(made().join("my-model")).unwrap().map(Result::unwrap) {
-        std::fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+    // Folders in it are metrics of the training that made it.
+    let files = std::fs::read_dir(made().join("my-model")).unwrap().map(|e| e.unwrap().path());
+    for file in files.filter(|path| path.is_file()) {
+        std::fs::copy(&file, model.join(file.file_name().unwrap())).unwrap();
     }
     follow(name, dir.path());
 }

@@ -255,9 +255,14 @@ pub fn forward_backward(machine: &dyn Machine) {
                 assert!((loss, dx) == (left.0, left.1), "{variant} {what}: a head that does not train");
                 let zeros = vec![0.0; batch.w.len()];
                 let added = run(machine, &batch, way, Head::Adds(&zeros));
+                let new = run(machine, &batch, way, Head::New);
+                assert!((new.0, &new.1) == (added.0, &added.1), "{variant} {what}: a head that is written");
+                // Products that write and products that add are tuned apart, and may sum in another order.
+                let largest = added.2.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                let apart = new.2.iter().zip(&added.2).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
                 assert!(
-                    batch.rows() == 0 || run(machine, &batch, way, Head::New) == added,
-                    "{variant} {what}: written, not added"
+                    batch.rows() == 0 || apart <= 1e-5 * largest,
+                    "{variant} {what}: written, not added: {apart} of {largest}"
                 );
             }
         }
