@@ -107,6 +107,19 @@ def load_model(trial, setting, attention):
     return model.to(setting.device)
 
 
+def trained_model(trial, setting, by_trainer=False):
+    """`load_model` with adapters and checkpointing as the arm's options say; a `Trainer` turns checkpointing on by itself."""
+    model = load_model(trial, setting, trial.options["attention"])
+    if trial.lora:
+        model = add_lora(trial, setting, model)
+    if trial.options["gradient_checkpointing"]:
+        if not by_trainer:
+            model.gradient_checkpointing_enable()
+        if trial.lora:
+            model.enable_input_require_grads()
+    return model
+
+
 def lora_settings(lora):
     """A method's settings as PEFT's `LoraConfig` takes them."""
     names = ("r", "lora_alpha", "target_modules", "use_rslora")

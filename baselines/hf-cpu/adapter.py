@@ -17,13 +17,7 @@ def run(trial):
     hf.check_train(trial)
     trial.load()
     setting = hf.Setting(trial)
-    model = hf.load_model(trial, setting, options["attention"])
-    if trial.lora:
-        model = hf.add_lora(trial, setting, model)
-    if options["gradient_checkpointing"]:
-        model.gradient_checkpointing_enable()
-        if trial.lora:
-            model.enable_input_require_grads()
+    model = hf.trained_model(trial, setting)
     settings = trial.settings(torch=torch.__version__, **options)
     trial.hello(transformers.__version__, setting.name, torch.get_num_threads(), setting.precision(model), settings)
     hf.tell_ready(trial, model)

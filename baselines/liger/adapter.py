@@ -32,14 +32,7 @@ def run(trial):
     trial.load()
     setting = hf.Setting(trial)
     patch(trial)
-    model = hf.load_model(trial, setting, options["attention"])
-    if trial.lora:
-        model = hf.add_lora(trial, setting, model)
-    checkpointing = options["gradient_checkpointing"]
-    if checkpointing and options["loop"] == "plain":
-        model.gradient_checkpointing_enable()
-    if checkpointing and trial.lora:
-        model.enable_input_require_grads()
+    model = hf.trained_model(trial, setting, by_trainer=options["loop"] != "plain")
     moments = "8bit" if options["optim"] == "adamw_8bit" else None
     settings = trial.settings(torch=torch.__version__, transformers=transformers.__version__, **options)
     trial.hello(version("liger-kernel"), setting.name, torch.get_num_threads(), setting.precision(model, moments), settings)
@@ -49,7 +42,7 @@ def run(trial):
     if options["loop"] == "plain":
         loops.plain(trial, setting, torch.compile(model) if options["torch_compile"] else model, adamw, flatten)
     else:
-        more = {"gradient_checkpointing": checkpointing, "torch_compile": options["torch_compile"]}
+        more = {"gradient_checkpointing": options["gradient_checkpointing"], "torch_compile": options["torch_compile"]}
         args = TrainingArguments(**loops.arguments(trial, setting, **more))
         loops.trainer(trial, setting, Trainer, model, args, adamw, lambda batch: hf.tensors(batch, flatten))
     hf.tell_done(trial, setting, model)

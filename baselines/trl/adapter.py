@@ -47,14 +47,7 @@ def run(trial):
     setting = hf.Setting(trial)
     if options["loop"] == "sft" and setting.device.type == "cpu":
         raise cb.Failure("SFTTrainer's loss is a Triton kernel, which needs a GPU", "options.loop", "loop: trainer, or device: cuda")
-    model = hf.load_model(trial, setting, options["attention"])
-    if trial.lora:
-        model = hf.add_lora(trial, setting, model)
-    checkpointing = options["gradient_checkpointing"]
-    if checkpointing and options["loop"] == "plain":
-        model.gradient_checkpointing_enable()
-    if checkpointing and trial.lora:
-        model.enable_input_require_grads()
+    model = hf.trained_model(trial, setting, by_trainer=options["loop"] != "plain")
     moments = "8bit" if options["optim"] == "adamw_8bit" else None
     settings = trial.settings(torch=torch.__version__, transformers=transformers.__version__, **options)
     trial.hello(trl.__version__, setting.name, torch.get_num_threads(), setting.precision(model, moments), settings)
@@ -65,7 +58,7 @@ def run(trial):
         loops.plain(trial, setting, compiled, adamw, options["padding_free"])
     else:
         way = sft if options["loop"] == "sft" else transformers_trainer
-        shared = {"gradient_checkpointing": checkpointing, "torch_compile": options["torch_compile"]}
+        shared = {"gradient_checkpointing": options["gradient_checkpointing"], "torch_compile": options["torch_compile"]}
         way(trial, setting, model, adamw, shared)
     hf.tell_done(trial, setting, model)
 

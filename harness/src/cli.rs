@@ -97,11 +97,9 @@ Examples:
   chronibench run scenarios/quickstart.yaml -k full/ --set measure.timed_steps=24
   chronibench run scenarios/quickstart.yaml --dry-run";
 
-/// A scenario and what of it to run.
+/// Which cases of a scenario.
 #[derive(Clone, Debug, Args)]
-pub struct SelectArgs {
-    /// Scenario file.
-    pub file: PathBuf,
+pub struct Cases {
     /// Change a setting: dotted path and a YAML value.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -111,6 +109,23 @@ pub struct SelectArgs {
     /// Only this arm (may be repeated).
     #[arg(long = "arm", value_name = "NAME")]
     pub arms: Vec<String>,
+}
+
+impl Cases {
+    /// The selection in a scenario.
+    pub fn of(&self, file: PathBuf) -> SelectArgs {
+        SelectArgs { file, cases: self.clone(), trials: None }
+    }
+}
+
+/// A scenario and what of it to run.
+#[derive(Clone, Debug, Args)]
+pub struct SelectArgs {
+    /// Scenario file.
+    pub file: PathBuf,
+    /// Which of it.
+    #[command(flatten)]
+    pub cases: Cases,
     /// Trials of every case, instead of the scenario's number.
     #[arg(long, value_name = "N")]
     pub trials: Option<u32>,

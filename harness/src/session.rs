@@ -82,8 +82,8 @@ pub fn report(dir: &Path) -> Result<Exit> {
 
 /// Reads and resolves the scenario of a command line.
 pub fn set_up(args: &SelectArgs) -> Result<Setup> {
-    let scenario = Scenario::load(&args.file, &args.set)?;
-    let filter = Filter { arms: args.arms.clone(), case: args.case.clone(), trials: args.trials };
+    let scenario = Scenario::load(&args.file, &args.cases.set)?;
+    let filter = Filter { arms: args.cases.arms.clone(), case: args.cases.case.clone(), trials: args.trials };
     resolve::resolve(&scenario, &worker::offer(), &filter)
 }
 

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use chronibench_protocol::{
     BatchPlan, TokenStore,
-    spec::{DataSpec, LoraArgs, Method, ModelSpec, TrainArgs},
+    spec::{DataSpec, Method, ModelSpec, TrainArgs},
 };
-use chronicals_kernels::{KernelPlan, gpu::machine::Cuda};
+use chronicals_kernels::KernelPlan;
 
 use crate::{
     backend::{
@@ -15,10 +15,11 @@ use crate::{
         cuda::{CudaBackend, Options},
     },
     config::ModelConfig,
-    device::{Device, lacking},
+    device::Device,
     error::Error,
     fit::{Batches, Evaluation},
     model::{Level, Setup},
+    params,
     trainer::Trainer,
 };
 
@@ -36,39 +37,51 @@ pub fn losses(
     let device: Device = device.parse()?;
     let config = ModelConfig::load(&model.config)?;
     let batches = batches(data, &config)?;
-    // Adapters that change nothing: gradients and moments of the model itself are not wanted.
     let (unused, method) = match method {
-        Method::Full {} => (true, Method::Lora(none())),
+        Method::Full {} => (true, Method::Lora(params::no_adapters())),
         lora => (false, lora.clone()),
     };
-    let setup = Setup {
-        config: &config,
-        method: &method,
+    on_device(device, &setup(&config, &method, &batches), &Run { batches: &batches, files, unused })
+}
+
+/// What is done with a model that does not train, on whatever device.
+pub trait Evaluate {
+    /// What comes of it.
+    type Found;
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// The device fails, or a file does not fit the model.
+    fn on<B: Backend>(&self, backend: B, setup: &Setup<'_>) -> Result<Self::Found, Error>;
+}
+
+/// The setup of a model that is only evaluated: nothing is kept for a backward pass.
+pub fn setup<'a>(config: &'a ModelConfig, method: &'a Method, batches: &Batches) -> Setup<'a> {
+    Setup {
+        config,
+        method,
         capacity: batches.capacity(),
         plan: KernelPlan::default(),
         recompute: Level::Block,
         offload: false,
-    };
-    let run = Run { setup: &setup, batches: &batches, files, unused };
-    match device {
-        Device::Cpu => run.on(CpuBackend::new(&config, setup.capacity, setup.plan, Default::default())),
-        Device::Cuda(ordinal) => {
-            let options = Options {
-                config: &config,
-                capacity: setup.capacity,
-                plan: setup.plan,
-                loss: Default::default(),
-                precision: Default::default(),
-                seed: 0,
-            };
-            run.on(CudaBackend::new(Cuda::open(ordinal).map_err(lacking)?, &options)?)
-        }
     }
 }
 
-fn none() -> LoraArgs {
-    serde_json::from_value(serde_json::json!({"r": 8, "lora_alpha": 8, "target_modules": ["o_proj"]}))
-        .expect("settings of LoRA")
+/// Evaluates on a device, by its default kernels and number formats.
+///
+/// # Errors
+/// There is no such device, or the evaluation fails.
+pub fn on_device<E: Evaluate>(device: Device, setup: &Setup<'_>, what: &E) -> Result<E::Found, Error> {
+    let &Setup { config, capacity, plan, .. } = setup;
+    match device {
+        Device::Cpu => what.on(CpuBackend::new(config, capacity, plan, Default::default()), setup),
+        Device::Cuda(ordinal) => {
+            let (loss, precision) = Default::default();
+            let options = Options { config, capacity, plan, loss, precision, seed: 0 };
+            what.on(CudaBackend::open(ordinal, &options)?, setup)
+        }
+    }
 }
 
 fn batches(data: &DataSpec, config: &ModelConfig) -> Result<Batches, Error> {
@@ -82,21 +95,21 @@ fn batches(data: &DataSpec, config: &ModelConfig) -> Result<Batches, Error> {
 }
 
 struct Run<'a> {
-    setup: &'a Setup<'a>,
     batches: &'a Batches,
     files: &'a [&'a Path],
     /// The adapters are in no file.
     unused: bool,
 }
 
-impl Run<'_> {
-    fn on<B: Backend>(&self, backend: B) -> Result<Vec<Evaluation>, Error> {
-        let mut trainer = Trainer::new(backend, self.setup, &TrainArgs::default(), 1)?;
+impl Evaluate for Run<'_> {
+    type Found = Vec<Evaluation>;
+
+    fn on<B: Backend>(&self, backend: B, setup: &Setup<'_>) -> Result<Vec<Evaluation>, Error> {
+        let mut trainer = Trainer::new(backend, setup, &TrainArgs::default(), 1)?;
+        trainer.load_model(self.files)?;
         if self.unused {
-            trainer.load_model(self.files)?;
-            trainer.init_adapters(self.setup.config, 0)?;
+            trainer.init_adapters(setup.config, 0)?;
         } else {
-            trainer.load_model(self.files)?;
             trainer.load_adapters_of(self.files)?;
         }
         let mut all = Vec::new();

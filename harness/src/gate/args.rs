@@ -6,7 +6,7 @@ use chronibench_analysis::{gate::Enforce, sequential::Design};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    cli::SelectArgs,
+    cli::Cases,
     error::{Error, Result},
 };
 
@@ -36,33 +36,6 @@ This program is compared with itself, as a gate would. Twenty comparisons withou
 certify the machine for the scenario; what changed by chance becomes the least effect that a gate
 there takes seriously. The certificate lies in the user's cache folder. Exit codes: 0 certified;
 3 a trial is invalid; 4 not certified, and why.";
-
-/// Which cases of a scenario.
-#[derive(Clone, Debug, Args)]
-pub struct Cases {
-    /// Change a setting: dotted path and a YAML value.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
-    /// Only cases whose id contains this.
-    #[arg(short = 'k', value_name = "TEXT")]
-    pub case: Option<String>,
-    /// Only this arm (may be repeated).
-    #[arg(long = "arm", value_name = "NAME")]
-    pub arms: Vec<String>,
-}
-
-impl Cases {
-    /// The selection in a scenario.
-    pub fn of(&self, file: PathBuf) -> SelectArgs {
-        SelectArgs {
-            file,
-            set: self.set.clone(),
-            case: self.case.clone(),
-            arms: self.arms.clone(),
-            trials: None,
-        }
-    }
-}
 
 /// What the test is asked.
 #[derive(Clone, Debug, Args)]

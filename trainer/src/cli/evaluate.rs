@@ -9,21 +9,17 @@ use chronibench_protocol::{
 };
 use chronicals::{
     Error, Trainer,
-    backend::{
-        Backend,
-        cpu::CpuBackend,
-        cuda::{CudaBackend, Options},
-    },
+    backend::Backend,
     config::ModelConfig,
     device::Device,
+    evaluate::{Evaluate, on_device, setup},
     fit::{self, Batches},
     formats::{hub, peft::AdapterConfig},
     job::{JobData, told},
-    model::{Level, Setup},
+    model::Setup,
     params,
 };
 use chronicals_data::{plan::evaluation_plan, tokenizer::TextTokenizer};
-use chronicals_kernels::KernelPlan;
 
 /// Arguments of `evaluate`.
 #[derive(clap::Args)]
@@ -75,30 +71,8 @@ pub fn run(a: &Args) -> Result<(), Error> {
         None => Method::Lora(params::no_adapters()),
         Some(dir) => Method::Lora(AdapterConfig::load(dir)?.lora(dir)?),
     };
-    let setup = Setup {
-        config: &config,
-        method: &method,
-        capacity: batches.capacity(),
-        plan: KernelPlan::default(),
-        // Nothing is kept for a backward pass.
-        recompute: Level::Block,
-        offload: false,
-    };
-    let run = Run { setup: &setup, folder: &folder, adapter: a.adapter.as_deref(), batches: &batches };
-    match device {
-        Device::Cpu => run.on(CpuBackend::new(&config, setup.capacity, setup.plan, Default::default())),
-        Device::Cuda(ordinal) => {
-            let options = Options {
-                config: &config,
-                capacity: setup.capacity,
-                plan: setup.plan,
-                loss: Default::default(),
-                precision: Default::default(),
-                seed: 0,
-            };
-            run.on(CudaBackend::open(ordinal, &options)?)
-        }
-    }
+    let run = Run { folder: &folder, adapter: a.adapter.as_deref(), batches: &batches };
+    on_device(device, &setup(&config, &method, &batches), &run)
 }
 
 fn batches(a: &Args, folder: &Path, config: &ModelConfig) -> Result<Batches, Error> {
@@ -134,19 +108,20 @@ fn of_text(text: &str, tokenizer: &TextTokenizer) -> Result<TokenStore, Error> {
 }
 
 struct Run<'a> {
-    setup: &'a Setup<'a>,
     folder: &'a Path,
     adapter: Option<&'a Path>,
     batches: &'a Batches,
 }
 
-impl Run<'_> {
-    fn on<B: Backend>(&self, backend: B) -> Result<(), Error> {
-        let mut trainer = Trainer::new(backend, self.setup, &TrainArgs::default(), 1)?;
+impl Evaluate for Run<'_> {
+    type Found = ();
+
+    fn on<B: Backend>(&self, backend: B, setup: &Setup<'_>) -> Result<(), Error> {
+        let mut trainer = Trainer::new(backend, setup, &TrainArgs::default(), 1)?;
         trainer.load_weights(self.folder)?;
         match self.adapter {
             Some(dir) => trainer.load_adapters(dir)?,
-            None => trainer.init_adapters(self.setup.config, 0)?,
+            None => trainer.init_adapters(setup.config, 0)?,
         }
         let e = fit::evaluate(&mut trainer, self.batches)?;
         println!("loss {:.4} over {} tokens, perplexity {:.4}", e.loss(), e.loss_tokens, e.perplexity());

@@ -8,17 +8,9 @@ use crate::{
 
 /// The audits of every case; nothing where none was made.
 pub(super) fn audits(summary: &RunSummary) -> String {
-    let made: Vec<Audit> = [
-        Audit::Update,
-        Audit::Replay,
-        Audit::Probe,
-        Audit::Isolation,
-        Audit::SpeedOfLight,
-        Audit::Surroundings,
-    ]
-    .into_iter()
-    .filter(|a| summary.cases.iter().flat_map(|c| &c.audits).any(|c| c.audit == *a))
-    .collect();
+    let looked_up = Audit::ALL.into_iter().filter(|a| !a.is_of_events());
+    let made: Vec<Audit> =
+        looked_up.filter(|a| summary.cases.iter().flat_map(|c| &c.audits).any(|c| c.audit == *a)).collect();
     if made.is_empty() {
         return String::new();
     }
