@@ -54,6 +54,9 @@ pub enum Command {
         /// Run folder.
         dir: PathBuf,
     },
+    /// Join several runs through an arm that ran in each of them.
+    #[command(after_help = JOIN_EXAMPLES)]
+    Join(JoinArgs),
     /// Judge every trial of a run again, and show what each audit came to.
     #[command(after_help = AUDIT_EXAMPLES)]
     Audit {
@@ -149,6 +152,31 @@ pub struct RunArgs {
     /// Keep the starting weights in the run folder.
     #[arg(long)]
     pub keep_inputs: bool,
+}
+
+const JOIN_EXAMPLES: &str = "\
+Example:
+  chronibench join runs/monday runs/tuesday --anchor chronicals --out runs/joined
+
+Every figure becomes a ratio to the anchor of its own run, and the report shows how the anchor
+drifted. Exit code 3: GPU, driver, binary, cpu or cores differ and are not declared, or the
+anchor did not do the same work.";
+
+/// Arguments of `join`.
+#[derive(Clone, Debug, Args)]
+pub struct JoinArgs {
+    /// Run folders.
+    #[arg(required = true, num_args = 2..)]
+    pub dirs: Vec<PathBuf>,
+    /// Arm that ran in each.
+    #[arg(long, value_name = "ARM")]
+    pub anchor: String,
+    /// Folder for `joined.json` and `report.md`.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// What may differ between the machines: `gpu`, `driver`, `binary`, `cpu`, `cores` (may be repeated).
+    #[arg(long, value_name = "NAME")]
+    pub declare: Vec<String>,
 }
 
 const CLAIMS_EXAMPLES: &str = "\

@@ -35,7 +35,10 @@ impl Pace {
     pub fn new(resolved: &Resolved, shape: &ModelShape, inputs: &Inputs) -> Self {
         const NOMINAL_GFLOPS: f64 = 100.0;
         let seconds = |c: &Case| from_flops(c, shape, &inputs.counts(c), NOMINAL_GFLOPS);
-        let model = resolved.cases.iter().map(|c| (c.id.clone(), seconds(c))).collect();
+        let cases = resolved.cases.iter();
+        // A sweep's place is its best cell's, whichever that is.
+        let named = |c: &Case| [Some(c.id.clone()), c.sweep.as_ref().map(|s| s.of.clone())];
+        let model = cases.flat_map(|c| named(c).into_iter().flatten().map(|id| (id, seconds(c)))).collect();
         Self { walls: BTreeMap::new(), model }
     }
 

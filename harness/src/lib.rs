@@ -17,6 +17,7 @@ pub mod expect;
 pub mod gate;
 pub mod inputs;
 pub mod interrupt;
+pub mod join;
 pub mod kernel;
 pub mod plan;
 pub mod progress;
@@ -46,6 +47,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Doctor => doctor::show()?,
         Command::Schema => print_schema(),
         Command::Report { dir } => session::report(dir)?,
+        Command::Join(args) => join::run(args)?,
         Command::Audit { dir } => audit::again(dir)?,
         Command::Claims(command) => claims::run(command)?,
         Command::Verify(args) => evidence::show(args)?,

@@ -35,7 +35,8 @@ pub fn show(args: &SelectArgs) -> Result<Exit> {
     for s in &resolved.skipped {
         println!("skipped: {}: {} ({})", s.what, s.why, s.hint);
     }
-    let total: f64 = seconds.iter().sum::<f64>() * f64::from(resolved.trials);
+    let by_id = |id: &String| seconds_of(id, resolved, &seconds);
+    let total: f64 = resolved.order.iter().map(by_id).sum();
     println!(
         "{} trials, about {} ({basis})",
         resolved.order.len(),
@@ -76,6 +77,13 @@ fn estimates(setup: &Setup, inputs: &Inputs, scratch: &Path) -> Result<(Vec<f64>
         format!("{:.0} TFLOP/s, as a GPU of a data centre has them", estimate::GPU_GFLOPS / 1e3)
     };
     Ok((seconds.collect(), format!("a rough guess from FLOPs and {basis}; no earlier run here")))
+}
+
+/// Seconds of one trial of a case; of a sweep, whose best cell is not known yet, those of its slowest.
+fn seconds_of(id: &str, resolved: &Resolved, seconds: &[f64]) -> f64 {
+    let is = |c: &Case| c.id == id || c.sweep.as_ref().is_some_and(|s| s.of == id);
+    let own = resolved.cases.iter().zip(seconds).filter(|(c, _)| is(c));
+    own.map(|(_, s)| *s).fold(0.0, f64::max)
 }
 
 fn table(resolved: &Resolved, inputs: &Inputs, seconds: &[f64]) -> Table {
@@ -126,8 +134,11 @@ fn kernels(case: &Case) -> String {
 
 /// The first two rounds tell the order: forward, then backward.
 fn order(resolved: &Resolved) -> String {
+    let (first, later) = resolved.order.split_at(resolved.cases.len());
+    // Later rounds are as long as each other: a sweep has one place in each.
+    let second = &later[..later.len() / (resolved.trials as usize - 1).max(1)];
     let rounds: Vec<String> =
-        resolved.order.chunks(resolved.cases.len()).take(2).map(|r| r.join(" → ")).collect();
+        [first, second].into_iter().filter(|r| !r.is_empty()).map(|r| r.join(" → ")).collect();
     let more = if resolved.trials > 2 { "\n       … and so on" } else { "" };
     format!("{}{more}", rounds.join("\n       "))
 }

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use chronibench_analysis::{RunSummary, summary::summary_table};
-use chronibench_protocol::record::Verdict;
+use chronibench_analysis::{RunSummary, TrialLog, judge::faults::environment_fault, summary::summary_table};
+use chronibench_protocol::record::{Case, Resolved, Verdict};
 
 use crate::{
     audit::Audits,
@@ -19,8 +19,8 @@ use crate::{
     inputs::{self, Extent, Inputs},
     interrupt, kernel,
     progress::Progress,
-    runner::{Bench, Turn, gpu::Gpu},
-    scenario::{Filter, Scenario, Setup, resolve},
+    runner::{Bench, Turn, gpu::Gpu, idle},
+    scenario::{Filter, Scenario, Setup, order, resolve},
     store::Store,
     worker,
 };
@@ -100,19 +100,38 @@ fn trials(bench: &Bench<'_>, store: &Store, mut progress: Progress) -> Result<Ru
     let mut summary = store.publish()?;
     progress.audited(&summary);
     for (position, id) in resolved.order.iter().enumerate() {
-        let case = resolved.cases.iter().find(|c| c.id == *id).expect("the order names cases");
-        let round = (position / resolved.cases.len()) as u32;
-        let turn = Turn { case, round, position: position as u32, audit: None };
-        let left = pace.left(&resolved.order[position..]);
-        progress.begin(position, id, left);
-        let record = bench.run(turn, audits.as_ref(), &mut |event| progress.event(event))?;
-        store.add(&record)?;
-        pace.add(id, &record);
-        summary = store.publish()?;
-        progress.end(position, &summary, &turn.trial_id());
+        let Some(case) = case_of(id, resolved, &summary) else {
+            progress.say(&format!("no cell of {id} is valid: nothing to repeat"));
+            continue;
+        };
+        let round = order::round(&resolved.order, position, &resolved.cases);
+        for attempt in 0..=resolved.retries {
+            let say = |text: &str| progress.say(text);
+            let gpu = if case.device == "cpu" { None } else { bench.gpu };
+            let not_idle = idle::wait(gpu, &say)?;
+            let gpu_not_idle = not_idle.as_deref();
+            let turn = Turn { round, attempt, gpu_not_idle, ..Turn::first(case, position as u32) };
+            let left = pace.left(&resolved.order[position..]);
+            progress.begin(position, &case.id, left);
+            let record = bench.run(turn, audits.as_ref(), &mut |event| progress.event(event))?;
+            store.add(&record)?;
+            pace.add(&case.id, &record);
+            summary = store.publish()?;
+            progress.end(position, &summary, &turn.trial_id());
+            let fault = environment_fault(&TrialLog::from_lines(record.iter().cloned().collect()));
+            let Some(fault) = fault.filter(|_| attempt < resolved.retries) else { break };
+            progress.say(&format!("        {fault}: begun again"));
+        }
     }
     progress.finish();
     Ok(summary)
+}
+
+/// The case of a place in the order: its own, or the best cell of its sweep.
+fn case_of<'a>(id: &str, resolved: &'a Resolved, summary: &RunSummary) -> Option<&'a Case> {
+    let sweep = summary.sweeps.iter().find(|s| s.id == id);
+    let id = sweep.map_or(Some(id), |s| s.best.as_deref())?;
+    resolved.cases.iter().find(|c| c.id == id)
 }
 
 fn tidy(store: &Store, inputs: &Inputs, keep_inputs: bool) -> Result<()> {
@@ -144,8 +163,7 @@ pub(crate) fn print(summary: &RunSummary, dir: &Path) {
 
 /// Crashes and timeouts first: what did not finish cannot be judged.
 fn exit(summary: &RunSummary) -> Exit {
-    let verdicts = || summary.cases.iter().flat_map(|c| &c.trials).map(|t| t.verdict);
-    if verdicts().any(|v| matches!(v, Verdict::Error | Verdict::Timeout)) {
+    if summary.deciding().any(|v| matches!(v, Verdict::Error | Verdict::Timeout)) {
         Exit::Trial
     } else if summary.verdict.is_some_and(|v| v != Verdict::Valid) {
         Exit::NotValid

@@ -131,8 +131,7 @@ fn lines(side: Side, position: u32, rows: Vec<KernelRow>) -> Vec<Line> {
     let mut events = vec![Event::Hello(hello), Event::Ceiling(ceiling)];
     events.extend(rows.into_iter().map(|r| Event::Kernel(Box::new(r))));
     events.push(Event::Done(done));
-    let exit =
-        Exit { code: Some(0), signal: None, timed_out_after_s: None, wall_ns: 9, stderr_tail: String::new() };
+    let exit = Exit { code: Some(0), wall_ns: 9, ..Exit::default() };
     let events = events.into_iter().map(|event| Line::Event { recv_ns: 5, event });
     std::iter::once(Line::Kernels(Box::new(header))).chain(events).chain([Line::Exit(exit)]).collect()
 }

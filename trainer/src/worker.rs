@@ -239,6 +239,8 @@ fn settings(spec: &Spec, inputs: &Inputs) -> BTreeMap<String, serde_json::Value>
         ("loss_chunk_rows", a.loss_chunk_rows.map_or("by size".into(), Into::into)),
         ("packing", inputs.batches.plan().packing.clone().into()),
         ("optimizer", "adamw".into()),
+        ("loss_normalization", "step_loss_tokens".into()),
+        ("compile", false.into()),
     ]
     .map(|(name, value): (&str, serde_json::Value)| (name.to_string(), value))
     .into();

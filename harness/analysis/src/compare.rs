@@ -2,11 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use chronibench_protocol::record::{Case, Verdict};
+use chronibench_protocol::{
+    digest::sha256_hex,
+    event::Hello,
+    parity::{KEYS, canonical},
+    record::{Case, Verdict},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
+    agreement::{LossGap, disagreements, gap, tolerance},
     judge::{
         some,
         work::{same, settings_in_force, settings_of},
@@ -15,10 +21,6 @@ use crate::{
     stats::{Estimate, ratio_estimate},
     trial::TrialLog,
 };
-
-/// Largest relative difference of the first step's loss between arms that start from the same weights on the same batch.
-/// It leaves room for another order of f32 sums, and none for another computation.
-pub const FIRST_LOSS_TOLERANCE: f64 = 1e-3;
 
 /// A setting that differs between two cases.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,13 +35,15 @@ pub struct Difference {
     pub declared: bool,
 }
 
-/// How far the losses of two cases lie apart on steps whose batches are the same.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LossGap {
-    /// Relative difference at the first step.
-    pub first: f64,
-    /// Largest relative difference at any step.
-    pub max: f64,
+/// A setting that one side alone reports.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UnobservableSetting {
+    /// Name of the setting.
+    pub name: String,
+    /// In the case whose figure is divided.
+    pub case: Option<Value>,
+    /// In the case it is divided by.
+    pub against: Option<Value>,
 }
 
 /// The outcome of a comparison.
@@ -56,7 +60,11 @@ pub struct Compared {
     /// Settings that differ.
     pub differences: Vec<Difference>,
     /// Settings that one side alone reports: neither equal nor different.
-    pub unobservable: Vec<String>,
+    pub unobservable: Vec<UnobservableSetting>,
+    /// Settings that are the same, by name.
+    pub identical: Vec<String>,
+    /// Settings that every arm should report ([`KEYS`]) and neither does.
+    pub unreported: Vec<String>,
     /// `None` where the batches or the trained set differ.
     pub loss_gap: Option<LossGap>,
 }
@@ -77,11 +85,21 @@ impl<'a> Side<'a> {
         self.valid.iter().copied().find(|(l, _)| l.header.as_ref().is_some_and(|h| h.round == round))
     }
 
+    fn hello(&self) -> Option<&'a Hello> {
+        self.valid.first()?.0.hello.as_ref().map(|h| &h.event)
+    }
+
+    /// Effective settings: the arm's own word, then what the harness knows by itself.
     fn settings(&self) -> BTreeMap<String, Value> {
         let mut all = BTreeMap::new();
         let Some((log, _)) = self.valid.first() else { return all };
-        if let Some(hello) = log.hello.as_ref().map(|h| &h.event) {
-            all.extend(settings_in_force(hello));
+        if let Some(hello) = self.hello() {
+            let named =
+                settings_in_force(hello).into_iter().map(|(name, value)| (canonical(&name, value), name));
+            let (same, renamed): (Vec<_>, Vec<_>) =
+                named.partition(|((canonical, _), name)| canonical == name);
+            // What a program calls by its own name (`optim: adamw_8bit`) says more than the name that all share (`optimizer`).
+            all.extend(same.into_iter().chain(renamed).map(|(setting, _)| setting));
             all.insert("device".into(), hello.device.clone().into());
             all.insert("threads".into(), hello.threads.into());
             let p = &hello.precision;
@@ -101,6 +119,8 @@ impl<'a> Side<'a> {
             all.insert("timed_steps".into(), header.spec.measure.timed_steps.into());
             all.insert("window_steps".into(), header.spec.measure.window_steps.into());
         }
+        let digests: String = log.steps.iter().map(|s| s.event.digest.as_str()).collect();
+        all.insert("batches".into(), sha256_hex(digests.as_bytes())[..12].into());
         let batch = &self.case.batch;
         all.insert("packing".into(), batch.packing.name().into());
         all.insert("per_device_train_batch_size".into(), batch.per_device_train_batch_size.into());
@@ -112,7 +132,7 @@ impl<'a> Side<'a> {
 /// Compares `case` with `against`.
 ///
 /// `declared` names the settings that may differ: by their own name, by a prefix before a dot (`precision`, `kernels`), or
-/// `packing` for the whole batch geometry (packing, rows, accumulation) and `method` for the method with its LoRA settings.
+/// `packing` for the whole batch geometry (packing, rows, accumulation, and so the batches themselves) and `method` for the method with its LoRA settings.
 /// With `kernels_matter` a kernel variant is a setting like any other; between two arms it is what tells them apart.
 pub(crate) fn compare(
     case: &Side<'_>,
@@ -133,12 +153,11 @@ pub(crate) fn compare(
     }
     parity(case, against, declared, kernels_matter, &mut out);
     let same_training = !out.differences.iter().any(|d| d.name == "method");
-    out.loss_gap = if same_training { loss_gap(case, against) } else { None };
-    if let Some(gap) = out.loss_gap.filter(|g| g.first > FIRST_LOSS_TOLERANCE) {
-        out.reasons.push(format!(
-            "expected the first losses to agree within {FIRST_LOSS_TOLERANCE} on equal weights and batches, saw a relative difference of {:.2e}",
-            gap.first
-        ));
+    // Of the first round that both have.
+    let both = rounds(case, against).next().filter(|_| same_training);
+    out.loss_gap = both.and_then(|((a, _), (b, _))| gap(a, b));
+    if let (Some(gap), Some(a), Some(b)) = (&out.loss_gap, case.hello(), against.hello()) {
+        out.reasons.extend(disagreements(gap, tolerance(&a.precision, &b.precision)));
     }
     let pairs = |f: fn(&TrialMetrics) -> Option<f64>| -> Vec<(f64, f64)> {
         rounds(case, against).filter_map(|(a, b)| f(a.1).zip(f(b.1))).collect()
@@ -179,19 +198,21 @@ fn parity(
         }
     }
     let names: std::collections::BTreeSet<String> = a.keys().chain(b.keys()).cloned().collect();
+    let known = names.clone();
     for name in names {
         if !kernels_matter && name.starts_with("kernels.") {
             continue;
         }
         match (a.remove(&name), b.remove(&name)) {
-            (Some(x), Some(y)) if same(&x, &y) => {}
+            (Some(x), Some(y)) if same(&x, &y) => out.identical.push(name),
             (Some(x), Some(y)) => {
                 let declared = declared.iter().any(|d| covers(d, &name));
                 out.differences.push(Difference { name, case: x, against: y, declared });
             }
-            _ => out.unobservable.push(name),
+            (case, against) => out.unobservable.push(UnobservableSetting { name, case, against }),
         }
     }
+    out.unreported = KEYS.into_iter().filter(|key| !known.contains(*key)).map(String::from).collect();
     let undeclared: Vec<String> = out
         .differences
         .iter()
@@ -205,19 +226,8 @@ fn parity(
 }
 
 fn covers(declared: &str, name: &str) -> bool {
-    let geometry = ["packing", "per_device_train_batch_size", "gradient_accumulation_steps"];
+    let geometry = ["packing", "per_device_train_batch_size", "gradient_accumulation_steps", "batches"];
     declared == name
         || name.strip_prefix(declared).is_some_and(|rest| rest.starts_with('.'))
         || (declared == "packing" && geometry.contains(&name))
-}
-
-/// Losses of the first round that both have, on the steps whose batches are the same; `None` when the first is not.
-fn loss_gap(case: &Side<'_>, against: &Side<'_>) -> Option<LossGap> {
-    let ((a, _), (b, _)) = rounds(case, against).next()?;
-    let relative = |x: f64, y: f64| if x == y { 0.0 } else { (x - y).abs() / x.abs().max(y.abs()) };
-    let steps = a.steps.iter().zip(&b.steps).map(|(x, y)| (&x.event, &y.event));
-    let gaps: Vec<Option<f64>> =
-        steps.map(|(x, y)| (x.digest == y.digest).then(|| relative(x.loss, y.loss))).collect();
-    let first = *gaps.first()?.as_ref()?;
-    Some(LossGap { first, max: gaps.into_iter().flatten().fold(first, f64::max) })
 }

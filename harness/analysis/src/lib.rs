@@ -4,12 +4,14 @@
 //! last byte. The way of a trial: stored lines → [`TrialLog`] → [`mod@metrics`] and [`mod@judge`] → [`summary::RunSummary`] →
 //! [`report`]. A trial of kernels goes through [`kernels`].
 
+pub mod agreement;
 pub mod changepoint;
 pub mod claims;
 pub mod compare;
 mod division;
 mod format;
 pub mod gate;
+pub mod join;
 pub mod judge;
 pub mod kernels;
 pub mod metrics;
@@ -18,6 +20,7 @@ pub mod sequential;
 pub mod shapley;
 pub mod stats;
 pub mod summary;
+pub mod sweep;
 pub mod table;
 pub mod trial;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chronibench_protocol::{
     chain::Evidence,
     event::Precision,
-    record::{Case, Resolved, Skipped, Verdict},
+    record::{Case, Resolved, Skipped, TrialHeader, Verdict},
 };
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,7 @@ use crate::{
     },
     metrics::{TrialMetrics, metrics},
     stats::{Estimate, median, median_estimate},
+    sweep::{self, Cell, SweepSummary, sweeps},
     trial::TrialLog,
 };
 
@@ -50,6 +51,9 @@ pub struct RunSummary {
     pub comparisons: Vec<ComparisonSummary>,
     /// What each seam brings.
     pub ablations: Vec<AblationSummary>,
+    /// Arms that were tried with several sets of options.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sweeps: Vec<SweepSummary>,
     /// How the gain of all seams is divided among them, where a design measured that.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub divisions: Vec<DivisionSummary>,
@@ -125,6 +129,12 @@ pub struct TrialSummary {
     pub verdict: Verdict,
     /// Why it is not VALID.
     pub reasons: Vec<String>,
+    /// A fault of the machine ended it, and it was begun again: it is shown, and decides nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub superseded: bool,
+    /// What kept the GPU from being idle when it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_not_idle: Option<String>,
     /// Figures, also of a trial that is not VALID: they are stored, never averaged.
     pub metrics: TrialMetrics,
 }
@@ -180,35 +190,62 @@ pub struct AblationSummary {
     pub result: Compared,
 }
 
+impl RunSummary {
+    /// Whether a trial of `case` decides the run's verdict: not when it was begun again, nor when it is of a sweep's cell that is not
+    /// the best. What the best of a sweep needs is a cell that runs, not that all do.
+    pub fn decides(&self, case: &CaseSummary, trial: &TrialSummary) -> bool {
+        let spare = |s: &SweepSummary| {
+            s.best.as_ref().is_some_and(|b| *b != case.id) && s.cells.iter().any(|c| c.case == case.id)
+        };
+        !trial.superseded && !self.sweeps.iter().any(spare)
+    }
+
+    /// Verdicts of the trials that decide.
+    pub fn deciding(&self) -> impl Iterator<Item = Verdict> {
+        let all = self.cases.iter().flat_map(|c| c.trials.iter().map(move |t| (c, t)));
+        all.filter(|(c, t)| self.decides(c, t)).map(|(_, t)| t.verdict)
+    }
+}
+
 /// Judges, measures and compares all trials of a run. Partial runs give partial summaries.
 pub fn summarise(resolved: &Resolved, logs: &[TrialLog]) -> RunSummary {
     let (audits, logs): (Vec<&TrialLog>, Vec<&TrialLog>) = logs.iter().partition(|log| log.is_audit());
-    let of_case = |log: &TrialLog| audits.iter().copied().find(|a| a.case() == log.case());
-    let trial = |log| Trial { log, judgement: judge_with(log, of_case(log)), metrics: metrics(log) };
-    let trials: Vec<Trial<'_>> = logs.iter().copied().map(trial).collect();
+    let trials: Vec<Trial<'_>> = logs.iter().map(|log| Trial::of(log, &logs, &audits)).collect();
     let sides: Vec<Side<'_>> = resolved.cases.iter().map(|case| side(case, &trials)).collect();
-    let find = |id: &str| sides.iter().find(|s| s.case.id == id);
-    let comparisons: Vec<ComparisonSummary> =
-        resolved.comparisons.iter().map(|c| comparison(c, &find)).collect();
-    let ablations: Vec<AblationSummary> = sides.iter().filter_map(|s| ablation(s, &find)).collect();
+    let cell = |case| Cell { case, trials: own(case, &trials).map(Trial::summary).collect() };
+    let sweeps = sweeps(&resolved.cases.iter().map(cell).collect::<Vec<_>>());
+    let find = |id: &str| sweep::find(id, &sides, &sweeps);
     let known = |t: &&Trial<'_>| resolved.cases.iter().any(|c| c.id == t.log.case());
-    let worst_trial = trials.iter().map(|t| t.judgement.verdict).max();
-    let compared = comparisons.iter().map(|c| &c.result).chain(ablations.iter().map(|a| &a.result));
-    RunSummary {
+    let counted = |t: &&Trial<'_>| !t.superseded;
+    let strays = trials.iter().filter(|t| !known(t));
+    let worst_stray = strays.clone().map(|t| t.judgement.verdict).max();
+    let mut summary = RunSummary {
         schema: SCHEMA.into(),
         name: resolved.name.clone(),
-        verdict: compared.filter_map(|r| r.verdict).max().max(worst_trial),
-        trials_planned: resolved.order.len(),
-        trials_stored: logs.len(),
+        verdict: None,
+        trials_planned: planned(resolved, &sweeps),
+        trials_stored: trials.iter().filter(counted).count(),
         trials_valid: trials.iter().filter(|t| t.judgement.verdict == Verdict::Valid).count(),
-        strays: trials.iter().filter(|t| !known(t)).map(|t| t.id()).collect(),
+        strays: strays.map(|t| t.id()).collect(),
         cases: resolved.cases.iter().map(|c| case_summary(c, &trials, &audits)).collect(),
-        comparisons,
-        ablations,
+        comparisons: resolved.comparisons.iter().map(|c| comparison(c, &find)).collect(),
+        ablations: sides.iter().filter_map(|s| ablation(s, &find)).collect(),
         divisions: division::divisions(&sides),
         skipped: resolved.skipped.clone(),
+        sweeps,
         evidence: None,
-    }
+    };
+    let compared = summary.comparisons.iter().map(|c| &c.result);
+    let compared =
+        compared.chain(summary.ablations.iter().map(|a| &a.result)).filter_map(|r| r.verdict).max();
+    summary.verdict = compared.max(summary.deciding().max()).max(worst_stray);
+    summary
+}
+
+/// Trials of the order, without those of a best cell that no sweep can have any more.
+fn planned(resolved: &Resolved, sweeps: &[SweepSummary]) -> usize {
+    let barren = |id: &String| sweeps.iter().any(|s| s.id == *id && s.best.is_none() && s.is_complete());
+    resolved.order.iter().filter(|id| !barren(id)).count()
 }
 
 /// A trial with what is made of it.
@@ -216,9 +253,21 @@ struct Trial<'a> {
     log: &'a TrialLog,
     judgement: Judgement,
     metrics: TrialMetrics,
+    superseded: bool,
 }
 
-impl Trial<'_> {
+impl<'a> Trial<'a> {
+    fn of(log: &'a TrialLog, all: &[&TrialLog], audits: &[&TrialLog]) -> Self {
+        let later = |a: &TrialHeader, b: &TrialHeader| {
+            a.case == b.case && a.round == b.round && a.attempt > b.attempt
+        };
+        let header = log.header.as_deref();
+        let superseded =
+            header.is_some_and(|h| all.iter().filter_map(|l| l.header.as_deref()).any(|o| later(o, h)));
+        let audit = audits.iter().copied().find(|a| a.case() == log.case());
+        Self { log, judgement: judge_with(log, audit), metrics: metrics(log), superseded }
+    }
+
     fn id(&self) -> String {
         self.log.header.as_ref().map_or("(a log without a header)".into(), |h| h.spec.trial_id.clone())
     }
@@ -231,13 +280,19 @@ impl Trial<'_> {
             position: header.map_or(0, |h| h.position),
             verdict: self.judgement.verdict,
             reasons: self.judgement.reasons.iter().map(ToString::to_string).collect(),
+            superseded: self.superseded,
+            gpu_not_idle: header.and_then(|h| h.gpu_not_idle.clone()),
             metrics: self.metrics.clone(),
         }
     }
 }
 
+fn own<'t, 'a>(case: &'t Case, trials: &'t [Trial<'a>]) -> impl Iterator<Item = &'t Trial<'a>> {
+    trials.iter().filter(|t| t.log.case() == case.id)
+}
+
 fn side<'a>(case: &'a Case, trials: &'a [Trial<'a>]) -> Side<'a> {
-    let own = || trials.iter().filter(|t| t.log.case() == case.id);
+    let own = || own(case, trials).filter(|t| !t.superseded);
     let valid = own().filter(|t| t.judgement.verdict == Verdict::Valid);
     Side {
         case,
@@ -247,7 +302,7 @@ fn side<'a>(case: &'a Case, trials: &'a [Trial<'a>]) -> Side<'a> {
 }
 
 fn case_summary(case: &Case, trials: &[Trial<'_>], audits: &[&TrialLog]) -> CaseSummary {
-    let own: Vec<&Trial<'_>> = trials.iter().filter(|t| t.log.case() == case.id).collect();
+    let own: Vec<&Trial<'_>> = own(case, trials).collect();
     let valid: Vec<&TrialMetrics> =
         own.iter().filter(|t| t.judgement.verdict == Verdict::Valid).map(|t| &t.metrics).collect();
     let values =
@@ -259,7 +314,7 @@ fn case_summary(case: &Case, trials: &[Trial<'_>], audits: &[&TrialLog]) -> Case
         id: case.id.clone(),
         arm: case.arm.clone(),
         axes: case.axes.clone(),
-        verdict: own.iter().map(|t| t.judgement.verdict).max(),
+        verdict: own.iter().filter(|t| !t.superseded).map(|t| t.judgement.verdict).max(),
         valid: valid.len(),
         precision: hello.map(|h| h.precision.clone()),
         kernel_plan: hello.map(|h| h.kernel_plan.clone()).unwrap_or_default(),
@@ -290,14 +345,20 @@ fn comparison<'f>(
     asked: &chronibench_protocol::record::Comparison,
     find: &Find<'f, '_>,
 ) -> ComparisonSummary {
-    let result = match (find(&asked.case), find(&asked.against)) {
-        (Some(a), Some(b)) => compare(a, b, &asked.declared_differences, a.case.arm == b.case.arm),
+    let (case, against) = (find(&asked.case), find(&asked.against));
+    let result = match (case, against) {
+        (Some(a), Some(b)) => {
+            let sets = [a, b].into_iter().filter_map(|s| s.case.sweep.as_ref()).flat_map(|s| s.sets.clone());
+            let declared: Vec<String> = asked.declared_differences.iter().cloned().chain(sets).collect();
+            compare(a, b, &declared, a.case.arm == b.case.arm)
+        }
         (a, _) => absent(if a.is_none() { &asked.case } else { &asked.against }),
     };
+    let named = |side: Option<&Side<'_>>, asked: &str| side.map_or(asked, |s| &s.case.id).to_string();
     ComparisonSummary {
         label: asked.label.clone(),
-        case: asked.case.clone(),
-        against: asked.against.clone(),
+        case: named(case, &asked.case),
+        against: named(against, &asked.against),
         target: asked.target,
         outcome: asked.target.zip(result.speed).map(|(target, ratio)| outcome(target, &ratio)),
         result,
@@ -338,5 +399,8 @@ fn ablation<'f>(off: &Side<'_>, find: &Find<'f, '_>) -> Option<AblationSummary> 
 }
 
 fn absent(id: &str) -> Compared {
-    Compared { reasons: vec![format!("{id} is not part of this run")], ..Compared::default() }
+    Compared {
+        reasons: vec![format!("{id} is not part of this run, or no cell of its sweep is valid")],
+        ..Compared::default()
+    }
 }

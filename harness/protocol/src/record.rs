@@ -3,19 +3,21 @@
 //! A stored trial begins with [`Line::Trial`], then holds the arm's events and the samples in order of arrival, and
 //! ends with [`Line::Ledger`], [`Line::Weights`], [`Line::Audit`] and [`Line::Exit`]. Every attempt is stored, failures included.
 
-use std::collections::BTreeMap;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    audit::{AuditArgs, Findings},
+    audit::Findings,
     event::{Event, TensorInfo, TokenCounts},
     kernels::KernelHeader,
     spec::Spec,
 };
 pub use crate::{
     data::ResolvedData,
+    resolved::{
+        Ablation, BatchArgs, Case, Comparison, Factorial, Packing, Resolved, ResolvedModel, Skipped,
+        SweepCell,
+    },
     sample::{GpuSample, Sample},
 };
 
@@ -84,9 +86,19 @@ pub struct TrialHeader {
     pub tokens_sha256: String,
     /// Size of the model, for the FLOP model.
     pub model: ModelShape,
+    /// How often this trial was begun before, and ended by a fault of the machine.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub attempt: u32,
+    /// What kept the GPU from being idle when the trial began, after waiting for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_not_idle: Option<String>,
     /// The adapter and the environment of a rival.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rival: Option<RivalRecord>,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// What of a rival's program the harness knows by itself.
@@ -163,7 +175,7 @@ pub enum Presence {
 }
 
 /// How a trial's process ended.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Exit {
     /// Exit code, if it exited.
     pub code: Option<i32>,
@@ -172,6 +184,12 @@ pub struct Exit {
     /// The harness killed it at its time limit of this many seconds.
     #[serde(default)]
     pub timed_out_after_s: Option<f64>,
+    /// Why else the harness ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_for: Option<String>,
+    /// Processes of the harness's control group that the kernel killed meanwhile for want of memory, where it counts them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_kills: Option<u64>,
     /// Spawn to end, nanoseconds.
     pub wall_ns: u64,
     /// Last lines of standard error.
@@ -192,206 +210,4 @@ pub enum Verdict {
     Error,
     /// The arm was killed at its time limit.
     Timeout,
-}
-
-/// A scenario with its defaults filled in and its matrix expanded: `resolved.yaml`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Resolved {
-    /// `chronibench.resolved/1`.
-    pub schema: String,
-    /// Short name, used in folder names.
-    pub name: String,
-    /// One line.
-    pub title: String,
-    /// A paragraph for the report.
-    #[serde(default)]
-    pub description: String,
-    /// Hash of the scenario file as read.
-    pub scenario_sha256: String,
-    /// Data set facts.
-    pub data: ResolvedData,
-    /// Model facts.
-    pub model: ResolvedModel,
-    /// Trials of every case.
-    pub trials: u32,
-    /// Seconds after which a trial is killed.
-    pub timeout_s: f64,
-    /// Steps.
-    pub measure: crate::spec::Measure,
-    /// Every case, in the scenario's order.
-    pub cases: Vec<Case>,
-    /// Case ids in the order in which the trials run, all rounds.
-    pub order: Vec<String>,
-    /// Ratios that the report states.
-    #[serde(default)]
-    pub comparisons: Vec<Comparison>,
-    /// What is looked into beside.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub audit: Option<AuditArgs>,
-    /// Arms or cases left out, and why.
-    #[serde(default)]
-    pub skipped: Vec<Skipped>,
-}
-
-/// The model of a run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ResolvedModel {
-    /// The config as the scenario names it.
-    pub config: String,
-    /// Hash of that file.
-    pub sha256: String,
-    /// Seed of the starting weights.
-    pub init_seed: u64,
-    /// Steps of full fine-tuning that the starting weights got first, shared by all arms.
-    pub pretrain_steps: u32,
-}
-
-/// One cell of the matrix for one arm.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Case {
-    /// `arm/axis value/axis value…`, unique.
-    pub id: String,
-    /// Arm name.
-    pub arm: String,
-    /// Program that runs it: `native`, `candle`, `mock`, or a rival.
-    pub runner: String,
-    /// Axis → value name, e.g. `method: lora`.
-    pub axes: BTreeMap<String, String>,
-    /// Full or LoRA.
-    pub method: crate::spec::Method,
-    /// Optimizer and schedule.
-    pub train: crate::spec::TrainArgs,
-    /// Batch geometry.
-    pub batch: BatchArgs,
-    /// Seam → variant.
-    pub kernels: BTreeMap<String, String>,
-    /// Where it runs: `cpu`, `cuda` or `cuda:N`.
-    #[serde(default = "cpu", skip_serializing_if = "is_cpu")]
-    pub device: String,
-    /// A rival's own settings, all of them.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub options: BTreeMap<String, serde_json::Value>,
-    /// Number formats.
-    #[serde(default, skip_serializing_if = "crate::spec::PrecisionArgs::is_default")]
-    pub precision: crate::spec::PrecisionArgs,
-    /// What is kept from the forward to the backward pass.
-    #[serde(default, skip_serializing_if = "crate::spec::Recompute::is_default")]
-    pub recompute: crate::spec::Recompute,
-    /// Inputs of blocks wait for the backward pass in the host's memory.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub offload: bool,
-    /// Most that the plan of memory may come to, GB.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_limit_gb: Option<f64>,
-    /// For an ablation: the case this one is to be compared with, and the seam that is off.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ablation: Option<Ablation>,
-}
-
-fn cpu() -> String {
-    "cpu".into()
-}
-
-fn is_cpu(device: &str) -> bool {
-    device == "cpu"
-}
-
-/// How samples become batches.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct BatchArgs {
-    /// How rows are filled.
-    pub packing: Packing,
-    /// Rows of one micro-batch: samples without packing, bins with it.
-    pub per_device_train_batch_size: u32,
-    /// Micro-batches of one optimizer step.
-    #[serde(default = "one")]
-    pub gradient_accumulation_steps: u32,
-}
-
-fn one() -> u32 {
-    1
-}
-
-/// Packing strategies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Packing {
-    /// One sample a row, padded to the longest of its micro-batch.
-    None,
-    /// Best-fit decreasing.
-    Bfd,
-    /// First-fit in the given order.
-    Ff,
-    /// No padding: all samples of a micro-batch in one row (TRL's `padding_free`).
-    PaddingFree,
-}
-
-impl Packing {
-    /// The name used in scenarios and plans.
-    pub fn name(self) -> &'static str {
-        match self {
-            Packing::None => "none",
-            Packing::Bfd => "bfd",
-            Packing::Ff => "ff",
-            Packing::PaddingFree => "padding_free",
-        }
-    }
-}
-
-/// One seam switched off.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Ablation {
-    /// Case with every seam on.
-    pub of: String,
-    /// The seam at its unfused variant here, several joined by `+`, or `all`.
-    pub off: String,
-    /// Of the case with every seam of a factorial or sampled design off: the design.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub design: Option<Factorial>,
-}
-
-/// A design in which seams are off in many combinations, so that the gain can be divided among them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Factorial {
-    /// The seams, in the order in which the plot turns them on.
-    pub seams: Vec<String>,
-    /// Orders whose coalitions are measured, as indices of `seams`; every coalition where there is none.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub orders: Vec<Vec<usize>>,
-}
-
-/// A ratio of two cases that the report states.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Comparison {
-    /// What the reader is told.
-    pub label: String,
-    /// Case whose figure is divided.
-    pub case: String,
-    /// Case it is divided by.
-    pub against: String,
-    /// The least ratio hoped for, if any; the report says whether it was reached.
-    #[serde(default)]
-    pub target: Option<f64>,
-    /// Differences between the two that are meant, e.g. `packing`.
-    #[serde(default)]
-    pub declared_differences: Vec<String>,
-}
-
-/// Something that did not run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Skipped {
-    /// Arm or case.
-    pub what: String,
-    /// Why.
-    pub why: String,
-    /// How to get it.
-    pub hint: String,
 }

@@ -77,7 +77,7 @@ fn one_step(spec: &Spec, plan: &BatchPlan, ahead: &[u32], second: &[u32], dir: &
 }
 
 fn step(bench: &Bench<'_>, turn: Turn<'_>, spec: &Spec, dir: &Path) -> Result<(f64, PathBuf)> {
-    let steps = bench.child(&turn.case.runner, Some(&turn.case.arm), spec, dir)?.map_err(|why| {
+    let steps = bench.child(&turn.case.runner, Some(turn.arm()), spec, dir)?.map_err(|why| {
         Error::new(Exit::Trial, format!("the arm failed on two documents: {why}"), "isolation")
     })?;
     let loss = steps.first().map(|s| s.loss).unwrap_or(f64::NAN);

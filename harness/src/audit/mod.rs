@@ -86,7 +86,7 @@ impl Audits {
     /// The turn of a case's audit trial; none for an arm that trains nothing and says so.
     pub fn turn<'c>(&self, position: usize, case: &'c Case) -> Option<Turn<'c>> {
         let audit = Some(self.args.steps);
-        trains(case).then_some(Turn { case, round: 0, position: position as u32, audit })
+        trains(case).then_some(Turn { audit, ..Turn::first(case, position as u32) })
     }
 
     /// What the files and events of a trial tell, while the files are there.

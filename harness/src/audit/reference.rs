@@ -112,7 +112,7 @@ fn make(bench: &Bench<'_>, case: &Case, device: &str, steps: u32, folder: &Path)
         recompute: Default::default(),
         offload: false,
         memory_limit_gb: None,
-        ..bench.spec(Turn { case, round: 0, position: 0, audit: Some(steps) }, folder)
+        ..bench.spec(Turn { audit: Some(steps), ..Turn::first(case, 0) }, folder)
     };
     let (losses, grad_norms) = bench
         .child("native", None, &spec, folder)?

@@ -104,9 +104,11 @@ fn rounds(then: &RunSummary, cases: &[String], looks: &mut Vec<u32>, dir: &Path)
 }
 
 fn trials(setup: &mut Setup, rounds: u32, out: &Path) -> Result<RunSummary> {
-    let ids: Vec<String> = setup.resolved.cases.iter().map(|c| c.id.clone()).collect();
+    // Cells of a sweep are repeated as what they are, each.
+    setup.resolved.cases.iter_mut().for_each(|c| c.sweep = None);
+    let cases = setup.resolved.cases.len();
     setup.resolved.trials = rounds;
-    setup.resolved.order = interleaved(&ids, rounds);
+    setup.resolved.order = interleaved(&setup.resolved.cases, rounds);
     let gpu = Gpu::open().ok();
     let expect = HfConfig::load(&setup.config)?;
     let store = Store::create(out, &setup.resolved, &environment::describe(gpu.as_ref())?)?;
@@ -115,8 +117,7 @@ fn trials(setup: &mut Setup, rounds: u32, out: &Path) -> Result<RunSummary> {
     let bench = Bench { setup, inputs: &inputs, expect: &expect, folder, gpu: gpu.as_ref(), run_id };
     for (position, id) in setup.resolved.order.iter().enumerate() {
         let case = setup.resolved.cases.iter().find(|c| c.id == *id).expect("the order names cases");
-        let turn =
-            Turn { case, round: (position / ids.len()) as u32, position: position as u32, audit: None };
+        let turn = Turn { round: (position / cases) as u32, ..Turn::first(case, position as u32) };
         store.add(&bench.run(turn, None, &mut |_| {})?)?;
     }
     inputs.delete_weights()?;

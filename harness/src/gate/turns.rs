@@ -106,7 +106,7 @@ impl Turns {
             gpu: self.gpu.as_ref(),
             run_id: self.store.run_id()?,
         };
-        let turn = Turn { case, round, position, audit: None };
+        let turn = Turn { round, ..Turn::first(case, position) };
         self.store.add(&bench.run(turn, None, &mut |_| {})?)?;
         self.setup.resolved.order.push(case.id.clone());
         Ok(())

@@ -17,6 +17,7 @@ use nix::{
     unistd::Pid,
 };
 
+use super::orphans::{self, Mark};
 use crate::{
     error::{AtPath, Error, Exit, Result},
     interrupt,
@@ -38,6 +39,7 @@ pub struct Worker {
     child: std::process::Child,
     started: Instant,
     ended: bool,
+    mark: Mark,
 }
 
 impl Worker {
@@ -69,12 +71,16 @@ impl Worker {
     ) -> Result<Self> {
         let log = |name: &str| {
             let path = dir.join(name);
-            File::create(&path).at(&path)
+            // Appended to, so that cutting a log while it grows moves the writer back too.
+            File::options().create(true).append(true).open(&path).at(&path)
         };
+        orphans::adopt();
+        let mark = Mark::new();
         let child = Command::new(program)
             .args(args)
             .envs(ENVIRONMENT)
             .env_remove("CANDLE_NUM_THREADS")
+            .envs([mark.variable()])
             .envs(variables.iter().map(|(name, value)| (name, value)))
             .envs(threads.map(|n| ("RAYON_NUM_THREADS", n.to_string())))
             .current_dir(dir)
@@ -84,7 +90,7 @@ impl Worker {
             .process_group(0)
             .spawn()
             .at(program)?;
-        Ok(Self { child, started: Instant::now(), ended: false })
+        Ok(Self { child, started: Instant::now(), ended: false, mark })
     }
 
     /// Process id.
@@ -112,7 +118,10 @@ impl Worker {
         // An empty group is as good as an ended one.
         let _ = killpg(self.group(), Signal::SIGKILL);
         self.ended = true;
-        self.child.wait().at(Path::new("worker"))
+        let status = self.child.wait().at(Path::new("worker"));
+        // Those that left the group have become children of this process.
+        orphans::end(&self.mark);
+        status
     }
 
     fn group(&self) -> Pid {

@@ -3,11 +3,22 @@
 use chronibench_protocol::record::GpuSample;
 use nvml_wrapper::{
     Nvml,
+    bitmasks::device::ThrottleReasons,
     enum_wrappers::device::{Clock, TemperatureSensor},
     enums::device::UsedGpuMemory,
     error::NvmlError,
 };
 use serde_json::{Value, json};
+
+/// Above this use by somebody unseen a GPU is not idle.
+const BUSY_PERCENT: u32 = 5;
+/// Above this temperature the next trial waits: clocks fall at 85 to 90 °C.
+const HOT_C: u32 = 75;
+/// Reasons of throttling that are no choice of the administrator's and no mere idleness.
+const SLOWED: ThrottleReasons = ThrottleReasons::HW_SLOWDOWN
+    .union(ThrottleReasons::SW_THERMAL_SLOWDOWN)
+    .union(ThrottleReasons::HW_THERMAL_SLOWDOWN)
+    .union(ThrottleReasons::HW_POWER_BRAKE_SLOWDOWN);
 
 /// The machine's first GPU.
 pub struct Gpu {
@@ -46,6 +57,26 @@ impl Gpu {
             temp_c: d.temperature(TemperatureSensor::Gpu).unwrap_or(0),
             throttle_mask: d.current_throttle_reasons().map_or(0, |r| r.bits()),
         })
+    }
+
+    /// What keeps it from being idle, if anything does. A program of another container may be seen by its use of the GPU alone.
+    pub fn busy(&self) -> Option<String> {
+        let d = self.nvml.device_by_index(0).ok()?;
+        let others = d.running_compute_processes().unwrap_or_default();
+        if !others.is_empty() {
+            let pids: Vec<String> = others.iter().map(|p| p.pid.to_string()).collect();
+            return Some(format!("other programs are on it (process {})", pids.join(", ")));
+        }
+        let used = d.utilization_rates().map_or(0, |u| u.gpu);
+        if used > BUSY_PERCENT {
+            return Some(format!("it is in use ({used} %)"));
+        }
+        let temp = d.temperature(TemperatureSensor::Gpu).unwrap_or(0);
+        if temp > HOT_C {
+            return Some(format!("it is hot ({temp} °C, {HOT_C} °C at most)"));
+        }
+        let throttled = d.current_throttle_reasons().ok()?.intersection(SLOWED);
+        (!throttled.is_empty()).then(|| format!("it is throttled (reasons {:#x})", throttled.bits()))
     }
 
     /// Facts for the record.

@@ -2,6 +2,10 @@
 
 pub mod child;
 pub mod gpu;
+pub mod idle;
+mod logs;
+mod memory;
+mod orphans;
 pub mod sample;
 mod tail;
 pub mod watch;
@@ -54,16 +58,34 @@ pub struct Turn<'a> {
     pub round: u32,
     /// Place in the order, from 0.
     pub position: u32,
+    /// How often it was begun before.
+    pub attempt: u32,
+    /// What keeps the GPU from being idle.
+    pub gpu_not_idle: Option<&'a str>,
     /// Steps of an audit trial; none for one that is measured.
     pub audit: Option<u32>,
 }
 
-impl Turn<'_> {
+impl<'a> Turn<'a> {
+    /// The first trial of a case, in its own place.
+    pub fn first(case: &'a Case, position: u32) -> Self {
+        Self { case, round: 0, position, attempt: 0, gpu_not_idle: None, audit: None }
+    }
+
+    /// The arm, with its sweep's values: what scripts are filed under.
+    pub fn arm(&self) -> &'a str {
+        match &self.case.sweep {
+            None => &self.case.arm,
+            Some(_) => self.case.id.split('/').next().expect("a split has a first part"),
+        }
+    }
+
     /// Unique in the run, and a file name.
     pub fn trial_id(&self) -> String {
         let case = self.case.id.replace('/', "_");
+        let again = if self.attempt > 0 { format!(".retry{}", self.attempt) } else { String::new() };
         match self.audit {
-            None => format!("{:03}-{case}", self.position),
+            None => format!("{:03}-{case}{again}", self.position),
             Some(_) => format!("audit-{case}"),
         }
     }
@@ -86,7 +108,7 @@ impl Bench<'_> {
         write_spec(&spec, &dir)?;
         let mut lines = Record::new(&self.run_id, &turn.trial_id());
         lines.push(Line::Trial(Box::new(self.header(turn, &spec))));
-        let exit = self.watch(&turn.case.runner, Some(&turn.case.arm), &dir, &mut |line| {
+        let exit = self.watch(&turn.case.runner, Some(turn.arm()), &dir, &mut |line| {
             if let Line::Event { event, .. } = &line {
                 on_event(event);
             }
@@ -101,6 +123,7 @@ impl Bench<'_> {
             lines.push(Line::Audit(Box::new(audits.findings(self, turn, &spec, &lines)?)));
         }
         lines.push(Line::Exit(exit));
+        logs::keep(&dir, self.folder, &turn.trial_id())?;
         std::fs::remove_dir_all(&dir).at(&dir)?;
         Ok(lines)
     }
@@ -175,6 +198,8 @@ impl Bench<'_> {
             expected_trainable: self.expect.trainable(&spec.method),
             tokens_sha256: self.inputs.tokens_sha256.clone(),
             model: self.expect.shape(),
+            attempt: turn.attempt,
+            gpu_not_idle: turn.gpu_not_idle.map(String::from),
             rival: self.rival(&turn.case.runner).map(|(rival, environment)| environment.record(rival)),
         }
     }
@@ -232,7 +257,7 @@ impl Bench<'_> {
             let variables = environment.variables(threads);
             return Worker::spawn_with(&environment.python, &argv, dir, threads, &variables);
         }
-        let program = match arm.and_then(|arm| self.setup.programs.get(arm)) {
+        let program = match arm.and_then(|arm| self.setup.programs.get(without_values(arm))) {
             Some(program) => program.clone(),
             None => child::this_program()?,
         };
@@ -251,7 +276,7 @@ impl Bench<'_> {
         if let Some(script) = arm.and_then(|arm| self.setup.scripts.get(arm)) {
             argv.extend(["--script".into(), serde_json::to_string(script).expect("plain data")]);
         }
-        if let Some(cheat) = arm.and_then(|arm| self.setup.cheats.get(arm)) {
+        if let Some(cheat) = arm.and_then(|arm| self.setup.cheats.get(without_values(arm))) {
             argv.extend(["--cheat".into(), serde_json::to_string(cheat).expect("plain data")]);
         }
         argv
@@ -261,6 +286,11 @@ impl Bench<'_> {
 fn write_spec(spec: &Spec, dir: &Path) -> Result<()> {
     let path = dir.join("spec.json");
     std::fs::write(&path, serde_json::to_vec_pretty(spec).expect("plain data")).at(&path)
+}
+
+/// An arm's name without its sweep's values.
+fn without_values(arm: &str) -> &str {
+    arm.split('@').next().unwrap_or(arm)
 }
 
 /// What every arm is given, whatever its program.

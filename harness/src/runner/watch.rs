@@ -1,12 +1,13 @@
 //! A child process watched from its start to its end.
 
-use std::{os::unix::process::ExitStatusExt, path::Path, process::ExitStatus, time::Duration};
+use std::{os::unix::process::ExitStatusExt, path::Path, time::Duration};
 
 use chronibench_protocol::record::{Exit, Line};
 
 use super::{
     child::{self, Worker},
     gpu::Gpu,
+    logs, memory,
     sample::Sampler,
     tail::Tail,
 };
@@ -26,7 +27,8 @@ pub fn watch(
     let mut tail = Tail::new(&dir.join("events.jsonl"));
     let mut sampler = Sampler::new(worker.pid(), gpu)?;
     let mut next_look = Duration::ZERO;
-    let mut timed_out_after_s = None;
+    let (mut timed_out_after_s, mut ended_for) = (None, None);
+    let kills = memory::kills();
     let status = loop {
         if interrupt::requested() {
             worker.end()?;
@@ -41,6 +43,11 @@ pub fn watch(
             break worker.end()?;
         }
         tail.lines(now.as_nanos() as u64)?.into_iter().for_each(&mut *collect);
+        ended_for = tail.flooded();
+        if ended_for.is_some() {
+            break worker.end()?;
+        }
+        logs::trim(dir)?;
         if now >= next_look {
             collect(Line::Sample(sampler.look(now)));
             next_look = now + interval;
@@ -49,15 +56,14 @@ pub fn watch(
     };
     let wall_ns = worker.elapsed().as_nanos() as u64;
     tail.rest(wall_ns)?.into_iter().for_each(&mut *collect);
-    Ok(exit(status, timed_out_after_s, wall_ns, dir))
-}
-
-fn exit(status: ExitStatus, timed_out_after_s: Option<f64>, wall_ns: u64, dir: &Path) -> Exit {
-    Exit {
+    ended_for = ended_for.or(tail.flooded());
+    Ok(Exit {
         code: status.code(),
         signal: status.signal(),
         timed_out_after_s,
+        ended_for,
+        oom_kills: memory::kills().zip(kills).map(|(now, then)| now.saturating_sub(then)),
         wall_ns,
         stderr_tail: child::stderr_tail(dir),
-    }
+    })
 }

@@ -11,9 +11,10 @@ use super::{
     factorial,
     kernels::Seams,
     located::{Ordered, Word},
-    raw::{Raw, RawArm, Runner, Settings},
+    raw::{Raw, RawArm, RawOptions, Runner, Settings},
     rivals, settings,
     source::Source,
+    sweep::{self, Swept},
 };
 use crate::error::{Error, Exit, Result};
 
@@ -33,18 +34,25 @@ pub fn expand(raw: &Raw, source: &Source, seams: &Seams) -> Result<Vec<Case>> {
     check_size(raw, source)?;
     let mut cases = Vec::new();
     for (arm, def) in &raw.arms.0 {
-        let kernels = match def.runner {
-            Runner::Native => seams.resolve(&def.kernels, source)?,
+        let swept = sweep::expand(def);
+        if swept.is_empty() {
+            let e = source.error(Exit::Usage, arm.place, "an axis of the sweep has no value");
+            return Err(e.hint("give every axis of `sweep` at least one value"));
+        }
+        let kernels = |def: &RawArm| match def.runner {
+            Runner::Native => seams.resolve(&def.kernels, source),
             other => {
                 only_native(arm, def, source)?;
-                no_kernels(&def.kernels, other, source)?
+                no_kernels(&def.kernels, other, source)
             }
         };
-        let options = rivals::options(arm, def, raw, source)?;
-        for combination in combinations(&raw.matrix) {
-            let case = Combination { arm: arm.as_str(), values: combination };
-            if case.wanted(raw) {
-                let case = case.into_case(raw, source, def, (&kernels, &options))?;
+        let options = |s: &Swept<'_>| rivals::options(arm, &s.def, raw, source);
+        let plans: Vec<_> =
+            swept.iter().map(|s| Ok((kernels(&s.def)?, options(s)?))).collect::<Result<Vec<_>>>()?;
+        for values in combinations(&raw.matrix) {
+            let case = Combination { arm: arm.as_str(), values };
+            for (swept, plan) in swept.iter().zip(&plans).filter(|_| case.wanted(raw)) {
+                let case = case.to_case(raw, source, swept, plan)?;
                 rivals::check_case(&case, source)?;
                 cases.push(case);
             }
@@ -61,7 +69,8 @@ pub fn expand(raw: &Raw, source: &Source, seams: &Seams) -> Result<Vec<Case>> {
 
 /// The comparisons of the scenario, checked against its cases.
 pub fn comparisons(raw: &Raw, source: &Source, cases: &[Case]) -> Result<Vec<Comparison>> {
-    let ids: Vec<&str> = cases.iter().map(|c| c.id.as_str()).collect();
+    let mut ids: Vec<&str> = cases.iter().map(|c| c.id.as_str()).collect();
+    ids.extend(cases.iter().filter_map(|c| c.sweep.as_ref()).map(|s| s.of.as_str()));
     let known = |w: &Word| match ids.contains(&w.as_str()) {
         true => Ok(w.text.clone()),
         false => Err(source.unknown("case", w, &ids)),
@@ -101,17 +110,18 @@ impl Combination<'_> {
         kept && !raw.exclude.iter().any(|p| self.matches(p))
     }
 
-    fn into_case(
-        self,
+    fn to_case(
+        &self,
         raw: &Raw,
         source: &Source,
-        def: &RawArm,
-        (kernels, options): (&BTreeMap<String, String>, &Options),
+        swept: &Swept<'_>,
+        (kernels, options): &(BTreeMap<String, String>, Options),
     ) -> Result<Case> {
         let values: Vec<&str> = self.values.iter().map(|(_, v, _)| *v).collect();
-        let id = format!("{}/{}", self.arm, values.join("/"));
+        let id = format!("{}/{}", swept.name(self.arm), values.join("/"));
         let parts: Vec<&Settings> = self.values.iter().map(|(_, _, s)| *s).collect();
-        let merged = settings::merge(&parts, &raw.train, source, &id)?;
+        let merged = settings::merge(&parts, &swept.settings(), &raw.train, source, &id)?;
+        let def = &swept.def;
         Ok(Case {
             id,
             arm: self.arm.to_string(),
@@ -128,6 +138,7 @@ impl Combination<'_> {
             offload: def.offload,
             memory_limit_gb: def.memory_limit_gb,
             ablation: None,
+            sweep: swept.cell(format!("{}/{}", self.arm, values.join("/"))),
         })
     }
 }
@@ -257,7 +268,14 @@ fn check_pick(pick: &Ordered<Word>, raw: &Raw, source: &Source, arm_allowed: boo
 fn check_names(raw: &Raw, source: &Source) -> Result<()> {
     let arms = raw.arms.0.iter().map(|(k, _)| k);
     let axes = raw.matrix.0.iter().flat_map(|(k, v)| std::iter::once(k).chain(v.0.iter().map(|(k, _)| k)));
-    for word in std::iter::once(&raw.name).chain(arms).chain(axes) {
+    let named = |all: &'_ Ordered<Ordered<RawOptions>>| -> Vec<Word> {
+        all.0
+            .iter()
+            .flat_map(|(k, v)| std::iter::once(k).chain(v.0.iter().map(|(k, _)| k)).cloned())
+            .collect()
+    };
+    let swept: Vec<Word> = raw.arms.0.iter().flat_map(|(_, arm)| named(&arm.sweep)).collect();
+    for word in std::iter::once(&raw.name).chain(arms).chain(axes).chain(&swept) {
         let fine = |c: char| c.is_ascii_alphanumeric() || "-.+".contains(c);
         if word.text.is_empty() || word.text.starts_with('.') || !word.text.chars().all(fine) {
             return Err(source

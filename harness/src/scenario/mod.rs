@@ -5,12 +5,14 @@ pub mod factorial;
 pub mod kernels;
 pub mod located;
 pub mod matrix;
+pub mod mock;
 pub mod order;
 pub mod raw;
 pub mod resolve;
 pub mod rivals;
 pub mod settings;
 pub mod source;
+pub mod sweep;
 
 use std::path::{Path, PathBuf};
 

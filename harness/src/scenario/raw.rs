@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use super::mock::{Behaviour, MockScript};
 use super::{
     cheat::Cheat,
     located::{Ordered, Word},
@@ -45,6 +46,10 @@ pub struct Raw {
     /// Seconds after which a trial is killed.
     #[serde(default = "default_timeout")]
     pub timeout_s: f64,
+    /// How often a trial that a fault of the machine ended (a GPU held by somebody else, a lost file system) is begun again; every
+    /// attempt is stored.
+    #[serde(default = "default_retries")]
+    pub retries: u32,
     /// Worker threads of every arm; all cores when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
@@ -74,6 +79,10 @@ pub struct Raw {
 
 fn default_timeout() -> f64 {
     600.0
+}
+
+fn default_retries() -> u32 {
+    1
 }
 
 /// Model and starting weights.
@@ -190,6 +199,33 @@ pub struct RawArm {
     /// A lie that the native arm tells on a processor, to test the audits; never for a measurement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cheat: Option<Cheat>,
+    /// Axis → value name → options: the arm is tried with every combination, and comparisons take the best.
+    #[serde(default)]
+    pub sweep: Ordered<Ordered<RawOptions>>,
+}
+
+/// What one value of a sweep's axis changes of an arm and of its cases.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawOptions {
+    /// In place of what the matrix says, e.g. `packing` and `per_device_train_batch_size`.
+    pub settings: Settings,
+    /// Seam → variant, over the arm's own.
+    pub kernels: Ordered<Word>,
+    /// Number formats, over the arm's own.
+    #[serde(skip_serializing_if = "PrecisionArgs::is_default")]
+    pub precision: PrecisionArgs,
+    /// A rival's own options, over the arm's.
+    pub options: Ordered<Value>,
+    /// In place of the arm's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recompute: Option<Recompute>,
+    /// In place of the arm's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offload: Option<bool>,
+    /// Script of a `mock` arm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mock: Option<MockScript>,
 }
 
 /// Programs that the harness can start.
@@ -231,55 +267,6 @@ impl Runner {
             Runner::Llmq => "llmq",
         }
     }
-}
-
-/// What a mock arm plays.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct MockScript {
-    /// Length of a step, milliseconds: slept, and reported exactly.
-    pub step_ms: f64,
-    /// Standard deviation of a trial's speed, as a share: drawn from the trial's own id, so that it is the same again.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub noise: f64,
-    /// How it (mis)behaves.
-    pub behaviour: Behaviour,
-    /// Step at which the misbehaviour begins.
-    pub at_step: u32,
-}
-
-fn is_zero(share: &f64) -> bool {
-    *share == 0.0
-}
-
-impl Default for MockScript {
-    fn default() -> Self {
-        Self { step_ms: 2.0, noise: 0.0, behaviour: Behaviour::Honest, at_step: 2 }
-    }
-}
-
-/// Ways in which an arm can go wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Behaviour {
-    /// Does what it should.
-    Honest,
-    /// Aborts.
-    Crash,
-    /// Reports an error, as an arm should when it fails.
-    Error,
-    /// Stops making progress.
-    Hang,
-    /// Writes a line that is no event.
-    Garbage,
-    /// Loss becomes NaN.
-    Nan,
-    /// Claims other tokens than it was given.
-    WrongDigest,
-    /// Exits with success but never says `done`.
-    NoDone,
-    /// Saves the weights it started from.
-    Frozen,
 }
 
 /// One flat set of settings, named as in Hugging Face `TrainingArguments`, PEFT `LoraConfig` and TRL `SFTConfig`.

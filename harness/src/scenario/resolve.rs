@@ -19,6 +19,7 @@ use super::{
     raw::{MockScript, Overlong, RawPretrain},
     settings,
     source::{Source, suggestion},
+    sweep,
 };
 use crate::{
     env::Environment,
@@ -58,7 +59,7 @@ pub struct Setup {
     pub threads: Option<usize>,
     /// Runner → its environment, for every rival that a case names; filled in before a run.
     pub environments: BTreeMap<String, Environment>,
-    /// Arm → script, for mock arms.
+    /// Arm, with its sweep's values → script, for mock arms.
     pub scripts: BTreeMap<String, MockScript>,
     /// Arm → program that plays the worker; this one where none is named.
     pub programs: BTreeMap<String, PathBuf>,
@@ -100,7 +101,8 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
     let tokenizer = find(base, &raw.data.tokenizer, "tokenizer", source)?;
     let chat_template = raw.data.chat_template_path.as_ref();
     let chat_template = chat_template.map(|word| find(base, word, "chat template", source)).transpose()?;
-    let ids: Vec<String> = cases.iter().map(|c| c.id.clone()).collect();
+    let mut ids: Vec<String> = cases.iter().map(|c| c.id.clone()).collect();
+    ids.extend(cases.iter().filter_map(|c| c.sweep.as_ref()).map(|s| s.of.clone()));
     let resolved = Resolved {
         schema: SCHEMA.to_string(),
         name: raw.name.text.clone(),
@@ -111,8 +113,9 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
         model: resolved_model(raw, &config)?,
         trials: raw.trials,
         timeout_s: raw.timeout_s,
+        retries: raw.retries,
         measure: raw.measure.clone(),
-        order: order::interleaved(&ids, raw.trials),
+        order: order::interleaved(&cases, raw.trials),
         comparisons: comparisons
             .into_iter()
             .filter(|c| ids.contains(&c.case) && ids.contains(&c.against))
@@ -121,8 +124,7 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
         cases,
         skipped,
     };
-    let scripts =
-        raw.arms.0.iter().map(|(k, a)| (k.text.clone(), a.mock.clone().unwrap_or_default())).collect();
+    let scripts = sweep::scripts(&raw.arms);
     let cheats = raw.arms.0.iter().filter_map(|(k, a)| Some((k.text.clone(), a.cheat?))).collect();
     Ok(Setup {
         resolved,

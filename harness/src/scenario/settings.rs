@@ -22,21 +22,20 @@ pub struct Merged {
     pub batch: BatchArgs,
 }
 
-/// Puts the settings of several axis values together; `case` is for messages.
+/// Puts the settings of several axis values together, then those of a sweep over them; `case` is for messages.
 ///
 /// # Errors
 /// Two axes set the same thing, or something needed is set by none.
-pub fn merge(parts: &[&Settings], train: &TrainArgs, source: &Source, case: &str) -> Result<Merged> {
+pub fn merge(
+    parts: &[&Settings],
+    over: &[&Settings],
+    train: &TrainArgs,
+    source: &Source,
+    case: &str,
+) -> Result<Merged> {
     let at = || format!("{}: case {case}", source.name);
-    let mut all = Map::new();
-    for part in parts {
-        for (key, value) in object(part) {
-            if all.insert(key.clone(), value).is_some() {
-                return Err(Error::usage(format!("'{key}' is set by two axes"), at())
-                    .hint("let one axis of the matrix decide it"));
-            }
-        }
-    }
+    let mut all = together(parts, &at)?;
+    all.extend(together(over, &at)?);
     let settings: Settings = serde_json::from_value(Value::Object(all)).expect("put together from settings");
     let missing = |field: &str, hint: &str| Error::usage(format!("no axis sets '{field}'"), at()).hint(hint);
     let method = match settings.r#type {
@@ -56,6 +55,17 @@ pub fn merge(parts: &[&Settings], train: &TrainArgs, source: &Source, case: &str
             .hint("per_device_train_batch_size and gradient_accumulation_steps are at least 1"));
     }
     Ok(Merged { method, train: overlaid(train, &settings), batch })
+}
+
+fn together(parts: &[&Settings], at: &dyn Fn() -> String) -> Result<Map<String, Value>> {
+    let mut all = Map::new();
+    for (key, value) in parts.iter().flat_map(|part| object(part)) {
+        if all.insert(key.clone(), value).is_some() {
+            let e = Error::usage(format!("'{key}' is set by two axes"), at());
+            return Err(e.hint("let one axis of the matrix, or of the sweep, decide it"));
+        }
+    }
+    Ok(all)
 }
 
 fn full(s: &Settings, at: String) -> Result<Method> {
@@ -110,7 +120,7 @@ fn overlaid(train: &TrainArgs, s: &Settings) -> TrainArgs {
     }
 }
 
-fn object(s: &Settings) -> Map<String, Value> {
+pub(super) fn object(s: &Settings) -> Map<String, Value> {
     match serde_json::to_value(s).expect("settings are plain data") {
         Value::Object(o) => o,
         _ => unreachable!("a struct is an object"),

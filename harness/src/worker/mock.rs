@@ -15,12 +15,15 @@ use chronibench_protocol::{
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-use super::{EventFile, planted};
+use super::{EventFile, faults, planted};
 use crate::{
     error::Error,
     expect::HfConfig,
     scenario::raw::{Behaviour, MockScript},
 };
+
+/// The tensor that the published run without gradients left out.
+const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// Plays `script` as a trial of `spec`.
 pub fn run(spec: &Spec, script: &MockScript, events: &mut EventFile) -> Result<(), Failure> {
@@ -30,7 +33,10 @@ pub fn run(spec: &Spec, script: &MockScript, events: &mut EventFile) -> Result<(
 fn play(spec: &Spec, script: &MockScript, events: &mut EventFile) -> Result<(), Error> {
     let told = |r: std::io::Result<()>| r.map_err(|e| failed(&e, "event file"));
     let config = HfConfig::load(&spec.model.config)?;
-    let trainable = config.trainable(&spec.method);
+    let mut trainable = config.trainable(&spec.method);
+    if script.behaviour == Behaviour::ZeroGradients {
+        trainable.retain(|t| t.name != EMBEDDING);
+    }
     let tokens = TokenStore::load(&spec.data.tokens).map_err(|e| failed(&e, "tokens"))?;
     let plan = std::fs::read(&spec.data.plan).map_err(|e| failed(&e, "plan"))?;
     let plan: BatchPlan = serde_json::from_slice(&plan).map_err(|e| failed(&e, "plan"))?;
@@ -40,19 +46,8 @@ fn play(spec: &Spec, script: &MockScript, events: &mut EventFile) -> Result<(), 
     let clock = Clock { began: Instant::now(), step: step_length(spec, script) };
     for step in 0..spec.measure.total_steps() {
         let now = |b: Behaviour| script.behaviour == b && step >= script.at_step;
-        if now(Behaviour::Crash) {
-            eprintln!("the mock crashes, as its script says");
-            std::process::abort();
-        }
-        if now(Behaviour::Error) {
-            return Err(Error::usage("the mock fails, as its script says", format!("step {step}"))
-                .hint("change the script"));
-        }
-        while now(Behaviour::Hang) {
-            std::thread::sleep(Duration::from_secs(1));
-        }
-        if now(Behaviour::Garbage) {
-            told(events.line("the mock talks nonsense, as its script says"))?;
+        if script.behaviour != Behaviour::Honest && step >= script.at_step {
+            faults::misbehave(script.behaviour, &spec.trial_id, events)?;
         }
         clock.sleep_until(step + 1);
         let mut event = step_event(spec, &plan, &tokens, step, &clock);
@@ -61,6 +56,13 @@ fn play(spec: &Spec, script: &MockScript, events: &mut EventFile) -> Result<(), 
         }
         if now(Behaviour::WrongDigest) {
             event.digest = "0".repeat(64);
+        }
+        if now(Behaviour::WrongCounts) {
+            event.tokens.real += 1;
+        }
+        if script.behaviour == Behaviour::ZeroGradients {
+            event.grad_norm = 0.0;
+            event.loss = 12.0;
         }
         told(events.event(&Event::Step(event)))?;
         if let Some(window) = window(spec, step, &clock) {
@@ -71,7 +73,7 @@ fn play(spec: &Spec, script: &MockScript, events: &mut EventFile) -> Result<(), 
         return Ok(());
     }
     if let Some(path) = &spec.save_weights {
-        let frozen = script.behaviour == Behaviour::Frozen;
+        let frozen = matches!(script.behaviour, Behaviour::Frozen | Behaviour::ZeroGradients);
         save(spec, if frozen { &[] } else { &trainable }, path)?;
     }
     let steps = spec.measure.total_steps();

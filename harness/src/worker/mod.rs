@@ -5,6 +5,7 @@
 
 mod cheat;
 mod evaluate;
+mod faults;
 mod kernels;
 mod mock;
 mod native;
@@ -142,7 +143,11 @@ impl EventFile {
     }
 
     fn line(&mut self, text: &str) -> std::io::Result<()> {
-        self.0.write_all(format!("{text}\n").as_bytes())
+        self.text(&format!("{text}\n"))
+    }
+
+    fn text(&mut self, text: &str) -> std::io::Result<()> {
+        self.0.write_all(text.as_bytes())
     }
 }
 

@@ -6,6 +6,7 @@
 //! itself agrees (`audit`).
 
 pub mod audit;
+pub mod faults;
 mod process;
 mod protocol;
 mod reason;

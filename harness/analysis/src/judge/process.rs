@@ -1,6 +1,8 @@
 //! How the process ended.
 
-use super::Reason;
+use chronibench_protocol::record::Exit;
+
+use super::{Reason, faults};
 use crate::trial::TrialLog;
 
 /// The gravest reason why the trial did not finish, if it did not, and any garbage it wrote.
@@ -23,23 +25,35 @@ fn end(log: &TrialLog, expected: u32) -> Option<Reason> {
     if let Some(after_s) = exit.timed_out_after_s {
         return Some(Reason::TimedOut { after_s, steps, expected });
     }
+    if let Some(why) = &exit.ended_for {
+        return Some(Reason::Ended { why: why.clone(), steps });
+    }
+    if let Some(how) = faults::out_of_memory(log) {
+        return Some(Reason::OutOfMemory { how, steps, peak: faults::peak(log) });
+    }
     // The arm's own words say more than its exit code.
     if let Some(e) = &log.error {
         let e = e.event.clone();
         return Some(Reason::ArmError { what: e.what, at: e.at, hint: e.hint });
     }
     if exit.code != Some(0) {
-        let how = match (exit.signal, exit.code) {
-            (Some(signal), _) => format!("signal {signal}"),
-            (None, Some(code)) => format!("exit code {code}"),
-            (None, None) => "no exit code".into(),
-        };
-        let stderr = exit.stderr_tail.lines().rfind(|l| !l.trim().is_empty()).unwrap_or("(empty)").trim();
-        return Some(Reason::Crashed { how, steps, stderr: stderr.into() });
+        return Some(Reason::Crashed { how: how(exit), steps, stderr: last_line(exit) });
     }
     if log.done.is_none() {
         let last = log.order.last().map_or("no event".into(), |k| k.to_string());
         return Some(Reason::NoDone { last });
     }
     None
+}
+
+fn how(exit: &Exit) -> String {
+    match (exit.signal, exit.code) {
+        (Some(signal), _) => format!("signal {signal}"),
+        (None, Some(code)) => format!("exit code {code}"),
+        (None, None) => "no exit code".into(),
+    }
+}
+
+fn last_line(exit: &Exit) -> String {
+    exit.stderr_tail.lines().rfind(|l| !l.trim().is_empty()).unwrap_or("(empty)").trim().into()
 }

@@ -6,6 +6,8 @@ use chronibench_protocol::{
     record::Verdict,
 };
 
+use super::faults::Peak;
+
 /// A proof of training that did not hold.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Reason {
@@ -44,6 +46,24 @@ pub enum Reason {
         steps: usize,
         /// Last line of standard error.
         stderr: String,
+    },
+    /// The harness ended the arm before its time.
+    #[error("expected {why}: ended after {steps} steps")]
+    Ended {
+        /// What was expected, and what was seen.
+        why: String,
+        /// Steps seen.
+        steps: usize,
+    },
+    /// Memory ran out.
+    #[error("out of memory after {steps} steps: {how}{}", in_use(.peak))]
+    OutOfMemory {
+        /// How that is known.
+        how: String,
+        /// Steps seen.
+        steps: usize,
+        /// The most that was seen in use.
+        peak: Option<Peak>,
     },
     /// Exit code 0 without `done`: the arm did not finish, whatever it says.
     #[error("expected `done` before exit code 0, saw {last} last")]
@@ -331,6 +351,8 @@ impl Reason {
             | Reason::NoExit
             | Reason::ArmError { .. }
             | Reason::Crashed { .. }
+            | Reason::Ended { .. }
+            | Reason::OutOfMemory { .. }
             | Reason::NoDone { .. } => Verdict::Error,
             _ => Verdict::Invalid,
         }
@@ -341,6 +363,13 @@ impl Reason {
 pub(crate) fn some(names: &[String]) -> String {
     let shown = names.iter().take(4).map(String::as_str).collect::<Vec<_>>().join(", ");
     if names.len() > 4 { format!("{shown} and {} more", names.len() - 4) } else { shown }
+}
+
+fn in_use(peak: &Option<Peak>) -> String {
+    let Some(peak) = peak else { return String::new() };
+    let gb = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
+    let gpu = if peak.gpu > 0 { format!(" and {} on the GPU", gb(peak.gpu)) } else { String::new() };
+    format!("; the most seen in use was {} resident{gpu}", gb(peak.rss))
 }
 
 fn phase(p: &Phase) -> &'static str {

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::markdown::{code, heading, plain, table};
 use crate::{
-    compare::FIRST_LOSS_TOLERANCE,
+    agreement::{BF16, F32},
     format::{percent, verdict},
     stats::{CONFIDENCE, LOSS_FALL_MIN_Z, RESAMPLES, range_coverage},
     summary::RunSummary,
@@ -14,12 +14,19 @@ use crate::{
 pub(super) fn failures(summary: &RunSummary) -> String {
     let mut out = String::new();
     for (case, trial) in summary.cases.iter().flat_map(|c| c.trials.iter().map(move |t| (c, t))) {
+        if let Some(why) = &trial.gpu_not_idle {
+            let name = code(&trial.id);
+            out += &format!("- trial {name} began on a GPU that was not idle: {}\n", plain(why));
+        }
         if trial.is_valid() {
             continue;
         }
         let name = verdict(Some(trial.verdict)).replace('_', "\\_");
         out +=
             &format!("- **{name}** {} (round {}, trial {})\n", code(&case.id), trial.round, code(&trial.id));
+        if trial.superseded {
+            out += "  - begun again: a fault of the machine ended it\n";
+        }
         out.extend(trial.reasons.iter().map(|r| format!("  - {}\n", plain(r))));
     }
     for stray in &summary.strays {
@@ -63,10 +70,10 @@ pub(super) fn method(resolved: &Resolved, summary: &RunSummary) -> String {
 - **Interval**: seeded percentile bootstrap ({RESAMPLES} resamples, {:.0} %) of the median over trials. The unit is the process, never the step.{few}
 - **Ratios** are paired by round: the exponential of the median log ratio, with a bootstrap over rounds.
 - **A trial is VALID** when it ended well, its events are complete and in order, its batches, counts, settings, kernel plan and trainable set are the ones asked for, every gradient norm is finite and not zero, the loss falls (mean of the last third below that of the first by {LOSS_FALL_MIN_Z} standard errors), every trainable tensor changed, and no other tensor changed by a bit.
-- **Two cases are comparable** when their settings are identical except for declared differences and, on equal weights and batches, their first losses agree within {FIRST_LOSS_TOLERANCE} relative.
+- **Two cases are comparable** when their settings are identical except for declared differences and, on equal weights and batches, their first losses and gradient norms agree: within {} and {} relative where both hold their weights in f32, within {} and {} where one holds them in bf16.
 - **Model FLOPs** of a real token follow the 6·N rule: 2 a multiply-add, once forward and twice backward; frozen weights need no gradient of their own (4·N); the LM head counts; attention scores are left out because they depend on document lengths.{partial}
 ",
-        CONFIDENCE * 100.0
+        CONFIDENCE * 100.0, F32.loss, F32.grad_norm, BF16.loss, BF16.grad_norm
     )
 }
 

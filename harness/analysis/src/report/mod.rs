@@ -4,6 +4,7 @@ pub(crate) mod appendix;
 mod audits;
 mod division;
 pub(crate) mod markdown;
+mod parity;
 mod plots;
 mod results;
 
@@ -19,6 +20,7 @@ pub fn report_md(resolved: &Resolved, summary: &RunSummary, environment: &serde_
     let parts = [
         opening(resolved, summary),
         results::throughput(summary),
+        results::sweeps(summary),
         results::comparisons(summary),
         results::ablation(summary),
         results::loss(summary),

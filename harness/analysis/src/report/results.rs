@@ -1,14 +1,15 @@
 //! The sections with figures.
 
 use chronibench_protocol::record::Verdict;
-use serde_json::Value;
 
 use super::{
     markdown::{code, heading, image, plain, table},
+    parity,
     plots::Plot,
 };
 use crate::{
-    compare::{Compared, LossGap},
+    agreement::LossGap,
+    compare::Compared,
     format::{estimate, mib, number, or_dash, percent, times, verdict},
     stats::{CONFIDENCE, median},
     summary::{CaseSummary, ComparisonSummary, Outcome, RunSummary, summary_table},
@@ -48,18 +49,17 @@ pub(super) fn comparisons(summary: &RunSummary) -> String {
         "reached",
         "peak RSS ratio",
         "loss gap first / max",
+        "gradient norm gap",
         "verdict",
     ];
     let mut rows = vec![heading(&head)];
     let mut notes = String::new();
     for c in &summary.comparisons {
         rows.push(comparison_row(c));
-        notes += &format!("- **{}**: {} over {}", plain(&c.label), code(&c.case), code(&c.against));
-        notes += &parity_note(&c.result);
-        notes += "\n";
+        notes += &format!("\n{}", parity::section(c));
     }
     format!(
-        "## Comparisons\n\n{}\nRatios are paired by round. The loss gap is the relative difference of the losses on equal batches.\n\n{notes}",
+        "## Comparisons\n\n{}\nRatios are paired by round. Gaps are relative differences on equal weights and batches.\n{notes}",
         table(&rows)
     )
 }
@@ -77,36 +77,47 @@ fn comparison_row(c: &ComparisonSummary) -> Vec<String> {
         or_dash(c.outcome, |o| outcome(o).into()),
         or_dash(c.result.memory.as_ref(), |e| times(e.median)),
         gap(c.result.loss_gap),
+        or_dash(c.result.loss_gap, |g| relative(g.grad_norm)),
         verdict(c.result.verdict).replace('_', "\\_"),
     ]
 }
 
 fn gap(gap: Option<LossGap>) -> String {
-    let one = |g: f64| if g == 0.0 { "0".into() } else { format!("{g:.0e}") };
-    or_dash(gap, |g| format!("{} / {}", one(g.first), one(g.max)))
+    or_dash(gap, |g| format!("{} / {}", relative(g.first), relative(g.max)))
 }
 
-/// What differs, and why it is not comparable.
-fn parity_note(result: &Compared) -> String {
-    let show = |v: &Value| v.as_str().map_or_else(|| v.to_string(), String::from);
-    let declared: Vec<String> = result
-        .differences
-        .iter()
-        .filter(|d| d.declared)
-        .map(|d| code(&format!("{}: {} against {}", d.name, show(&d.case), show(&d.against))))
-        .collect();
+fn relative(gap: f64) -> String {
+    if gap == 0.0 { "0".into() } else { format!("{gap:.0e}") }
+}
+
+/// Every cell of every sweep, by its first trial.
+pub(super) fn sweeps(summary: &RunSummary) -> String {
     let mut out = String::new();
-    if !declared.is_empty() {
-        out += &format!("; declared differences: {}", declared.join(", "));
+    for sweep in &summary.sweeps {
+        let head = ["cell", "real tokens/s, first trial", "peak memory", "verdict", ""];
+        let mut rows = vec![heading(&head)];
+        for cell in &sweep.cells {
+            let note = match sweep.best.as_ref() == Some(&cell.case) {
+                true => "**best**: it is compared".to_string(),
+                false => plain(&cell.reasons.join("; ")),
+            };
+            rows.push(vec![
+                code(&cell.case),
+                or_dash(cell.real_tokens_per_s, number),
+                or_dash(cell.peak_memory.map(|b| b as f64), mib),
+                verdict(cell.verdict).replace('_', "\\_"),
+                note,
+            ]);
+        }
+        out += &format!("\n### Sweep of {}\n\n{}", code(&sweep.id), table(&rows));
     }
-    if !result.unobservable.is_empty() {
-        let names: Vec<String> = result.unobservable.iter().map(|n| code(n)).collect();
-        out += &format!("; reported by one side alone: {}", names.join(", "));
+    if out.is_empty() {
+        return out;
     }
-    for reason in &result.reasons {
-        out += &format!("\n  - {}", plain(reason));
-    }
-    out
+    format!(
+        "## Sweeps\n\nEvery cell ran once. The one whose first trial is VALID and fastest got the other trials and stands for the arm in \
+         comparisons; cells that fail decide nothing while one runs.\n{out}"
+    )
 }
 
 pub(super) fn ablation(summary: &RunSummary) -> String {

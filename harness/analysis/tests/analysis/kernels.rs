@@ -69,8 +69,7 @@ fn log(side: Side, position: u32, events: Vec<Event>) -> KernelLog {
         flush_bytes: 1,
     };
     let header = KernelHeader { schema: SCHEMA.into(), side, position, started_at: "now".into(), spec };
-    let exit =
-        Exit { code: Some(0), signal: None, timed_out_after_s: None, wall_ns: 1, stderr_tail: String::new() };
+    let exit = Exit { code: Some(0), wall_ns: 1, ..Exit::default() };
     let done = Done { steps: 0, weights: None, kernels: BTreeMap::new(), peak_rss_bytes: None, gemm: None };
     let mut lines = vec![Line::Kernels(Box::new(header))];
     lines

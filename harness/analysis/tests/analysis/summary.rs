@@ -150,7 +150,7 @@ fn other_first_loss_is_not_comparable() {
     assert_eq!(c.speed, None);
 }
 
-/// Other batches have other losses; nothing is said about them.
+/// Other batches under equal settings are other work, and their losses say nothing about each other.
 #[test]
 fn losses_of_other_batches_are_not_compared() {
     let s = compared(|_, logs| {
@@ -159,8 +159,9 @@ fn losses_of_other_batches_are_not_compared() {
             log.steps[0].event.digest = "other".into();
         }
     });
-    assert_eq!(s.comparisons[0].result.loss_gap, None);
-    assert_eq!(s.comparisons[0].result.verdict, Some(Verdict::Valid));
+    let c = &s.comparisons[0].result;
+    assert_eq!((c.loss_gap, c.verdict), (None, Some(Verdict::NotComparable)));
+    assert!(c.reasons[0].contains("batches"), "{:?}", c.reasons);
 }
 
 #[test]
@@ -187,7 +188,7 @@ fn declared_packing_covers_the_batch_geometry() {
         let c = summarise(&r, &logs).comparisons[0].result.clone();
         assert_eq!(c.verdict, Some(verdict));
         let names: Vec<&str> = c.differences.iter().map(|d| d.name.as_str()).collect();
-        assert_eq!(names, ["packing", "per_device_train_batch_size"]);
+        assert_eq!(names, ["batches", "packing", "per_device_train_batch_size"]);
     }
 }
 
@@ -209,7 +210,8 @@ fn one_side_reports_more() {
             log.hello.as_mut().unwrap().event.settings.insert("dropout".into(), 0.into());
         }
     });
-    assert_eq!(s.comparisons[0].result.unobservable, ["dropout"]);
+    let unobservable = &s.comparisons[0].result.unobservable;
+    assert_eq!(unobservable.iter().map(|u| u.name.as_str()).collect::<Vec<_>>(), ["dropout"]);
     assert_eq!(s.comparisons[0].result.verdict, Some(Verdict::Valid));
 }
 
@@ -323,4 +325,55 @@ fn json_round_trip() {
     let s = compared(|_, logs| logs.truncate(3));
     let text = serde_json::to_string(&s).unwrap();
     assert_eq!(serde_json::from_str::<RunSummary>(&text).unwrap(), s);
+}
+
+#[test]
+fn gradient_norms_agree_too_and_bf16_has_more_room() {
+    let off = |by: f64, weights: &str| {
+        compared(|_, logs| {
+            for log in logs.iter_mut().filter(|l| l.case().starts_with("candle")) {
+                log.steps[0].event.grad_norm *= 1.0 + by;
+                log.hello.as_mut().unwrap().event.precision.weights = weights.into();
+            }
+        })
+    };
+    let s = off(1e-2, "f32");
+    let c = &s.comparisons[0].result;
+    assert_eq!(c.verdict, Some(Verdict::NotComparable));
+    assert!(c.reasons[0].contains("first gradient norms to agree within 0.001"), "{:?}", c.reasons);
+    near(c.loss_gap.map(|g| g.grad_norm), 1.0 - 1.0 / 1.01);
+    // The number format itself is a difference; the gradient norm is within the wider tolerance.
+    let c = &off(1e-2, "bf16").comparisons[0].result;
+    assert!(c.reasons.len() == 1 && c.reasons[0].contains("precision.weights"), "{:?}", c.reasons);
+    let c = &off(0.2, "bf16").comparisons[0].result;
+    assert!(c.reasons[1].contains("within 0.05"), "{:?}", c.reasons);
+}
+
+#[test]
+fn every_setting_is_accounted_for() {
+    let s = compared(|_, logs| {
+        for (i, log) in logs.iter_mut().enumerate() {
+            let settings = &mut log.hello.as_mut().unwrap().event.settings;
+            let theirs = i % 2 == 1;
+            settings.insert("optimizer".into(), "adamw".into());
+            if theirs {
+                settings.insert("optim".into(), "adamw_8bit".into());
+                settings.insert("gradient_checkpointing".into(), false.into());
+            } else {
+                settings.insert("recompute".into(), "none".into());
+            }
+        }
+    });
+    let c = &s.comparisons[0].result;
+    assert_eq!(c.differences.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["optimizer"]);
+    assert_eq!((&c.differences[0].against, c.differences[0].declared), (&"adamw_8bit".into(), false));
+    assert!(
+        ["recompute", "batches", "learning_rate", "precision.moments"]
+            .iter()
+            .all(|n| c.identical.contains(&n.to_string()))
+    );
+    assert!(
+        c.unreported.contains(&"attention".to_string()) && !c.unreported.contains(&"recompute".to_string())
+    );
+    assert_eq!(c.verdict, Some(Verdict::NotComparable));
 }

@@ -49,6 +49,7 @@ pub fn case(arm: &str, method: Method, packing: Packing) -> Case {
         offload: false,
         memory_limit_gb: None,
         ablation: None,
+        sweep: None,
     }
 }
 
@@ -101,6 +102,7 @@ pub fn resolved(cases: Vec<Case>, trials: u32) -> Resolved {
         },
         trials,
         timeout_s: 60.0,
+        retries: 0,
         measure: MEASURE,
         order: (0..trials).flat_map(|_| cases.iter().map(|c| c.id.clone())).collect(),
         cases,
@@ -172,13 +174,7 @@ pub fn lines(case: &Case, round: u32, step_ms: u64) -> Vec<Line> {
     out.push(clock.event(Event::Done(done(case, step_ms))));
     out.push(Line::Ledger { steps: ledger });
     out.push(Line::Weights { tensors: weights(case) });
-    let exit = Exit {
-        code: Some(0),
-        signal: None,
-        timed_out_after_s: None,
-        wall_ns: clock.recv,
-        stderr_tail: String::new(),
-    };
+    let exit = Exit { code: Some(0), wall_ns: clock.recv, ..Exit::default() };
     out.push(Line::Exit(exit));
     out
 }
@@ -234,6 +230,8 @@ fn header(case: &Case, round: u32, spec: &Spec) -> TrialHeader {
             head_params: 32,
             total_params: 52,
         },
+        attempt: 0,
+        gpu_not_idle: None,
         rival: None,
     }
 }

@@ -1,0 +1,87 @@
+//! Sweeps with mock arms, whose throughput is known.
+
+mod common;
+
+use common::{HEAD, Ran, chronibench, folder, resolved, scenario};
+
+const SWEPT: &str = "\
+arms:
+  ours: { runner: mock, mock: { step_ms: 20 } }
+  rival:
+    runner: mock
+    mock: { step_ms: 80 }
+    sweep:
+      checkpointing:
+        on: { mock: { step_ms: 60 } }
+        off: { mock: { step_ms: 40 } }
+        broken: { mock: { step_ms: 10, behaviour: out_of_memory } }
+      rows:
+        two: {}
+        four: { settings: { per_device_train_batch_size: 4 }, mock: { step_ms: 200 } }
+only: [{ method: full, packing: on }]
+comparisons: [{ label: at its best, case: ours/full/on, against: rival/full/on }]
+";
+
+#[test]
+fn comparisons_take_the_best_valid_cell_and_the_report_shows_all() {
+    let ran = Ran::new(&format!("{HEAD}{SWEPT}"), &["--trials", "3"]);
+    assert_eq!(ran.code, 0, "{}", ran.output);
+    let results = ran.results();
+    let sweep = &results["sweeps"][0];
+    assert_eq!((&sweep["id"], &sweep["best"]), (&"rival/full/on".into(), &"rival@off,two/full/on".into()));
+    let cells = sweep["cells"].as_array().unwrap();
+    let verdicts: Vec<&str> = cells.iter().map(|c| c["verdict"].as_str().unwrap()).collect();
+    assert_eq!(verdicts, ["VALID", "VALID", "VALID", "VALID", "ERROR", "VALID"], "{}", ran.output);
+    // Seven cases once, then two places in each of two rounds.
+    assert_eq!(ran.names("events").len(), 7 + 4);
+    assert_eq!(ran.verdicts("rival@off,two/full/on"), ["VALID"; 3]);
+    assert_eq!(ran.verdicts("rival@on,two/full/on"), ["VALID"]);
+    let compared = &results["comparisons"][0];
+    assert_eq!(compared["against"], "rival@off,two/full/on");
+    assert_eq!((&compared["verdict"], &compared["speed"]["n"]), (&"VALID".into(), &3.into()), "{compared}");
+    let ratio = compared["speed"]["median"].as_f64().unwrap();
+    assert!((ratio - 2.0).abs() < 1e-6, "{ratio}");
+    assert_eq!(results["verdict"], "VALID");
+    let report = ran.read("report.md");
+    for words in ["## Sweeps", "`rival@broken,four/full/on`", "**best**", "out of memory"] {
+        assert!(report.contains(words), "{words}");
+    }
+    let before = report;
+    chronibench().arg("report").arg(ran.path("")).assert().success();
+    assert_eq!(ran.read("report.md"), before);
+}
+
+#[test]
+fn a_sweep_without_a_valid_cell_is_not_compared() {
+    let text = SWEPT.replace("rows:\n        two: {}\n        four: { settings: { per_device_train_batch_size: 4 }, mock: { step_ms: 200 } }", "all:\n        nan: { mock: { behaviour: nan } }");
+    let ran = Ran::new(&format!("{HEAD}{text}"), &[]);
+    assert_eq!(ran.code, 3, "{}", ran.output);
+    assert!(ran.output.contains("no cell of rival/full/on is valid"), "{}", ran.output);
+    let results = ran.results();
+    assert_eq!(results["comparisons"][0]["speed"], serde_json::Value::Null);
+    assert_eq!(results["trials_planned"], results["trials_stored"]);
+}
+
+#[test]
+fn a_sweep_is_planned_and_its_settings_go_over_the_matrix() {
+    let setup = resolved(&format!("{HEAD}{SWEPT}")).unwrap();
+    let cell = setup.resolved.cases.iter().find(|c| c.id == "rival@off,four/full/on").unwrap();
+    assert_eq!(cell.batch.per_device_train_batch_size, 4);
+    let sweep = cell.sweep.as_ref().unwrap();
+    assert_eq!((sweep.of.as_str(), sweep.sets.clone()), ("rival/full/on", vec!["packing".to_string()]));
+    let dir = folder();
+    let file = scenario(dir.path(), &format!("{HEAD}{SWEPT}"));
+    let output = chronibench().arg("plan").arg(&file).current_dir(dir.path()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("rival@off,four/full/on") && text.contains("9 trials"), "{text}");
+}
+
+#[test]
+fn two_axes_of_a_sweep_decide_different_things() {
+    let text = SWEPT.replace("two: {}", "two: { settings: { learning_rate: 1.0 } }");
+    let text = text.replace("on: { mock", "on: { settings: { learning_rate: 2.0 }, mock");
+    let error = resolved(&format!("{HEAD}{text}")).unwrap_err();
+    assert!(error.contains("'learning_rate' is set by two axes"), "{error}");
+    let error = resolved(&format!("{HEAD}{}", SWEPT.replace("broken:", "'bro,ken':"))).unwrap_err();
+    assert!(error.contains("cannot be a name"), "{error}");
+}
