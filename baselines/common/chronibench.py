@@ -203,7 +203,7 @@ class StepLog:
     function that is called behind such an edge."""
 
     def __init__(self, trial, clock):
-        self.trial, self.clock, self.measure = trial, clock, trial.spec["measure"]
+        self.trial, self.clock, self.measure = trial, clock, trial.measure
         self.step, self.pending = 0, []
 
     def start(self):
@@ -248,7 +248,11 @@ class Trial:
         self.train, self.method = spec["train"], spec["method"]
         self.lora = self.method if self.method["type"] == "lora" else None
         self.options = {name: option["default"] for name, option in rival["options"].items()} | spec.get("options", {})
-        self.steps = spec["measure"]["untimed_steps"] + spec["measure"]["timed_steps"]
+        self.scheduled = spec["measure"]["untimed_steps"] + spec["measure"]["timed_steps"]
+        # An audit trial runs the first steps of the schedule, all untimed.
+        audit = spec.get("audit")
+        self.steps = audit["steps"] if audit else self.scheduled
+        self.measure = {"untimed_steps": self.steps, "timed_steps": 0, "window_steps": 1} if audit else spec["measure"]
 
     def load(self):
         """Reads tokens and plan; every batch is made before anything is timed."""
@@ -262,7 +266,13 @@ class Trial:
 
     def lr(self, step):
         """Peak learning rate times the schedule's factor."""
-        return self.train["learning_rate"] * lr_factor(self.train, step, self.steps)
+        return self.train["learning_rate"] * lr_factor(self.train, step, self.scheduled)
+
+    def first_weights(self, step):
+        """Where an audit trial saves all weights after this step; nowhere after another than the first that has a rate."""
+        if "audit" not in self.spec or self.lr(step) == 0.0 or any(self.lr(s) for s in range(step)):
+            return None
+        return self.spec["audit"]["first_weights"]
 
     def counts(self, step):
         """Tokens of a step, all its micro-batches."""

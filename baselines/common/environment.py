@@ -150,9 +150,20 @@ def libraries(name, folder, site):
     forward_cublaslt(target / "libcublasLt.so.12")
 
 
-def pack(name, lock_file, lock_sha256, out):
-    """Downloads what a lock carries and packs it, for a machine that has the base and no network."""
-    carried = Path(lock_file).read_text().partition(BASE)[0]
+def entries(text, names):
+    """The lines of a lock that are of some packages."""
+    blocks = re.findall(r"^[\w.-]+==.*(?:\n[ \t]+.*)*", text, re.M)
+    kept = {normal(block.partition("==")[0]): block for block in blocks}
+    for name in names:
+        if name not in kept:
+            fail(f"the base has no package {name}", "--also", "name packages that `chronibench env check` calls missing")
+    return "".join(f"{kept[name]}\n" for name in names)
+
+
+def pack(name, lock_file, lock_sha256, out, also=""):
+    """Downloads what a lock carries and packs it, for a machine that has the base, but for what is in `also`, and no network."""
+    carried, _, base = Path(lock_file).read_text().partition(BASE)
+    carried += entries(base, [normal(one) for one in also.split(",") if one])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "bundle"
         site = folder / "site"

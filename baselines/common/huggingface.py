@@ -175,11 +175,10 @@ def tell_ready(trial, model):
     trial.ready([(name, p.shape) for name, p in named_trainable(model)], total)
 
 
-def save_weights(trial, model):
+def save_weights(path, model):
     """Everything in f32 under Hugging Face's and PEFT's names, complete or not at all."""
     from safetensors.torch import save_file
 
-    path = trial.spec.get("save_weights")
     if path:
         tensors = {saved_name(n): p.detach().to("cpu", torch.float32).contiguous() for n, p in model.named_parameters()}
         save_file(tensors, f"{path}.part")
@@ -214,7 +213,7 @@ def optimizer(trial, setting, model, optim):
 
 def schedule(trial, adamw):
     """The harness's schedule on every group."""
-    return torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: cb.lr_factor(trial.train, step, trial.steps))
+    return torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: cb.lr_factor(trial.train, step, trial.scheduled))
 
 
 def rates(adamw):
@@ -278,7 +277,7 @@ def tell_done(trial, setting, model):
     if setting.device.type == "cuda":
         gpu = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
         peak["peak_gpu_bytes"] = gpu
-    save_weights(trial, model)
+    save_weights(trial.spec.get("save_weights"), model)
     trial.done(**peak)
 
 
@@ -291,5 +290,6 @@ def stand_in_tokenizer(trial):
 
     size = json.loads(Path(trial.spec["model"]["config"]).read_text())["vocab_size"]
     words = Tokenizer(models.WordLevel({f"<{i}>": i for i in range(size)}, unk_token="<0>"))
-    pad = f"<{trial.pad}>"
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=pad, eos_token=pad)
+    # Two tokens, for a padding token that also ends is replaced by a new one in some trainers, and the model grows by it.
+    pad, end = f"<{trial.pad}>", f"<{int(trial.pad == 0)}>"
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=pad, eos_token=end)

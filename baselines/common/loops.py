@@ -29,6 +29,7 @@ def plain(trial, setting, model, adamw, flatten=False):
         adamw.step()
         rates.step()
         adamw.zero_grad(set_to_none=True)
+        hf.save_weights(trial.first_weights(step), model)
         log.end(hf.reporter(trial, step, taken.step(len(micros)), losses, norm, lr))
 
 
@@ -85,6 +86,7 @@ def edges(trainer, taken):
             step, trial = trainer.step_log.step, trainer.trial
             ids = taken.step(len(trial.batches[step]))
             losses, trainer.losses = trainer.losses, []
+            hf.save_weights(trial.first_weights(step), trainer.model)
             trainer.step_log.end(hf.reporter(trial, step, ids, losses, trainer.norm, trainer.step_lr))
 
     return Edges()

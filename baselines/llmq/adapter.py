@@ -1,5 +1,6 @@
 """LLMQ by its Python module. It trains rows that one sample fills, as it has neither padding nor packing."""
 
+import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -24,12 +25,11 @@ def check(trial):
 
 
 def model_folder(trial):
-    """A folder as LLMQ reads it: config and bf16 weights under Hugging Face's names."""
+    """A folder as LLMQ reads it: bf16 weights under Hugging Face's names; and their shapes."""
     import numpy as np
 
     folder = Path("model").absolute()
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_bytes(Path(trial.spec["model"]["config"]).read_bytes())
     tensors = {}
     for name, (dtype, shape, data) in cb.read_safetensors(trial.spec["model"]["weights"]).items():
         # The harness rounded them to bf16 already: the upper half is all of it.
@@ -49,17 +49,27 @@ def inputs(batch):
     return np.array(batch.ids, dtype=np.int32).reshape(shape), targets
 
 
-def save(trial, trainer):
+def model_config(trial, pyllmq):
+    """The model's config under LLMQ's names, which are Hugging Face's."""
+    config = json.loads(Path(trial.spec["model"]["config"]).read_text())
+    names = ("hidden_size", "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers")
+    names += ("num_key_value_heads", "rms_norm_eps", "rope_theta", "tie_word_embeddings", "vocab_size")
+    return pyllmq.LLamaConfig(architecture=config["model_type"], dtype="bfloat16", **{name: config[name] for name in names})
+
+
+def save(path, trainer):
     """LLMQ's export, as f32 in one file."""
     import numpy as np
 
+    if path is None:
+        return
     trainer.export_model("exported")
     tensors = {}
     for name, (dtype, shape, data) in cb.read_safetensors("exported/model.safetensors").items():
         if dtype == "BF16":
             data = (np.frombuffer(data, dtype="<u2").astype("<u4") << 16).tobytes()
         tensors[name] = ("F32", shape, data)
-    cb.write_safetensors(trial.spec["save_weights"], tensors)
+    cb.write_safetensors(path, tensors)
 
 
 def run(trial):
@@ -79,7 +89,8 @@ def run(trial):
             setattr(asked, name, True)
     asked.momentum_type = asked.variance_type = {"bf16": "bf16", "f32": "fp32"}[states]
     geometry = {"ngpu": 1, "options": asked, "batch_size": rows, "seq_len": slots, "grad_accum": micros}
-    trainer = pyllmq.LLMQTrainer.from_pretrained(str(folder), dtype="bf16", **geometry)
+    trainer = pyllmq.LLMQTrainer(config=model_config(trial, pyllmq), **geometry)
+    trainer.import_weights(str(folder / "model.safetensors"))
 
     precision = {"weights": "bf16", "master": "none", "moments": states, "grads": "bf16"}
     trial.hello(version("pyllmq"), "cuda", 1, precision, trial.settings(**options))
@@ -92,11 +103,12 @@ def run(trial):
             trainer.step(ids, targets)
         lr = trial.lr(step)
         done = trainer.update(lr, train["adam_beta1"], train["adam_beta2"], step + 1, 0.0, train["max_grad_norm"] or 1e9)
+        save(trial.first_weights(step), trainer)
         fed = [row.tobytes() for ids, _ in parts for row in ids]
         log.end(lambda step=step, done=done, lr=lr, fed=fed: {
             "loss": done["loss"], "grad_norm": done["norm"], "digest": cb.digest(fed), "tokens": trial.counts(step), "lr": {"all": lr},
         })
-    save(trial, trainer)
+    save(trial.spec.get("save_weights"), trainer)
     trial.done(peak_rss_bytes=cb.peak_rss())
 
 

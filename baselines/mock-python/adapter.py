@@ -75,7 +75,7 @@ def report(trial, step, behaviour):
     if trial.lora:
         lr = {"lora_A": trial.lr(step), "lora_B": trial.lr(step) * trial.lora["loraplus_lr_ratio"]}
     return {
-        "loss": 6.0 - 3.0 * (step + 1) / trial.steps,
+        "loss": 6.0 - 3.0 * (step + 1) / trial.scheduled,
         "grad_norm": 1.0,
         "digest": "0" * 64 if behaviour == "wrong_digest" else cb.digest(rows),
         "tokens": counts,
@@ -83,7 +83,7 @@ def report(trial, step, behaviour):
     }
 
 
-def save(trial, moved):
+def save(trial, path, moved):
     """The starting weights, with every tensor of `moved` shifted a little."""
     files = [trial.spec["model"]["weights"]] + ([trial.lora["adapter_weights"]] if trial.lora else [])
     tensors = {}
@@ -93,7 +93,7 @@ def save(trial, moved):
             if name in moved:
                 values = array.array("f", [v + 1e-3 for v in values])
             tensors[name] = (dtype, shape, values.tobytes())
-    cb.write_safetensors(trial.spec["save_weights"], tensors)
+    cb.write_safetensors(path, tensors)
 
 
 def run(trial):
@@ -118,7 +118,7 @@ def run(trial):
         log.end(lambda step=step, behaviour=behaviour: report(trial, step, behaviour))
     if options["behaviour"] == "no_done":
         return
-    save(trial, {} if options["behaviour"] == "frozen" else trained)
+    save(trial, trial.spec["save_weights"], {} if options["behaviour"] == "frozen" else trained)
     trial.done(peak_rss_bytes=cb.peak_rss())
 
 

@@ -152,6 +152,9 @@ pub struct RunArgs {
     /// Keep the starting weights in the run folder.
     #[arg(long)]
     pub keep_inputs: bool,
+    /// How long a trial waits for a GPU on which nothing else runs; it begins then, and is marked.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub idle_wait: u64,
 }
 
 const JOIN_EXAMPLES: &str = "\

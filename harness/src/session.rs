@@ -1,6 +1,9 @@
 //! A run from scenario to report.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use chronibench_analysis::{RunSummary, TrialLog, judge::faults::environment_fault, summary::summary_table};
 use chronibench_protocol::record::{Case, Resolved, Verdict};
@@ -50,7 +53,7 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
         run_id: store.run_id()?,
         gpu: gpu.as_ref(),
     };
-    let ran = trials(&bench, &store, progress);
+    let ran = trials(&bench, &store, progress, Duration::from_secs(args.idle_wait));
     tidy(&store, &inputs, args.keep_inputs)?;
     let summary = match ran {
         Err(e) if e.exit == Exit::Interrupted => {
@@ -88,7 +91,12 @@ pub fn set_up(args: &SelectArgs) -> Result<Setup> {
 }
 
 /// Every trial in order; the run folder is complete after each.
-fn trials(bench: &Bench<'_>, store: &Store, mut progress: Progress) -> Result<RunSummary> {
+fn trials(
+    bench: &Bench<'_>,
+    store: &Store,
+    mut progress: Progress,
+    idle_wait: Duration,
+) -> Result<RunSummary> {
     let resolved = &bench.setup.resolved;
     let mut pace = Pace::new(resolved, &bench.expect.shape(), bench.inputs);
     let audits = Audits::prepare(bench)?;
@@ -108,7 +116,7 @@ fn trials(bench: &Bench<'_>, store: &Store, mut progress: Progress) -> Result<Ru
         for attempt in 0..=resolved.retries {
             let say = |text: &str| progress.say(text);
             let gpu = if case.device == "cpu" { None } else { bench.gpu };
-            let not_idle = idle::wait(gpu, &say)?;
+            let not_idle = idle::wait(gpu, idle_wait, &say)?;
             let gpu_not_idle = not_idle.as_deref();
             let turn = Turn { round, attempt, gpu_not_idle, ..Turn::first(case, position as u32) };
             let left = pace.left(&resolved.order[position..]);

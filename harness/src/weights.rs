@@ -115,6 +115,7 @@ fn both(before: &mut Weights, after: &mut Weights, name: String) -> Result<Tenso
         norm: norm(&x),
         finite: y.iter().all(|v| v.is_finite()),
         changed: x.iter().zip(&y).filter(|(a, b)| a.to_bits() != b.to_bits()).count() as u64,
+        least_bf16_change: (x == y).then(|| least_bf16_change(&x)).flatten(),
         hashes: Some([&x, &y].map(|values| hash(values))),
         name,
     })
@@ -129,9 +130,22 @@ fn one(side: &mut Weights, name: String, present: Presence) -> Result<TensorChan
         norm: norm(&values),
         finite: values.iter().all(|v| v.is_finite()),
         changed: 0,
+        least_bf16_change: None,
         hashes: None,
         name,
     })
+}
+
+/// The least change that moves an element when the sum is rounded to bf16, which has 8 significant bits: for 2^e ≤ |x| < 2^(e+1)
+/// at least 2^(e-9), the half of the spacing below 2^e. None where a value is not one of bf16's.
+fn least_bf16_change(values: &[f32]) -> Option<f64> {
+    if values.iter().any(|v| v.to_bits() & 0xffff != 0) {
+        return None;
+    }
+    let least = values.iter().map(|v| v.abs()).fold(f32::INFINITY, f32::min);
+    // The fraction taken off leaves the power of two.
+    let power = f32::from_bits(least.to_bits() & 0x7f80_0000);
+    least.is_finite().then(|| f64::from(power) / 512.0)
 }
 
 /// Enough of a hash to tell two tensors apart.

@@ -85,3 +85,14 @@ fn two_axes_of_a_sweep_decide_different_things() {
     let error = resolved(&format!("{HEAD}{}", SWEPT.replace("broken:", "'bro,ken':"))).unwrap_err();
     assert!(error.contains("cannot be a name"), "{error}");
 }
+
+#[test]
+fn a_cell_of_a_sweep_can_be_left_out() {
+    let left = |pick: &str| SWEPT.replace("comparisons:", &format!("exclude: [{pick}]\ncomparisons:"));
+    let setup =
+        resolved(&format!("{HEAD}{}", left("{ arm: rival, checkpointing: broken, rows: four }"))).unwrap();
+    let has = |id: &str| setup.resolved.cases.iter().any(|c| c.id == id);
+    assert!(has("rival@broken,two/full/on") && !has("rival@broken,four/full/on"));
+    let error = resolved(&format!("{HEAD}{}", left("{ checkpointing: brken }"))).unwrap_err();
+    assert!(error.contains("unknown value 'brken'") && error.contains("broken"), "{error}");
+}

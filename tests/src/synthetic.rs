@@ -46,7 +46,7 @@ impl Model {
         let config = ModelConfig::load(&path).unwrap();
         let model = Self { dir, config };
         model.draw();
-        weights::round_to_bf16(&path, &model.weights()).unwrap();
+        weights::round_to_bf16(&model.weights()).unwrap();
         model
     }
 

@@ -2,17 +2,15 @@
 
 use std::path::Path;
 
-use chronicals_kernels::{KernelPlan, gpu::Elem};
+use chronicals_kernels::gpu::Elem;
 
 use crate::{
-    backend::{Allocator, Backend, Component, View, cpu::CpuBackend},
-    config::ModelConfig,
+    backend::{Backend, View},
     error::Error,
     formats::{
         self, Tensors,
         write::{self, Entry, Stored},
     },
-    model::Capacity,
     params::{Layout, Tensor},
 };
 
@@ -109,21 +107,15 @@ pub fn save<B: Backend>(b: &B, parts: &[(&Layout, View)], path: &Path) -> Result
     write::tensors(&entries(b, parts), Stored::F32, path)
 }
 
-/// Rounds every tensor of a file to bf16, to nearest even; they stay f32 in it.
+/// Rounds every tensor of a file to bf16, to nearest even, one tensor at a time; they stay f32 in it.
 ///
 /// # Errors
-/// As [`load`] and [`save`], and when the config cannot be read.
-pub fn round_to_bf16(config: &Path, path: &Path) -> Result<(), Error> {
-    let c = ModelConfig::load(config)?;
-    let layout = Layout::model(&c);
-    let capacity = Capacity { tokens: 1, row_slots: 1 };
-    let mut b = CpuBackend::new(&c, capacity, KernelPlan::default(), Default::default());
-    let values = b.alloc(Component::Weights, layout.len());
-    load(&mut b, &layout, values, path)?;
-    for t in &layout.tensors {
-        let view = values.slice(t.offset, t.len());
-        let rounded = Elem::Bf16.decode(&Elem::Bf16.encode(&b.read(view)?));
-        b.write(view, &rounded)?;
-    }
-    save(&b, &[(&layout, values)], path)
+/// The file is damaged or cannot be written; it is left as it was then.
+pub fn round_to_bf16(path: &Path) -> Result<(), Error> {
+    let file = formats::open(path)?;
+    let rounded = |name: &str| Ok(Elem::Bf16.decode(&Elem::Bf16.encode(&file.read(name)?)));
+    let shaped = file.names().into_iter().filter_map(|name| Some((name, file.shape(name)?)));
+    let entries: Vec<Entry<'_>> =
+        shaped.map(|(name, shape)| Entry::new(name, shape, move || rounded(name))).collect();
+    write::tensors(&entries, Stored::F32, path)
 }

@@ -121,6 +121,7 @@ fn trial<B: Backend>(spec: &Spec, inputs: &Inputs, backend: B, emit: Emit<'_>) -
         weights: spec.save_weights.clone(),
         kernels: trainer.backend().launches(),
         peak_rss_bytes,
+        peak_gpu_bytes: Default::default(),
         gemm,
     }))
 }

@@ -135,6 +135,7 @@ fn finish(spec: &Spec, trainer: &Trainer) -> Result<Done> {
         weights: spec.save_weights.clone(),
         kernels: BTreeMap::new(),
         peak_rss_bytes,
+        peak_gpu_bytes: Default::default(),
         gemm: Some(GemmShare { ns, flops, method: "replayed".into() }),
     })
 }

@@ -15,6 +15,7 @@ use crate::{
     judge::{
         Judgement,
         audit::{Check, audits_of, judge_with},
+        rounded_away,
     },
     metrics::{TrialMetrics, metrics},
     stats::{Estimate, median, median_estimate},
@@ -135,6 +136,9 @@ pub struct TrialSummary {
     /// What kept the GPU from being idle when it began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_not_idle: Option<String>,
+    /// Trained tensors that stood still because bf16 is too coarse for the updates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rounded_away: Vec<String>,
     /// Figures, also of a trial that is not VALID: they are stored, never averaged.
     pub metrics: TrialMetrics,
 }
@@ -282,6 +286,7 @@ impl<'a> Trial<'a> {
             reasons: self.judgement.reasons.iter().map(ToString::to_string).collect(),
             superseded: self.superseded,
             gpu_not_idle: header.and_then(|h| h.gpu_not_idle.clone()),
+            rounded_away: rounded_away(self.log),
             metrics: self.metrics.clone(),
         }
     }

@@ -197,6 +197,9 @@ pub struct Done {
     /// Peak resident set as the arm itself read it (`VmHWM`), bytes.
     #[serde(default)]
     pub peak_rss_bytes: Option<u64>,
+    /// What the arm's allocator on the GPU says of its own peaks, bytes: `allocated` and `reserved` with PyTorch.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub peak_gpu_bytes: BTreeMap<String, u64>,
     /// Time in matrix products.
     #[serde(default)]
     pub gemm: Option<GemmShare>,

@@ -157,6 +157,10 @@ pub struct TensorChange {
     pub finite: bool,
     /// Elements whose bits changed.
     pub changed: u64,
+    /// Of a tensor that did not move and holds bf16 values alone: the smallest change that rounding to bf16 would not undo, over
+    /// its elements (half the spacing below the least of them; 0 where one is 0).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub least_bf16_change: Option<f64>,
     /// First 16 digits of the SHA-256 of its bytes before and after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hashes: Option<[String; 2]>,

@@ -50,7 +50,7 @@ pub enum EnvCommand {
         reuse: bool,
     },
     /// Pack what a rival needs beyond PyTorch, for a machine without network.
-    #[command(after_help = "Example:\n  chronibench env bundle trl -o trl.txz")]
+    #[command(after_help = BUNDLE_EXAMPLES)]
     Bundle {
         /// Rival.
         name: String,
@@ -60,6 +60,9 @@ pub enum EnvCommand {
         /// The Python whose pip downloads.
         #[arg(long, value_name = "PYTHON")]
         python: Option<PathBuf>,
+        /// Packages of the base that the other machine lacks.
+        #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+        also: Vec<String>,
     },
     /// Resolve a rival's `requirements.in` again, in the sources of this program.
     #[command(after_help = "Example:\n  chronibench env lock trl --python python3.12")]
@@ -74,6 +77,11 @@ pub enum EnvCommand {
         dir: PathBuf,
     },
 }
+
+const BUNDLE_EXAMPLES: &str = "\
+Examples:
+  chronibench env bundle trl -o trl.txz
+  chronibench env bundle trl -o trl.txz --also pydantic,tzdata   where `env sync --bundle` there says that they are missing";
 
 const SYNC_EXAMPLES: &str = "\
 Examples:
@@ -93,7 +101,9 @@ pub fn run(command: &EnvCommand) -> Result<Exit> {
         EnvCommand::Sync { name, python, bundle, reuse } => {
             sync(named(name)?, python.as_deref(), bundle.as_deref(), *reuse)?;
         }
-        EnvCommand::Bundle { name, output, python: by } => bundle(named(name)?, output, by.as_deref())?,
+        EnvCommand::Bundle { name, output, python: by, also } => {
+            bundle(named(name)?, output, by.as_deref(), also)?;
+        }
         EnvCommand::Lock { name, python: by, dir } => lock(named(name)?, by.as_deref(), dir)?,
     }
     Ok(Exit::Pass)
@@ -229,7 +239,10 @@ fn sync(rival: &Rival, by: Option<&Path>, bundle: Option<&Path>, reuse: bool) ->
     };
     let wrong = report(rival, &environment)?;
     if wrong > 0 {
-        let hint = "install them there, or let `chronibench env sync` make an environment of its own";
+        let hint = match bundle {
+            Some(_) => format!("carry them too: chronibench env bundle {} --also NAME,… -o FILE", rival.name),
+            None => "install them there, or let `chronibench env sync` make an environment of its own".into(),
+        };
         return Err(Error::environment(format!("{wrong} packages are not as locked"), rival.name).hint(hint));
     }
     let (record, part) = (dir.join(RECORD), dir.join(format!("{RECORD}.part")));
@@ -269,11 +282,12 @@ fn installed(rival: &Rival, python: &Path, dir: &Path) -> Result<PathBuf> {
     Ok(inside)
 }
 
-fn bundle(rival: &Rival, out: &Path, by: Option<&Path>) -> Result<()> {
+fn bundle(rival: &Rival, out: &Path, by: Option<&Path>, also: &[String]) -> Result<()> {
     let tools = Tools::new(rival)?;
     let environment = Environment { python: python(by)?, site: None, libraries: None, made: String::new() };
     let out = std::path::absolute(out).at(out)?.display().to_string();
-    print!("{}", tools.run(&environment, &["pack", rival.name, &tools.lock(), &rival.lock_sha256(), &out])?);
+    let (lock, hash, also) = (tools.lock(), rival.lock_sha256(), also.join(","));
+    print!("{}", tools.run(&environment, &["pack", rival.name, &lock, &hash, &out, &also])?);
     println!("there: chronibench env sync {} --bundle FILE --python PYTHON", rival.name);
     Ok(())
 }

@@ -70,9 +70,16 @@ pub fn python(named: Option<&Path>) -> Result<PathBuf> {
     match named {
         Some(path) => on_path(&path.display().to_string())
             .ok_or_else(|| Error::usage("no such program", path.display().to_string()).hint("name a Python")),
-        None => on_path("python3.12").or_else(|| on_path("python3")).ok_or_else(|| {
-            Error::environment("no python3 on the PATH", "PATH")
-                .hint("install Python 3.12, or name one with --python")
-        }),
+        // A version manager puts programs on the PATH that do nothing but say which versions it has.
+        None => {
+            ["python3.12", "python3"].into_iter().filter_map(on_path).find(|p| runs(p)).ok_or_else(|| {
+                Error::environment("no python3 on the PATH that runs", "PATH")
+                    .hint("install Python 3.12, or name one with --python")
+            })
+        }
     }
+}
+
+fn runs(python: &Path) -> bool {
+    Command::new(python).arg("--version").output().is_ok_and(|o| o.status.success())
 }

@@ -5,18 +5,16 @@ use std::time::{Duration, Instant};
 use super::gpu::Gpu;
 use crate::{error::Result, interrupt};
 
-/// How long a trial waits for it.
-const LIMIT: Duration = Duration::from_secs(60);
 /// Time between two looks.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// Waits until the GPU is idle, and says so; after a minute, what still keeps it from being so.
+/// Waits until the GPU is idle, and says so; after `limit`, what still keeps it from being so.
 ///
 /// # Errors
 /// Interrupted.
-pub fn wait(gpu: Option<&Gpu>, say: &dyn Fn(&str)) -> Result<Option<String>> {
+pub fn wait(gpu: Option<&Gpu>, limit: Duration, say: &dyn Fn(&str)) -> Result<Option<String>> {
     let Some(gpu) = gpu else { return Ok(None) };
-    until_idle(&|| gpu.busy(), say, LIMIT, INTERVAL)
+    until_idle(&|| gpu.busy(), say, limit, INTERVAL)
 }
 
 fn until_idle(

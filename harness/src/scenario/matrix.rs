@@ -51,7 +51,7 @@ pub fn expand(raw: &Raw, source: &Source, seams: &Seams) -> Result<Vec<Case>> {
             swept.iter().map(|s| Ok((kernels(&s.def)?, options(s)?))).collect::<Result<Vec<_>>>()?;
         for values in combinations(&raw.matrix) {
             let case = Combination { arm: arm.as_str(), values };
-            for (swept, plan) in swept.iter().zip(&plans).filter(|_| case.wanted(raw)) {
+            for (swept, plan) in swept.iter().zip(&plans).filter(|(cell, _)| case.wanted(raw, cell)) {
                 let case = case.to_case(raw, source, swept, plan)?;
                 rivals::check_case(&case, source)?;
                 cases.push(case);
@@ -98,16 +98,19 @@ struct Combination<'a> {
 }
 
 impl Combination<'_> {
-    fn matches(&self, pick: &Ordered<Word>) -> bool {
+    fn matches(&self, pick: &Ordered<Word>, cell: &Swept<'_>) -> bool {
         pick.0.iter().all(|(axis, value)| match axis.as_str() {
             "arm" => self.arm == value.as_str(),
-            axis => self.values.iter().any(|(a, v, _)| *a == axis && *v == value.as_str()),
+            axis => {
+                let here = self.values.iter().any(|(a, v, _)| *a == axis && *v == value.as_str());
+                here || cell.has(axis, value.as_str())
+            }
         })
     }
 
-    fn wanted(&self, raw: &Raw) -> bool {
-        let kept = raw.only.is_empty() || raw.only.iter().any(|p| self.matches(p));
-        kept && !raw.exclude.iter().any(|p| self.matches(p))
+    fn wanted(&self, raw: &Raw, cell: &Swept<'_>) -> bool {
+        let kept = raw.only.is_empty() || raw.only.iter().any(|p| self.matches(p, cell));
+        kept && !raw.exclude.iter().any(|p| self.matches(p, cell))
     }
 
     fn to_case(
@@ -247,13 +250,20 @@ fn no_kernels(given: &Ordered<Word>, runner: Runner, source: &Source) -> Result<
 /// A partial match names only what exists.
 fn check_pick(pick: &Ordered<Word>, raw: &Raw, source: &Source, arm_allowed: bool) -> Result<()> {
     let arms: Vec<&str> = raw.arms.keys().collect();
+    // Axes of sweeps, of whatever arm.
+    let swept = || raw.arms.0.iter().filter(|_| arm_allowed).flat_map(|(_, arm)| &arm.sweep.0);
     for (key, value) in &pick.0 {
+        let of_sweeps = || swept().filter(|(axis, _)| axis.as_str() == key.as_str());
         let (kind, known) = match (key.as_str(), raw.matrix.get(key.as_str())) {
             ("arm", _) if arm_allowed => ("arm", arms.clone()),
             (_, Some(values)) => ("value", values.keys().collect()),
+            (_, None) if of_sweeps().next().is_some() => {
+                ("value", of_sweeps().flat_map(|(_, values)| values.keys()).collect())
+            }
             (_, None) => {
                 let extra = arm_allowed.then_some("arm");
-                let axes: Vec<&str> = extra.into_iter().chain(raw.matrix.keys()).collect();
+                let swept = swept().map(|(axis, _)| axis.as_str());
+                let axes: Vec<&str> = extra.into_iter().chain(raw.matrix.keys()).chain(swept).collect();
                 return Err(source.unknown("axis", key, &axes));
             }
         };

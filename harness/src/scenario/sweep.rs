@@ -46,6 +46,11 @@ impl<'a> Swept<'a> {
         next
     }
 
+    /// Whether it is a cell of this value of a sweep's axis.
+    pub fn has(&self, axis: &str, value: &str) -> bool {
+        self.values.iter().any(|(a, v, _)| *a == axis && *v == value)
+    }
+
     /// `arm`, or `arm@value,value`.
     pub fn name(&self, arm: &str) -> String {
         if self.values.is_empty() {

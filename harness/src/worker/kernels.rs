@@ -63,6 +63,7 @@ pub fn run(spec: &KernelSpec, emit: &mut Emit) -> Result<(), Failure> {
         weights: None,
         kernels: BTreeMap::new(),
         peak_rss_bytes: None,
+        peak_gpu_bytes: Default::default(),
         gemm: None,
     }))
 }

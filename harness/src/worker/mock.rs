@@ -83,6 +83,7 @@ fn play(spec: &Spec, script: &MockScript, events: &mut EventFile) -> Result<(), 
         weights,
         kernels: BTreeMap::new(),
         peak_rss_bytes: None,
+        peak_gpu_bytes: Default::default(),
         gemm: None,
     })))
 }

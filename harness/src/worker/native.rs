@@ -90,8 +90,8 @@ pub fn write_adapter(config: &Path, lora: &LoraArgs, seed: u64, out: &Path) -> R
 }
 
 /// Rounds the weights of a file to bf16; they stay f32 in it.
-pub fn round_weights(config: &Path, path: &Path) -> Result<(), Failure> {
-    chronicals::weights::round_to_bf16(config, path).map_err(Failure::from)
+pub fn round_weights(path: &Path) -> Result<(), Failure> {
+    chronicals::weights::round_to_bf16(path).map_err(Failure::from)
 }
 
 /// Looks for the device, and for the libraries that it needs.

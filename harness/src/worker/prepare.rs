@@ -69,13 +69,12 @@ fn write_weights(spec: &PrepareSpec, w: &PrepareWeights, tokens: &TokenStore, pa
             std::fs::remove_file(&random).map_err(|e| environment(&e, &random))?;
         }
     }
-    if w.bf16 {
-        native::round_weights(&spec.config, &w.path).map_err(failed)?;
-    }
     for adapter in &w.adapters {
         native::write_adapter(&spec.config, &adapter.lora, w.seed, &adapter.path).map_err(failed)?;
     }
-    Ok(())
+    // Adapters too: an arm that holds them in bf16 would else have moved them before its first step.
+    let files = w.adapters.iter().map(|a| &a.path).chain([&w.path]);
+    files.filter(|_| w.bf16).try_for_each(|path| native::round_weights(path).map_err(failed))
 }
 
 /// The pretraining as a trial of the native arm that saves its weights.

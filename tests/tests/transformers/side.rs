@@ -97,7 +97,7 @@ impl Side {
         let (config, weights) = (dir.path().join("config.json"), dir.path().join("model.safetensors"));
         std::fs::write(&config, geometry.config().to_string()).unwrap();
         init::write_initial_weights(&config, seed, &weights).unwrap();
-        weights::round_to_bf16(&config, &weights).unwrap();
+        weights::round_to_bf16(&weights).unwrap();
         let data = root().join("data/chat-instruct");
         let job: Job = serde_json::from_value(json!({
             "model": {"config": config},

@@ -19,6 +19,7 @@ use chronibench_protocol::record::Verdict;
 
 pub use reason::Reason;
 pub(crate) use reason::some;
+pub use weights::rounded_away;
 
 use crate::trial::TrialLog;
 

@@ -1,5 +1,7 @@
 //! What failed, how it was measured, where, and how to do it again.
 
+use std::collections::BTreeSet;
+
 use chronibench_protocol::record::Resolved;
 use serde_json::Value;
 
@@ -7,6 +9,7 @@ use super::markdown::{code, heading, plain, table};
 use crate::{
     agreement::{BF16, F32},
     format::{percent, verdict},
+    judge::some,
     stats::{CONFIDENCE, LOSS_FALL_MIN_Z, RESAMPLES, range_coverage},
     summary::RunSummary,
 };
@@ -33,6 +36,28 @@ pub(super) fn failures(summary: &RunSummary) -> String {
         out += &format!("- stored trial {} belongs to no case of this scenario\n", code(stray));
     }
     if out.is_empty() { out } else { format!("## Trials that do not count\n\n{out}") }
+}
+
+pub(super) fn rounded_away(summary: &RunSummary) -> String {
+    let mut out = String::new();
+    for case in &summary.cases {
+        let stuck: BTreeSet<&String> = case.trials.iter().flat_map(|t| &t.rounded_away).collect();
+        if !stuck.is_empty() {
+            let names: Vec<String> = stuck.into_iter().cloned().collect();
+            out += &format!("- {}: {}\n", code(&case.id), plain(&some(&names)));
+        }
+    }
+    if out.is_empty() {
+        return out;
+    }
+    format!(
+        "## Trained, but too coarse to move
+
+These weights are held in bf16 without masters, and stood still: no update of AdamW at this learning rate reaches the next value of \
+bf16. They got gradients, and the trials count.
+
+{out}"
+    )
 }
 
 pub(super) fn skipped(summary: &RunSummary) -> String {

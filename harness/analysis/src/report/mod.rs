@@ -29,6 +29,7 @@ pub fn report_md(resolved: &Resolved, summary: &RunSummary, environment: &serde_
         results::matmul(summary),
         audits::audits(summary),
         appendix::failures(summary),
+        appendix::rounded_away(summary),
         appendix::skipped(summary),
         appendix::method(resolved, summary),
         appendix::environment(environment),

@@ -1,10 +1,14 @@
 //! Every reason is found where its fault is planted, and an honest log has none.
 
-use chronibench_analysis::{Reason, TrialLog, judge::judge, stats::LOSS_FALL_MIN_STEPS};
+use chronibench_analysis::{
+    Reason, TrialLog,
+    judge::{judge, rounded_away},
+    stats::LOSS_FALL_MIN_STEPS,
+};
 use chronibench_protocol::{
     event::{Failure, Phase, TensorInfo},
-    record::{Packing, Presence, TensorChange, Verdict},
-    spec::Method,
+    record::{Packing, Presence, RivalRecord, TensorChange, Verdict},
+    spec::{Method, States},
 };
 
 use crate::testing::{MEASURE, case, lines, lora, trial};
@@ -346,6 +350,40 @@ fault!(tensor_stands_still, Invalid, Reason::Unchanged(_), ["no change in model.
     let norm = &mut tensors(l)[2];
     (norm.delta_norm, norm.changed) = (0.0, 0);
 });
+/// A trial of a rival that holds bf16 weights, whose norm stood still.
+fn coarse(learning_rate: f64, states: Option<States>) -> TrialLog {
+    let mut log = trial(&case("chronicals", Method::Full {}, Packing::Bfd), 0, 30);
+    let header = log.header.as_mut().unwrap();
+    let hash = "0".repeat(64);
+    header.rival =
+        Some(RivalRecord { adapter_sha256: hash.clone(), lock_sha256: hash, environment: "reuse".into() });
+    header.spec.train.learning_rate = learning_rate;
+    header.spec.precision.states = states;
+    let norm = &mut tensors(&mut log)[2];
+    (norm.delta_norm, norm.changed, norm.least_bf16_change) = (0.0, 0, Some(1.0 / 512.0));
+    log
+}
+
+#[test]
+fn bf16_weights_that_no_update_can_move_are_no_fault_and_are_told() {
+    let log = coarse(2e-5, Some(States::Bf16));
+    let unchanged = |log: &TrialLog| judge(log).reasons.iter().any(|r| matches!(r, Reason::Unchanged(_)));
+    assert!(!unchanged(&log));
+    assert_eq!(rounded_away(&log), ["model.norm.weight"]);
+    // A rate that could move them, masters that would have moved, and the native arm, which rounds stochastically.
+    let native = TrialLog {
+        header: log.header.clone().map(|mut h| {
+            h.rival = None;
+            h
+        }),
+        ..log
+    };
+    for log in [coarse(1e-3, Some(States::Bf16)), coarse(2e-5, Some(States::F32)), coarse(2e-5, None), native]
+    {
+        assert!(unchanged(&log) && rounded_away(&log).is_empty());
+    }
+}
+
 fault!(weights_not_finite, Invalid, Reason::WeightsNotFinite(_), ["model.embed_tokens.weight"], |l| {
     tensors(l)[0].finite = false;
 });

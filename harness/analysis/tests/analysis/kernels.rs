@@ -70,7 +70,14 @@ fn log(side: Side, position: u32, events: Vec<Event>) -> KernelLog {
     };
     let header = KernelHeader { schema: SCHEMA.into(), side, position, started_at: "now".into(), spec };
     let exit = Exit { code: Some(0), wall_ns: 1, ..Exit::default() };
-    let done = Done { steps: 0, weights: None, kernels: BTreeMap::new(), peak_rss_bytes: None, gemm: None };
+    let done = Done {
+        steps: 0,
+        weights: None,
+        kernels: BTreeMap::new(),
+        peak_rss_bytes: None,
+        peak_gpu_bytes: Default::default(),
+        gemm: None,
+    };
     let mut lines = vec![Line::Kernels(Box::new(header))];
     lines
         .extend(events.into_iter().chain([Event::Done(done)]).map(|event| Line::Event { recv_ns: 1, event }));

@@ -324,6 +324,7 @@ fn done(case: &Case, step_ms: u64) -> Done {
         weights: None,
         kernels: case.kernels.iter().map(|(seam, v)| (format!("{seam}.{v}.forward"), 27)).collect(),
         peak_rss_bytes: Some(if case.runner == "native" { 91 } else { 250 } << 20),
+        peak_gpu_bytes: Default::default(),
         gemm: Some(gemm),
     }
 }
@@ -335,6 +336,7 @@ fn weights(case: &Case) -> Vec<TensorChange> {
         norm: 2.0,
         finite: true,
         changed: if trained { t.numel() } else { 0 },
+        least_bf16_change: None,
         hashes: None,
         present: Presence::Both,
         name: t.name,

@@ -219,6 +219,12 @@ fn report_memory<B: Backend>(trainer: &Trainer<B>, measured: u64, how: &str) {
         0 => String::new(),
         bytes => format!(", {} MB page-locked on the host", bytes / 1_000_000),
     };
+    if measured < planned / 2 {
+        return eprintln!(
+            "memory: {} MB planned, not measured: another program gave memory back meanwhile",
+            planned / 1_000_000
+        );
+    }
     let share = 100.0 * planned as f64 / measured.max(1) as f64;
     let (planned, measured) = (planned / 1_000_000, measured / 1_000_000);
     eprintln!("memory: {planned} MB planned, {share:.1} % of {measured} MB {how}{host}");

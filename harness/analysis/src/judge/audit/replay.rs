@@ -33,7 +33,13 @@ pub(super) fn check(t: &Audited<'_>) -> Option<Check> {
     let judged: Vec<&TensorAgreement> = replay.tensors.iter().filter(|a| !coarse(&a.name)).collect();
     directions(&judged, &tolerance, &mut wrong);
     let least = judged.iter().filter_map(|a| a.cosine).fold(f64::NAN, f64::min);
-    let mut figure = format!("losses within {loss:.0e} of {}", replay.reference);
+    let mut figure = match t.stalls {
+        false => format!("losses within {loss:.0e} of {}", replay.reference),
+        true => format!(
+            "first loss within {loss:.0e} of {}, whose weights keep what bf16 rounds away",
+            replay.reference
+        ),
+    };
     if least.is_finite() {
         figure += &format!(", updates' cosine ≥ {least:.4}");
     }
@@ -53,7 +59,9 @@ fn series(t: &Audited<'_>, replay: &Replay, tolerance: &Tolerance, wrong: &mut V
     let mut largest: Option<f64> = None;
     let mut loss_told = false;
     let mut norm_told = false;
-    for s in t.log.steps.iter().map(|s| &s.event) {
+    // Where most updates are lost, weights are the reference's before the first one alone.
+    let steps = if t.stalls { 1 } else { usize::MAX };
+    for s in t.log.steps.iter().map(|s| &s.event).take(steps) {
         let Some(&loss) = replay.losses.get(s.step as usize) else { continue };
         let off = gap(s.loss, loss);
         largest = Some(largest.unwrap_or(0.0).max(off));
