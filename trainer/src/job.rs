@@ -37,6 +37,7 @@ use crate::{
         self, hub,
         peft::{self, AdapterConfig},
     },
+    lora,
     metrics::Report,
     model::{Capacity, Level, Setup},
     room::{self, Asked, Choice},
@@ -245,6 +246,9 @@ impl Job {
         let tokenizer = self.data.tokenizer()?;
         let data = self.data.dataset(&tokenizer, self.seed)?;
         self.check_context(&data, &config)?;
+        if let Method::Lora(lora) = &self.method {
+            lora::check_patterns(&config, lora)?;
+        }
         let Dataset { train, report, validation, recognised } = data;
         let at = tokenizer.path().display().to_string();
         let (max_length, pad) = (self.data.max_length, tokenizer.pad().id);
@@ -379,9 +383,11 @@ fn check_adapter(lora: &LoraArgs, path: &Path) -> Result<(), Error> {
     }
     let theirs = AdapterConfig::load(path)?;
     let rows = [
-        ("r", theirs.r as f64, lora.r as f64),
-        ("lora_alpha", theirs.lora_alpha, lora.lora_alpha),
-        ("use_rslora", theirs.use_rslora.into(), lora.use_rslora.into()),
+        ("r", json!(theirs.r), json!(lora.r)),
+        ("lora_alpha", json!(theirs.lora_alpha), json!(lora.lora_alpha)),
+        ("rank_pattern", json!(theirs.rank_pattern), json!(lora.rank_pattern)),
+        ("alpha_pattern", json!(theirs.alpha_pattern), json!(lora.alpha_pattern)),
+        ("use_rslora", json!(theirs.use_rslora), json!(lora.use_rslora)),
     ];
     match rows.into_iter().find(|(_, theirs, ours)| theirs != ours) {
         None => Ok(()),

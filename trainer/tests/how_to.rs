@@ -141,6 +141,7 @@ macro_rules! pages {
 
 pages! {
     fine_tune: "fine-tune.md",
+    presets: "presets.md",
     look_at_data: "look-at-data.md",
     resume: "resume.md",
     evaluate: "evaluate.md",

@@ -13,6 +13,7 @@ pub mod data;
 pub mod digest;
 pub mod event;
 pub mod kernels;
+pub mod patterns;
 pub mod plan;
 pub mod record;
 pub mod sample;

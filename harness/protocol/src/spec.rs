@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::patterns::Patterns;
+
 /// Version of the protocol; an arm refuses any other.
 pub const PROTOCOL: &str = "chronibench.protocol/1";
 
@@ -191,6 +193,13 @@ pub struct LoraArgs {
     /// Projections that get an adapter: any of `q_proj k_proj v_proj o_proj gate_proj up_proj down_proj`.
     #[serde(default = "all_targets")]
     pub target_modules: Vec<String>,
+    /// Ranks of modules that have another than `r`. A key is a module's name (`model.layers.0.self_attn.q_proj`), its end behind a dot
+    /// (`q_proj`), or a regular expression for either; of several that match, the first counts.
+    #[serde(default, skip_serializing_if = "Patterns::is_empty")]
+    pub rank_pattern: Patterns<usize>,
+    /// The same for `lora_alpha`.
+    #[serde(default, skip_serializing_if = "Patterns::is_empty")]
+    pub alpha_pattern: Patterns<f64>,
     /// Rank-stabilised scaling (arXiv 2312.03732).
     #[serde(default)]
     pub use_rslora: bool,
@@ -202,6 +211,22 @@ pub struct LoraArgs {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(skip)]
     pub adapter_weights: Option<PathBuf>,
+}
+
+impl LoraArgs {
+    /// Plain LoRA of a rank and an alpha, on every projection.
+    pub fn of(r: usize, lora_alpha: f64) -> Self {
+        Self {
+            r,
+            lora_alpha,
+            target_modules: all_targets(),
+            rank_pattern: Patterns::default(),
+            alpha_pattern: Patterns::default(),
+            use_rslora: false,
+            loraplus_lr_ratio: one(),
+            adapter_weights: None,
+        }
+    }
 }
 
 /// The seven projections, in model order.

@@ -22,8 +22,8 @@ pub struct Linear {
     pub outputs: usize,
     /// `K`.
     pub inputs: usize,
-    /// Adapters on this projection.
-    pub adapter: Option<Adapter>,
+    /// Adapters on this projection: a batch for each size that they have.
+    pub adapters: Vec<Adapter>,
     /// SwiGLU, where it is next to this projection.
     pub beside: Beside,
 }
@@ -40,7 +40,7 @@ pub enum Beside {
     WriterOfInput,
 }
 
-/// The LoRA adapters of one [`Linear`].
+/// LoRA adapters of one [`Linear`], of one rank and scale.
 #[derive(Clone, Debug)]
 pub struct Adapter {
     /// All `A`, stacked: `[S, K]`, `S` the sum of the ranks.

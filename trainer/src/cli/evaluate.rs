@@ -16,8 +16,8 @@ use chronicals::{
     fit::{self, Batches},
     formats::{hub, peft::AdapterConfig},
     job::{JobData, told},
+    lora,
     model::Setup,
-    params,
 };
 use chronicals_data::{plan::evaluation_plan, tokenizer::TextTokenizer};
 
@@ -68,7 +68,7 @@ pub fn run(a: &Args) -> Result<(), Error> {
     let config = ModelConfig::load(&folder.join("config.json"))?;
     let batches = batches(a, &folder, &config)?;
     let method = match &a.adapter {
-        None => Method::Lora(params::no_adapters()),
+        None => Method::Lora(lora::no_adapters()),
         Some(dir) => Method::Lora(AdapterConfig::load(dir)?.lora(dir)?),
     };
     let run = Run { folder: &folder, adapter: a.adapter.as_deref(), batches: &batches };

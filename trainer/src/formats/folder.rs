@@ -1,6 +1,6 @@
 //! A model with its config and the files beside it, from wherever it comes, and its way into a Hugging Face folder.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use chronibench_protocol::spec::LoraArgs;
 use chronicals_kernels::gemm::linear_dgrad;
@@ -14,7 +14,8 @@ use super::{
 use crate::{
     config::ModelConfig,
     error::Error,
-    params::{Layout, lora_scale},
+    lora::{Adapters, Size},
+    params::{Layout, PROJECTION_GROUPS, adapter, projection},
     weights,
 };
 
@@ -42,9 +43,16 @@ pub struct Source {
 /// Adapters that can be read, and what they mean.
 pub struct Adapter {
     tensors: Box<dyn Tensors>,
-    layout: Layout,
     lora: LoraArgs,
-    scale: f32,
+    /// By the name of the weight that it is on.
+    parts: BTreeMap<String, Part>,
+}
+
+/// The adapter on a weight.
+struct Part {
+    a: String,
+    b: String,
+    size: Size,
 }
 
 /// How a folder is written.
@@ -198,8 +206,17 @@ impl Adapter {
         let layout = Layout::adapters(model, &lora)?;
         let tensors = open(&folder.join(super::peft::WEIGHTS))?;
         weights::check(&*tensors, &layout)?;
-        let scale = lora_scale(&lora);
-        Ok(Self { tensors, layout, lora, scale })
+        let adapters = Adapters::of(model, &lora)?;
+        let mut parts = BTreeMap::new();
+        for (layer, name) in
+            (0..model.layers).flat_map(|l| PROJECTION_GROUPS.concat().into_iter().map(move |p| (l, p)))
+        {
+            if let Some(size) = adapters.get(layer, name) {
+                let [a, b] = ['A', 'B'].map(|ab| adapter(layer, name, ab));
+                parts.insert(format!("{}.weight", projection(layer, name)), Part { a, b, size });
+            }
+        }
+        Ok(Self { tensors, lora, parts })
     }
 
     /// Its settings.
@@ -209,15 +226,10 @@ impl Adapter {
 
     /// `W += scale · B·A` if there are adapters on this weight, `[N, K]`.
     fn add(&self, name: &str, shape: &[usize], values: &mut [f32]) -> Result<(), Error> {
-        let Some(projection) = name.strip_suffix(".weight") else { return Ok(()) };
-        let [a, b] = ["A", "B"].map(|ab| format!("base_model.model.{projection}.lora_{ab}.weight"));
-        if self.layout.get(&a).is_none() {
-            return Ok(());
-        }
-        let (a, mut b) = (self.tensors.read(&a)?, self.tensors.read(&b)?);
-        b.iter_mut().for_each(|v| *v *= self.scale);
-        let (outputs, inputs, r) = (shape[0], shape[1], self.lora.r);
-        linear_dgrad(values, &b, &a, outputs, r, inputs, 1.0);
+        let Some(Part { a, b, size }) = self.parts.get(name) else { return Ok(()) };
+        let (a, mut b) = (self.tensors.read(a)?, self.tensors.read(b)?);
+        b.iter_mut().for_each(|v| *v *= size.scale);
+        linear_dgrad(values, &b, &a, shape[0], size.r, shape[1], 1.0);
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use chronibench_protocol::spec::LoraArgs;
+use chronibench_protocol::{patterns::Patterns, spec::LoraArgs};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -31,6 +31,12 @@ pub struct AdapterConfig {
     pub lora_alpha: f64,
     /// Projections.
     pub target_modules: Targets,
+    /// Ranks of modules that have another.
+    #[serde(default)]
+    pub rank_pattern: Patterns<usize>,
+    /// The same for `lora_alpha`.
+    #[serde(default)]
+    pub alpha_pattern: Patterns<f64>,
     /// The scale is over the root of the rank.
     #[serde(default)]
     pub use_rslora: bool,
@@ -66,10 +72,8 @@ fn none() -> String {
 }
 
 /// Settings of PEFT that change what an adapter computes and are not supported, with the values that are harmless.
-const REFUSED: [&str; 8] = [
+const REFUSED: [&str; 6] = [
     "use_dora",
-    "rank_pattern",
-    "alpha_pattern",
     "modules_to_save",
     "layers_to_transform",
     "layer_replication",
@@ -96,6 +100,8 @@ impl AdapterConfig {
             r: lora.r,
             lora_alpha: lora.lora_alpha,
             target_modules: Targets::Names(lora.target_modules.clone()),
+            rank_pattern: lora.rank_pattern.clone(),
+            alpha_pattern: lora.alpha_pattern.clone(),
             use_rslora: lora.use_rslora,
             lora_dropout: 0.0,
             bias: none(),
@@ -119,7 +125,7 @@ impl AdapterConfig {
         })?;
         let refuse = |what: String| {
             Err(Error::new(what, at())
-                .hint("supported: LoRA and rsLoRA of one rank and alpha, without biases"))
+                .hint("supported: LoRA and rsLoRA, with patterns of rank and alpha, without biases"))
         };
         if config.peft_type != "LORA" {
             return refuse(format!("peft_type {} is not supported", config.peft_type));
@@ -152,12 +158,12 @@ impl AdapterConfig {
             }
         };
         Ok(LoraArgs {
-            r: self.r,
-            lora_alpha: self.lora_alpha,
             target_modules,
+            rank_pattern: self.rank_pattern.clone(),
+            alpha_pattern: self.alpha_pattern.clone(),
             use_rslora: self.use_rslora,
-            loraplus_lr_ratio: 1.0,
             adapter_weights: Some(folder.to_path_buf()),
+            ..LoraArgs::of(self.r, self.lora_alpha)
         })
     }
 

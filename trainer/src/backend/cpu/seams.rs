@@ -204,7 +204,7 @@ impl Backend for CpuBackend {
             l.inputs,
             0.0,
         );
-        if let Some(adapter) = &l.adapter {
+        for adapter in &l.adapters {
             self.adapter_forward(l, adapter, x, y);
         }
     }
@@ -219,7 +219,7 @@ impl Backend for CpuBackend {
             self.lap("gemm", "library", "wgrad", self.product_cost(l, true, n * k));
             gemm::linear_wgrad(&mut self.get_mut(dw), &self.act(dy), &self.act(x), t, n, k, 1.0);
         }
-        if let Some(adapter) = &l.adapter {
+        for adapter in &l.adapters {
             self.adapter_backward(l, adapter, dy, x, dx);
         }
     }
