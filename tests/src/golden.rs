@@ -46,7 +46,7 @@ type File = (&'static str, &'static [u8]);
 const FILES: [(&str, [File; 4]); 3] = files!("qwen2", "llama", "qwen3");
 
 /// Variants of LoRA with goldens, on [`VARIANT_FAMILY`].
-pub const VARIANTS: [&str; 1] = ["patterns"];
+pub const VARIANTS: [&str; 3] = ["patterns", "dora", "dora_patterns"];
 
 /// The family that has them.
 pub const VARIANT_FAMILY: &str = "qwen3";
@@ -61,7 +61,9 @@ macro_rules! variants {
     };
 }
 
-const VARIANT_FILES: [(&str, [File; 3]); VARIANTS.len()] = variants!("patterns");
+const VARIANT_FILES: [(&str, [File; 3]); VARIANTS.len()] = variants!("patterns", "dora", "dora_patterns");
+
+const PISSA: &[u8] = include_bytes!("../goldens/lora/pissa/golden.safetensors");
 
 /// What Hugging Face computed for one family.
 pub struct Golden {
@@ -107,7 +109,13 @@ impl Golden {
         (Self { bytes: files[2].1, ..family }, Case { method: Method::Lora(lora), ..Case::lora() })
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    /// The goldens of PiSSA, which begin with no adapter.
+    pub fn pissa() -> Self {
+        Self { bytes: PISSA, ..Self::load(VARIANT_FAMILY) }
+    }
+
+    /// A file that the goldens are of.
+    pub fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 

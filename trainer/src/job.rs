@@ -9,6 +9,7 @@ use chronibench_protocol::{
     TokenStore,
     digest::sha256_hex,
     event::Precision,
+    init::InitLora,
     record::BatchArgs,
     spec::{LoraArgs, Method, PrecisionArgs, Recompute, TrainArgs},
 };
@@ -351,9 +352,11 @@ impl Job {
             }
             None => trainer.init(config, self.seed)?,
         }
-        if let Method::Lora(l) = &self.method
-            && let Some(path) = &l.adapter_weights
-        {
+        let Method::Lora(l) = &self.method else { return Ok(trainer) };
+        if let InitLora::Pissa { niter } = l.init_lora_weights {
+            trainer.init_pissa(config, l, niter, self.seed)?;
+        }
+        if let Some(path) = &l.adapter_weights {
             check_adapter(l, path)?;
             trainer.load_adapters(path)?;
         }
@@ -388,6 +391,7 @@ fn check_adapter(lora: &LoraArgs, path: &Path) -> Result<(), Error> {
         ("rank_pattern", json!(theirs.rank_pattern), json!(lora.rank_pattern)),
         ("alpha_pattern", json!(theirs.alpha_pattern), json!(lora.alpha_pattern)),
         ("use_rslora", json!(theirs.use_rslora), json!(lora.use_rslora)),
+        ("use_dora", json!(theirs.use_dora), json!(lora.use_dora)),
     ];
     match rows.into_iter().find(|(_, theirs, ours)| theirs != ours) {
         None => Ok(()),

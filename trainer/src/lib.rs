@@ -25,6 +25,7 @@ pub mod preset;
 pub mod profile;
 pub mod progress;
 pub mod room;
+mod svd;
 pub mod trainer;
 pub mod weights;
 pub mod worker;

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use chronibench_protocol::{patterns::Patterns, spec::LoraArgs};
+use chronibench_protocol::{init::InitLora, patterns::Patterns, spec::LoraArgs};
 use fancy_regex::Regex;
 
 use crate::{
@@ -71,6 +71,19 @@ pub fn lora_scale(lora: &LoraArgs) -> f32 {
 fn scale(alpha: f64, r: usize, use_rslora: bool) -> f32 {
     let r = r as f64;
     (alpha / if use_rslora { r.sqrt() } else { r }) as f32
+}
+
+/// The settings of adapters of twice the ranks, with the same scales; they begin as usual.
+pub fn doubled(lora: &LoraArgs) -> LoraArgs {
+    let alpha = |alpha: f64| alpha * if lora.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
+    LoraArgs {
+        r: 2 * lora.r,
+        lora_alpha: alpha(lora.lora_alpha),
+        rank_pattern: lora.rank_pattern.map(|r| 2 * r),
+        alpha_pattern: lora.alpha_pattern.map(|a| alpha(*a)),
+        init_lora_weights: InitLora::Kaiming,
+        ..lora.clone()
+    }
 }
 
 /// Patterns that a training is told, each of which must be about something.
@@ -152,6 +165,17 @@ fn check(lora: &LoraArgs) -> Result<(), Error> {
         return Err(Error::new("lora_alpha and loraplus_lr_ratio must be positive", "method").hint(
             "lora_alpha is usually r or 2·r; loraplus_lr_ratio 1 is plain LoRA, 16 the value of LoRA+",
         ));
+    }
+    if lora.init_lora_weights != InitLora::Kaiming {
+        let another = match (&lora.adapter_weights, lora.use_dora) {
+            (Some(_), _) => Some("adapter_weights, which say what adapters begin as"),
+            (_, true) => Some("use_dora: what it changes is no sum of adapters"),
+            _ => None,
+        };
+        if let Some(other) = another {
+            return Err(Error::new(format!("pissa goes not with {other}"), "method.init_lora_weights")
+                .hint("leave one of the two out"));
+        }
     }
     if lora.target_modules.is_empty() {
         return Err(Error::new("LoRA has no target", "method.target_modules")

@@ -64,6 +64,18 @@ pub fn adapter(layer: usize, name: &str, ab: char) -> String {
     format!("base_model.model.{}.lora_{ab}.weight", projection(layer, name))
 }
 
+/// PEFT's name of the magnitudes of a projection's outputs, under DoRA.
+pub fn magnitude(layer: usize, name: &str) -> String {
+    format!("base_model.model.{}.lora_magnitude_vector", projection(layer, name))
+}
+
+/// The weight that magnitudes are of.
+pub fn weight_of(magnitude: &str) -> String {
+    let name =
+        magnitude.strip_prefix("base_model.model.").and_then(|n| n.strip_suffix("lora_magnitude_vector"));
+    format!("{}weight", name.expect("PEFT's name of magnitudes"))
+}
+
 /// Outputs and inputs of a projection.
 pub fn projection_shape(c: &ModelConfig, name: &str) -> (usize, usize) {
     let kv = c.kv_heads * c.head_dim;
@@ -108,7 +120,8 @@ impl Layout {
         l
     }
 
-    /// LoRA adapters; of every run of projections with one input and adapters of one size first all `A`, then all `B`.
+    /// LoRA adapters; of every run of projections with one input and adapters of one size first all `A`, then all `B`; behind
+    /// them DoRA's magnitudes, which are vectors.
     ///
     /// # Errors
     /// See [`Adapters::of`].
@@ -122,6 +135,13 @@ impl Layout {
                 }
                 for name in &names {
                     l.push(adapter(layer, name, 'B'), &[projection_shape(c, name).0, r], "lora_B");
+                }
+            }
+        }
+        for layer in (0..c.layers).filter(|_| lora.use_dora) {
+            for (_, names) in PROJECTION_GROUPS.iter().flat_map(|g| adapters.runs(layer, g)) {
+                for name in &names {
+                    l.push(magnitude(layer, name), &[projection_shape(c, name).0], "lora_magnitude");
                 }
             }
         }

@@ -12,6 +12,7 @@ pub mod chain;
 pub mod data;
 pub mod digest;
 pub mod event;
+pub mod init;
 pub mod kernels;
 pub mod patterns;
 pub mod plan;

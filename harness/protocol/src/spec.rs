@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::patterns::Patterns;
+use crate::{init::InitLora, patterns::Patterns};
 
 /// Version of the protocol; an arm refuses any other.
 pub const PROTOCOL: &str = "chronibench.protocol/1";
@@ -203,6 +203,13 @@ pub struct LoraArgs {
     /// Rank-stabilised scaling (arXiv 2312.03732).
     #[serde(default)]
     pub use_rslora: bool,
+    /// DoRA (arXiv 2402.09353): the magnitude of every output of a weight trains besides its direction.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub use_dora: bool,
+    /// What the adapters begin as: `true` (A random, B zero), `pissa` (the largest singular values of the weight, found), or
+    /// `pissa_niter_N` (the same by N iterations).
+    #[serde(default, skip_serializing_if = "InitLora::is_default")]
+    pub init_lora_weights: InitLora,
     /// LoRA+ (arXiv 2402.12354): learning rate of B over that of A; 1 is plain LoRA.
     #[serde(default = "one")]
     pub loraplus_lr_ratio: f64,
@@ -223,6 +230,8 @@ impl LoraArgs {
             rank_pattern: Patterns::default(),
             alpha_pattern: Patterns::default(),
             use_rslora: false,
+            use_dora: false,
+            init_lora_weights: InitLora::Kaiming,
             loraplus_lr_ratio: one(),
             adapter_weights: None,
         }
@@ -235,6 +244,10 @@ pub const LORA_TARGETS: [&str; 7] =
 
 fn all_targets() -> Vec<String> {
     LORA_TARGETS.map(String::from).to_vec()
+}
+
+fn is_false(setting: &bool) -> bool {
+    !setting
 }
 
 fn one() -> f64 {

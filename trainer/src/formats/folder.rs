@@ -15,7 +15,7 @@ use crate::{
     config::ModelConfig,
     error::Error,
     lora::{Adapters, Size},
-    params::{Layout, PROJECTION_GROUPS, adapter, projection},
+    params::{self, Layout, PROJECTION_GROUPS, adapter, projection},
     weights,
 };
 
@@ -53,6 +53,8 @@ struct Part {
     a: String,
     b: String,
     size: Size,
+    /// Under DoRA.
+    magnitude: Option<String>,
 }
 
 /// How a folder is written.
@@ -213,7 +215,8 @@ impl Adapter {
         {
             if let Some(size) = adapters.get(layer, name) {
                 let [a, b] = ['A', 'B'].map(|ab| adapter(layer, name, ab));
-                parts.insert(format!("{}.weight", projection(layer, name)), Part { a, b, size });
+                let magnitude = lora.use_dora.then(|| params::magnitude(layer, name));
+                parts.insert(format!("{}.weight", projection(layer, name)), Part { a, b, size, magnitude });
             }
         }
         Ok(Self { tensors, lora, parts })
@@ -224,12 +227,18 @@ impl Adapter {
         &self.lora
     }
 
-    /// `W += scale · B·A` if there are adapters on this weight, `[N, K]`.
+    /// `W += scale · B·A` if there are adapters on this weight, `[N, K]`; under DoRA rows then get their magnitudes.
     fn add(&self, name: &str, shape: &[usize], values: &mut [f32]) -> Result<(), Error> {
-        let Some(Part { a, b, size }) = self.parts.get(name) else { return Ok(()) };
+        let Some(Part { a, b, size, magnitude }) = self.parts.get(name) else { return Ok(()) };
         let (a, mut b) = (self.tensors.read(a)?, self.tensors.read(b)?);
         b.iter_mut().for_each(|v| *v *= size.scale);
         linear_dgrad(values, &b, &a, shape[0], size.r, shape[1], 1.0);
+        if let Some(magnitude) = magnitude {
+            for (row, m) in values.chunks_mut(shape[1]).zip(self.tensors.read(magnitude)?) {
+                let length = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+                row.iter_mut().for_each(|x| *x = (f64::from(*x) * f64::from(m) / length) as f32);
+            }
+        }
         Ok(())
     }
 }

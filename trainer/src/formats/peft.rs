@@ -40,6 +40,9 @@ pub struct AdapterConfig {
     /// The scale is over the root of the rank.
     #[serde(default)]
     pub use_rslora: bool,
+    /// Outputs have magnitudes.
+    #[serde(default)]
+    pub use_dora: bool,
     /// Not used here; PEFT wants it.
     #[serde(default)]
     pub lora_dropout: f64,
@@ -72,14 +75,11 @@ fn none() -> String {
 }
 
 /// Settings of PEFT that change what an adapter computes and are not supported, with the values that are harmless.
-const REFUSED: [&str; 6] = [
-    "use_dora",
-    "modules_to_save",
-    "layers_to_transform",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "lora_bias",
-];
+const REFUSED: [&str; 5] =
+    ["modules_to_save", "layers_to_transform", "layer_replication", "alora_invocation_tokens", "lora_bias"];
+
+/// Beginnings of adapters that change the base which they are for.
+const OF_ANOTHER_BASE: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
 
 fn is_harmless(value: &Value) -> bool {
     match value {
@@ -103,6 +103,7 @@ impl AdapterConfig {
             rank_pattern: lora.rank_pattern.clone(),
             alpha_pattern: lora.alpha_pattern.clone(),
             use_rslora: lora.use_rslora,
+            use_dora: lora.use_dora,
             lora_dropout: 0.0,
             bias: none(),
             fan_in_fan_out: false,
@@ -125,13 +126,21 @@ impl AdapterConfig {
         })?;
         let refuse = |what: String| {
             Err(Error::new(what, at())
-                .hint("supported: LoRA and rsLoRA, with patterns of rank and alpha, without biases"))
+                .hint("supported: LoRA, rsLoRA and DoRA, with patterns of rank and alpha, without biases"))
         };
         if config.peft_type != "LORA" {
             return refuse(format!("peft_type {} is not supported", config.peft_type));
         }
         if config.bias != "none" || config.fan_in_fan_out {
             return refuse("biases and transposed weights are not supported".into());
+        }
+        let begins = config.others.get("init_lora_weights").and_then(Value::as_str).unwrap_or_default();
+        if OF_ANOTHER_BASE.iter().any(|name| begins.starts_with(name)) {
+            return Err(Error::new(
+                format!("init_lora_weights is '{begins}': the adapter is for what PEFT left of the base"),
+                at(),
+            )
+            .hint("save it with PEFT's path_initial_model_for_weight_conversion, which makes it one for the base itself"));
         }
         match REFUSED.iter().find(|key| config.others.get(**key).is_some_and(|v| !is_harmless(v))) {
             Some(key) => refuse(format!("{key} is not supported")),
@@ -162,6 +171,7 @@ impl AdapterConfig {
             rank_pattern: self.rank_pattern.clone(),
             alpha_pattern: self.alpha_pattern.clone(),
             use_rslora: self.use_rslora,
+            use_dora: self.use_dora,
             adapter_weights: Some(folder.to_path_buf()),
             ..LoraArgs::of(self.r, self.lora_alpha)
         })

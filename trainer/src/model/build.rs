@@ -8,8 +8,8 @@ use chronicals_kernels::{KernelPlan, Seam, Variant, lora::Segment};
 use super::{Block, Level, Model, offload::PLACES};
 use crate::{
     backend::{
-        Adapter, Allocator, Attention, Beside, Component, Group, HostPlace, Linear, Norm, Param, QkNorm,
-        QkRope, View,
+        Adapter, Allocator, Attention, Beside, Component, Dora, Group, HostPlace, Linear, Norm, Param,
+        QkNorm, QkRope, View,
     },
     config::ModelConfig,
     error::Error,
@@ -104,7 +104,8 @@ fn trainable(alloc: &mut impl Allocator, layout: &Layout, values: View, b_ratio:
             grad: at(grads),
             m: at(m),
             v: at(v),
-            lr_ratio: if first.group == "lora_B" { b_ratio } else { 1.0 },
+            // As in PEFT's optimizer, vectors go with B.
+            lr_ratio: if first.group == "lora_A" { 1.0 } else { b_ratio },
             decay: first.decays(),
         });
     }
@@ -249,6 +250,7 @@ fn linear<A: Allocator>(
         outputs: shapes.clone().map(|(n, _)| n).sum(),
         inputs: shapes.clone().map(|(_, k)| k).next().expect("a group has a projection"),
         adapters: lora.map(|lora| adapters(acts, c, lora, l, group)).unwrap_or_default(),
+        dora: lora.and_then(|lora| dora(acts, c, lora, l, group)),
         beside: match group {
             ["gate_proj", ..] => Beside::ReaderOfOutput,
             ["down_proj"] => Beside::WriterOfInput,
@@ -267,6 +269,27 @@ fn adapters<A: Allocator>(
 ) -> Vec<Adapter> {
     let runs = lora.adapters.runs(l, group).into_iter();
     runs.map(|(size, names)| adapter(acts, c, lora, l, group, size, &names)).collect()
+}
+
+fn dora<A: Allocator>(
+    acts: &mut Acts<'_, A>,
+    c: &ModelConfig,
+    lora: &Lora<'_>,
+    l: usize,
+    group: &[&'static str],
+) -> Option<Dora> {
+    let adapted = |p: &&&str| lora.adapters.get(l, p).is_some();
+    let names: Vec<String> = group.iter().filter(adapted).map(|p| params::magnitude(l, p)).collect();
+    let magnitude = lora.store.param(&names)?;
+    let (mut columns, mut outputs) = (Vec::new(), 0);
+    for p in group {
+        let from = outputs;
+        outputs += params::projection_shape(c, p).0;
+        columns.extend(adapted(&p).then_some(from..outputs));
+    }
+    let [gain, norms] = [(); 2].map(|()| acts.alloc.alloc(Component::Statistics, outputs));
+    let scaled = acts.of_block((group[0], "dora", 0), Some(Level::None), Component::Activations, outputs);
+    Some(Dora { magnitude, columns, gain, norms, scaled })
 }
 
 fn adapter<A: Allocator>(

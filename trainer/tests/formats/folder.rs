@@ -113,6 +113,41 @@ fn a_failure_halfway_leaves_nothing() {
     assert_eq!(left.len(), 2, "{left:?}");
 }
 
+/// Rows of `W + s·B·A` have the lengths that DoRA gives them, and their directions.
+#[test]
+fn merging_gives_rows_their_magnitudes() {
+    let dir = llama();
+    let folder = golden("lora/dora");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden("qwen3").join(name), dir.path().join("model").join(name)).unwrap();
+    }
+    let source = Source::open(&dir.path().join("model"), None).unwrap();
+    let adapter = Adapter::open(&folder, source.model()).unwrap();
+    let out = dir.path().join("merged");
+    source.write(Some(&adapter), F32, &out).unwrap();
+    let (base, merged, adapters) = (open(&dir.path().join("model")), open(&out), open(&folder));
+    let module = "model.layers.1.mlp.down_proj";
+    let part = |name: &str| adapters.read(&format!("base_model.model.{module}.{name}")).unwrap();
+    let (a, b, magnitudes) = (part("lora_A.weight"), part("lora_B.weight"), part("lora_magnitude_vector"));
+    let weight = format!("{module}.weight");
+    let [w, m] = [&base, &merged].map(|file| file.read(&weight).unwrap());
+    let inputs = base.shape(&weight).unwrap()[1];
+    for (row, magnitude) in magnitudes.iter().enumerate() {
+        let v: Vec<f64> = (0..inputs)
+            .map(|k| {
+                let product: f64 =
+                    (0..4).map(|i| f64::from(b[row * 4 + i]) * f64::from(a[i * inputs + k])).sum();
+                f64::from(w[row * inputs + k]) + 2.0 * product
+            })
+            .collect();
+        let length = v.iter().map(|x| x * x).sum::<f64>().sqrt();
+        for (k, v) in v.iter().enumerate() {
+            let (got, want) = (f64::from(m[row * inputs + k]), f64::from(*magnitude) * v / length);
+            assert!((got - want).abs() < 1e-6, "row {row}: {got} for {want}");
+        }
+    }
+}
+
 /// Ranks and scales of their own are in the adapter's settings, and in the sum.
 #[test]
 fn merging_honours_patterns() {

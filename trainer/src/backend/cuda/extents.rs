@@ -210,8 +210,13 @@ pub(super) struct Extras {
 
 impl Extras {
     /// # Errors
-    /// Adapters that have no eager kernels.
+    /// Adapters that have no eager kernels, or magnitudes.
     pub(super) fn of(model: &Model, e: &Extents) -> Result<Self, GpuError> {
+        if linears(model).any(|l| l.dora.is_some()) {
+            let hint = "train with device: cpu, or with use_dora: false; `chronicals merge` makes a plain model of a DoRA adapter";
+            let (what, at) = ("DoRA has no kernels on a GPU".into(), "method.use_dora".into());
+            return Err(GpuError { what, at, hint: hint.into() });
+        }
         Ok(Self {
             masters: if e.formats.has_masters() { 4 * model.grads.len } else { 0 },
             scratch: e.scratch_bytes(model)?,

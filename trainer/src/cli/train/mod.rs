@@ -193,9 +193,9 @@ fn train<B: Backend>(
     session.run(&mut trainer)?;
 
     let path = job.output_dir.join(trainer.trainable_file());
-    trainer.check_finite().and_then(|()| trainer.save_trainable(&path)).map_err(Exit::failed)?;
-    let lora = if let Method::Lora(lora) = &job.method { Some(lora) } else { None };
-    folder::finish(&job.model.config, job.data.tokenizer.as_deref(), lora, &job.output_dir)
+    trainer.check_finite().and_then(|()| trainer.save_update(&path)).map_err(Exit::failed)?;
+    let lora = if let Method::Lora(lora) = &job.method { Some(trainer.update_settings(lora)) } else { None };
+    folder::finish(&job.model.config, job.data.tokenizer.as_deref(), lora.as_ref(), &job.output_dir)
         .map_err(Exit::failed)?;
     eprintln!("saved {}", path.display());
     if let Some(Profiling { dir, .. }) = &profiling {
