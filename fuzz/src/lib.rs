@@ -190,9 +190,13 @@ fn stay_offline() {
     ONCE.call_once(|| unsafe { std::env::set_var("HF_HUB_OFFLINE", "1") });
 }
 
-/// JSON Lines, JSON, CSV or TSV, by the first byte; the second chooses a format.
+/// JSON Lines, JSON, CSV or TSV, by the first byte; the second chooses a format. Parquet, which is known by what it begins with, has a
+/// target of its own.
 pub fn records(bytes: &[u8]) {
     let [ending, format, content @ ..] = bytes else { return };
+    if content.starts_with(b"PAR1") {
+        return;
+    }
     let name = ["data.jsonl", "data.json", "data.csv", "data.tsv", "data"][usize::from(*ending) % 5];
     let format = [None, Some("messages"), Some("text"), Some("alpaca")][usize::from(*format) % 4];
     read_records(&file(name, content), format);

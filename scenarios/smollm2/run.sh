@@ -25,6 +25,13 @@ step "LoRA on the instruction data that ships, with a part of it held out"
 "$chronicals" train --config scenarios/smollm2/lora.yaml
 "$chronicals" evaluate --model "$out/model" --adapter "$out/adapter" --text "$text"
 
+step "An answer before and after"
+answer() { "$chronicals" generate --model "$out/model" "$@" --chat --max-new-tokens 60 --prompt "Give me three tips to sleep better."; }
+printf 'before: '
+answer
+printf '\nafter: '
+answer --adapter "$out/adapter"
+
 step "The adapter merged in f32, rounded once, and cut into shards"
 "$chronicals" merge --model "$out/model" --adapter "$out/adapter" "$out/merged" --dtype bf16
 "$chronicals" export "$out/merged" "$out/exported" --max-shard-gb 0.1

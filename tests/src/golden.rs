@@ -16,6 +16,7 @@ use chronicals::{
     },
     config::ModelConfig,
     fit::Batches,
+    formats::peft::AdapterConfig,
     model::{Level, Setup},
 };
 use chronicals_kernels::{gpu::Machine, linear_ce};
@@ -43,6 +44,26 @@ macro_rules! files {
 type File = (&'static str, &'static [u8]);
 
 const FILES: [(&str, [File; 4]); 3] = files!("qwen2", "llama", "qwen3");
+
+/// Variants of LoRA with goldens, on [`VARIANT_FAMILY`].
+pub const VARIANTS: [&str; 3] = ["patterns", "dora", "dora_patterns"];
+
+/// The family that has them.
+pub const VARIANT_FAMILY: &str = "qwen3";
+
+macro_rules! variants {
+    ($($variant:literal),*) => {
+        [$(($variant, [
+            ("adapter_config.json", include_bytes!(concat!("../goldens/lora/", $variant, "/adapter_config.json")).as_slice()),
+            ("adapter.safetensors", include_bytes!(concat!("../goldens/lora/", $variant, "/adapter_model.safetensors"))),
+            ("golden.safetensors", include_bytes!(concat!("../goldens/lora/", $variant, "/golden.safetensors"))),
+        ])),*]
+    };
+}
+
+const VARIANT_FILES: [(&str, [File; 3]); VARIANTS.len()] = variants!("patterns", "dora", "dora_patterns");
+
+const PISSA: &[u8] = include_bytes!("../goldens/lora/pissa/golden.safetensors");
 
 /// What Hugging Face computed for one family.
 pub struct Golden {
@@ -75,7 +96,26 @@ impl Golden {
         Self { dir, bytes: files[3].1, config }
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    /// The goldens of a variant of LoRA, and the case that it is, trained as LoRA+ as the others are.
+    pub fn variant(name: &str) -> (Self, Case) {
+        let family = Self::load(VARIANT_FAMILY);
+        let (_, files) = VARIANT_FILES.iter().find(|(n, _)| *n == name).expect("a variant with goldens");
+        for (name, bytes) in files {
+            std::fs::write(family.file(name), bytes).unwrap();
+        }
+        let folder = family.dir.path();
+        let lora = AdapterConfig::load(folder).unwrap().lora(folder).unwrap();
+        let lora = LoraArgs { loraplus_lr_ratio: 16.0, ..lora };
+        (Self { bytes: files[2].1, ..family }, Case { method: Method::Lora(lora), ..Case::lora() })
+    }
+
+    /// The goldens of PiSSA, which begin with no adapter.
+    pub fn pissa() -> Self {
+        Self { bytes: PISSA, ..Self::load(VARIANT_FAMILY) }
+    }
+
+    /// A file that the goldens are of.
+    pub fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use chronibench_protocol::{record::Packing, spec::LoraArgs};
-use chronicals::{data::packing, params::lora_scale};
+use chronicals::{data::packing, lora::lora_scale};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace").to_path_buf()

@@ -2,8 +2,8 @@
 //!
 //! Tolerances are about ten times what Transformers itself is off in f32 (see `goldens/README.md`).
 
-use chronicals::{KernelPlan, Target, Variant, data::batch::Batch};
-use chronicals_tests::golden::{Case, DOCUMENTS, FAMILIES, Geometry, Golden, assert_close, wide};
+use chronicals::{KernelPlan, Target, Variant, data::batch::Batch, model::Level};
+use chronicals_tests::golden::{Case, DOCUMENTS, FAMILIES, Geometry, Golden, VARIANTS, assert_close, wide};
 
 const LOGITS: f64 = 2e-5;
 const LOSS: f64 = 2e-6;
@@ -54,6 +54,42 @@ fn loss_and_every_gradient_match_packed_padded_and_accumulated() {
                     let case = case.clone().with(kernels);
                     check_gradients(family, &golden, &case, geometry);
                 }
+            }
+        }
+    }
+}
+
+/// LoRA as PEFT's settings vary it: each of a folder that PEFT wrote.
+#[test]
+fn variants_of_lora_match() {
+    for name in VARIANTS {
+        let (golden, case) = Golden::variant(name);
+        for kernels in Variant::ALL.map(KernelPlan::uniform) {
+            let case = case.clone().with(kernels);
+            for document in 0..DOCUMENTS {
+                let logits_of = format!("lora.doc{document}.logits");
+                let got = logits(&golden, &case, document);
+                assert_close(&format!("{name} {logits_of}"), &got, &golden.get(&logits_of), LOGITS);
+            }
+            for geometry in [Geometry::Packed, Geometry::Padded, Geometry::Accumulated] {
+                check_gradients(name, &golden, &case, geometry);
+            }
+            for recompute in Level::ALL {
+                let case = Case { recompute, ..case.clone() };
+                let (losses, norms) = ten_steps(&golden, &case, Geometry::Packed);
+                let expected = |n: &str| golden.get(&format!("lora.train.{n}"));
+                assert_close(
+                    &format!("{name} {recompute} losses"),
+                    &losses,
+                    &expected("losses"),
+                    TEN_LOSSES[1],
+                );
+                assert_close(
+                    &format!("{name} {recompute} norms"),
+                    &norms,
+                    &expected("grad_norms"),
+                    TEN_NORMS[1],
+                );
             }
         }
     }

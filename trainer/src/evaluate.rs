@@ -18,8 +18,8 @@ use crate::{
     device::Device,
     error::Error,
     fit::{Batches, Evaluation},
+    lora,
     model::{Level, Setup},
-    params,
     trainer::Trainer,
 };
 
@@ -38,7 +38,7 @@ pub fn losses(
     let config = ModelConfig::load(&model.config)?;
     let batches = batches(data, &config)?;
     let (unused, method) = match method {
-        Method::Full {} => (true, Method::Lora(params::no_adapters())),
+        Method::Full {} => (true, Method::Lora(lora::no_adapters())),
         lora => (false, lora.clone()),
     };
     on_device(device, &setup(&config, &method, &batches), &Run { batches: &batches, files, unused })

@@ -21,13 +21,13 @@ use crate::{
 /// Values that one thread draws at a time.
 const PIECE: usize = 1 << 16;
 
-/// Draws a tensor: norms are one, biases and LoRA's B zero, LoRA's A uniform in ±1/√inputs (PEFT's Kaiming), other
+/// Draws a tensor: norms are one, biases and LoRA's B zero, DoRA's magnitudes too until weights are there, LoRA's A uniform in ±1/√inputs (PEFT's Kaiming), other
 /// matrices normal with the config's `initializer_range`. Each tensor has a stream of its own.
 fn draw(t: &Tensor, seed: u64, std: f64) -> Vec<f32> {
     let n = t.len();
     if t.name.ends_with("norm.weight") {
         vec![1.0; n]
-    } else if t.name.ends_with(".bias") || t.group == "lora_B" {
+    } else if t.name.ends_with(".bias") || matches!(t.group, "lora_B" | "lora_magnitude") {
         vec![0.0; n]
     } else if t.group == "lora_A" {
         let bound = 1.0 / (t.shape[1] as f64).sqrt();
@@ -48,6 +48,11 @@ fn drawn(t: &Tensor, seed: u64, draws: usize, value: impl Fn(&mut ChaCha8Rng) ->
         piece.iter_mut().for_each(|v| *v = value(&mut rng));
     });
     values
+}
+
+/// A tensor of standard normal values, of its name's stream.
+pub(crate) fn normal_values(t: &Tensor, seed: u64) -> Vec<f32> {
+    drawn(t, seed, 2, |rng| normal(rng) as f32)
 }
 
 /// In [0, 1).
@@ -93,6 +98,13 @@ pub fn write_initial_weights(config: &Path, seed: u64, out: &Path) -> Result<(),
 /// As [`write_initial_weights`], and when the LoRA settings make no sense.
 pub fn write_initial_adapter(config: &Path, lora: &LoraArgs, seed: u64, out: &Path) -> Result<(), Error> {
     let c = ModelConfig::load(config)?;
+    if lora.use_dora {
+        return Err(Error::new(
+            "magnitudes begin as those of weights, and none are given",
+            "method.use_dora",
+        )
+        .hint("leave use_dora out"));
+    }
     write(&c, &Layout::adapters(&c, lora)?, seed, out)
 }
 

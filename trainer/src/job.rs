@@ -9,6 +9,7 @@ use chronibench_protocol::{
     TokenStore,
     digest::sha256_hex,
     event::Precision,
+    init::InitLora,
     record::BatchArgs,
     spec::{LoraArgs, Method, PrecisionArgs, Recompute, TrainArgs},
 };
@@ -37,6 +38,7 @@ use crate::{
         self, hub,
         peft::{self, AdapterConfig},
     },
+    lora,
     metrics::Report,
     model::{Capacity, Level, Setup},
     room::{self, Asked, Choice},
@@ -245,6 +247,9 @@ impl Job {
         let tokenizer = self.data.tokenizer()?;
         let data = self.data.dataset(&tokenizer, self.seed)?;
         self.check_context(&data, &config)?;
+        if let Method::Lora(lora) = &self.method {
+            lora::check_patterns(&config, lora)?;
+        }
         let Dataset { train, report, validation, recognised } = data;
         let at = tokenizer.path().display().to_string();
         let (max_length, pad) = (self.data.max_length, tokenizer.pad().id);
@@ -347,9 +352,11 @@ impl Job {
             }
             None => trainer.init(config, self.seed)?,
         }
-        if let Method::Lora(l) = &self.method
-            && let Some(path) = &l.adapter_weights
-        {
+        let Method::Lora(l) = &self.method else { return Ok(trainer) };
+        if let InitLora::Pissa { niter } = l.init_lora_weights {
+            trainer.init_pissa(config, l, niter, self.seed)?;
+        }
+        if let Some(path) = &l.adapter_weights {
             check_adapter(l, path)?;
             trainer.load_adapters(path)?;
         }
@@ -379,9 +386,12 @@ fn check_adapter(lora: &LoraArgs, path: &Path) -> Result<(), Error> {
     }
     let theirs = AdapterConfig::load(path)?;
     let rows = [
-        ("r", theirs.r as f64, lora.r as f64),
-        ("lora_alpha", theirs.lora_alpha, lora.lora_alpha),
-        ("use_rslora", theirs.use_rslora.into(), lora.use_rslora.into()),
+        ("r", json!(theirs.r), json!(lora.r)),
+        ("lora_alpha", json!(theirs.lora_alpha), json!(lora.lora_alpha)),
+        ("rank_pattern", json!(theirs.rank_pattern), json!(lora.rank_pattern)),
+        ("alpha_pattern", json!(theirs.alpha_pattern), json!(lora.alpha_pattern)),
+        ("use_rslora", json!(theirs.use_rslora), json!(lora.use_rslora)),
+        ("use_dora", json!(theirs.use_dora), json!(lora.use_dora)),
     ];
     match rows.into_iter().find(|(_, theirs, ours)| theirs != ours) {
         None => Ok(()),

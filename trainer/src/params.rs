@@ -6,7 +6,11 @@
 
 use chronibench_protocol::{event::TensorInfo, spec::LoraArgs};
 
-use crate::{config::ModelConfig, error::Error};
+use crate::{
+    config::ModelConfig,
+    error::Error,
+    lora::{Adapters, Size},
+};
 
 /// One tensor of a [`Layout`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +59,23 @@ pub fn projection(layer: usize, name: &str) -> String {
     format!("model.layers.{layer}.{part}.{name}")
 }
 
+/// PEFT's name of the `A` or `B` of a projection's adapter.
+pub fn adapter(layer: usize, name: &str, ab: char) -> String {
+    format!("base_model.model.{}.lora_{ab}.weight", projection(layer, name))
+}
+
+/// PEFT's name of the magnitudes of a projection's outputs, under DoRA.
+pub fn magnitude(layer: usize, name: &str) -> String {
+    format!("base_model.model.{}.lora_magnitude_vector", projection(layer, name))
+}
+
+/// The weight that magnitudes are of.
+pub fn weight_of(magnitude: &str) -> String {
+    let name =
+        magnitude.strip_prefix("base_model.model.").and_then(|n| n.strip_suffix("lora_magnitude_vector"));
+    format!("{}weight", name.expect("PEFT's name of magnitudes"))
+}
+
 /// Outputs and inputs of a projection.
 pub fn projection_shape(c: &ModelConfig, name: &str) -> (usize, usize) {
     let kv = c.kv_heads * c.head_dim;
@@ -99,24 +120,28 @@ impl Layout {
         l
     }
 
-    /// LoRA adapters; of every group of projections first all `A`, then all `B`.
+    /// LoRA adapters; of every run of projections with one input and adapters of one size first all `A`, then all `B`; behind
+    /// them DoRA's magnitudes, which are vectors.
     ///
     /// # Errors
-    /// A rank of zero, no target, or a target that is not a projection.
+    /// See [`Adapters::of`].
     pub fn adapters(c: &ModelConfig, lora: &LoraArgs) -> Result<Self, Error> {
-        check_lora(lora)?;
+        let adapters = Adapters::of(c, lora)?;
         let mut l = Self::default();
         for layer in 0..c.layers {
-            for group in PROJECTION_GROUPS {
-                let targets = || group.iter().filter(|p| lora.target_modules.iter().any(|t| t == *p));
-                let peft = |name: &str, ab: &str| {
-                    format!("base_model.model.{}.lora_{ab}.weight", projection(layer, name))
-                };
-                for name in targets() {
-                    l.push(peft(name, "A"), &[lora.r, projection_shape(c, name).1], "lora_A");
+            for (Size { r, .. }, names) in PROJECTION_GROUPS.iter().flat_map(|g| adapters.runs(layer, g)) {
+                for name in &names {
+                    l.push(adapter(layer, name, 'A'), &[r, projection_shape(c, name).1], "lora_A");
                 }
-                for name in targets() {
-                    l.push(peft(name, "B"), &[projection_shape(c, name).0, lora.r], "lora_B");
+                for name in &names {
+                    l.push(adapter(layer, name, 'B'), &[projection_shape(c, name).0, r], "lora_B");
+                }
+            }
+        }
+        for layer in (0..c.layers).filter(|_| lora.use_dora) {
+            for (_, names) in PROJECTION_GROUPS.iter().flat_map(|g| adapters.runs(layer, g)) {
+                for name in &names {
+                    l.push(magnitude(layer, name), &[projection_shape(c, name).0], "lora_magnitude");
                 }
             }
         }
@@ -166,51 +191,4 @@ impl Layout {
     pub fn infos(&self) -> Vec<TensorInfo> {
         self.tensors.iter().map(|t| TensorInfo { name: t.name.clone(), shape: t.shape.clone() }).collect()
     }
-}
-
-/// No projection has a higher rank, and sizes of adapters do not overflow.
-const MAX_RANK: usize = 1 << 16;
-
-fn check_lora(lora: &LoraArgs) -> Result<(), Error> {
-    let known = PROJECTION_GROUPS.concat();
-    if lora.r == 0 {
-        return Err(Error::new("LoRA rank r is 0", "method.r").hint("give a rank of at least 1"));
-    }
-    if lora.r > MAX_RANK {
-        return Err(Error::new(format!("LoRA rank r is {}", lora.r), "method.r")
-            .hint(format!("give a rank of at most {MAX_RANK}; 8 to 64 are usual")));
-    }
-    if !(lora.lora_alpha > 0.0 && lora.loraplus_lr_ratio > 0.0) {
-        return Err(Error::new("lora_alpha and loraplus_lr_ratio must be positive", "method").hint(
-            "lora_alpha is usually r or 2·r; loraplus_lr_ratio 1 is plain LoRA, 16 the value of LoRA+",
-        ));
-    }
-    if lora.target_modules.is_empty() {
-        return Err(Error::new("LoRA has no target", "method.target_modules")
-            .hint(format!("name at least one of {}", known.join(", "))));
-    }
-    match lora.target_modules.iter().find(|t| !known.contains(&t.as_str())) {
-        Some(t) => Err(Error::new(format!("'{t}' is not a projection"), "method.target_modules")
-            .hint(format!("known: {}", known.join(", ")))),
-        None => Ok(()),
-    }
-}
-
-/// Adapters that change nothing and take next to no memory: for a model that does not train, whose gradients and moments are not
-/// wanted.
-pub fn no_adapters() -> LoraArgs {
-    LoraArgs {
-        r: 8,
-        lora_alpha: 8.0,
-        target_modules: vec!["o_proj".into()],
-        use_rslora: false,
-        loraplus_lr_ratio: 1.0,
-        adapter_weights: None,
-    }
-}
-
-/// `lora_alpha / r`, or over `sqrt(r)` when rank-stabilised (arXiv 2312.03732).
-pub fn lora_scale(lora: &LoraArgs) -> f32 {
-    let r = lora.r as f64;
-    (lora.lora_alpha / if lora.use_rslora { r.sqrt() } else { r }) as f32
 }

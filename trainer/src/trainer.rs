@@ -1,22 +1,25 @@
 //! A model in training: steps, evaluation, saving.
 
+mod evaluate;
+mod pissa;
+
 use std::{collections::BTreeMap, path::Path};
 
 use chronibench_protocol::{
     event::TokenCounts,
     spec::{Method, TrainArgs},
 };
-use chronicals_data::batch::{Batch, StepBatches};
+use chronicals_data::batch::StepBatches;
 
 use crate::{
     args,
-    backend::{Backend, Stager, StepStats, Update, Work},
+    backend::{Backend, Stager, Update, Work},
     config::ModelConfig,
     error::Error,
-    fit::{Batches, Evaluation},
+    fit::Batches,
     init,
     model::{Model, Setup, step},
-    params::Layout,
+    params::{self, Layout},
     profile::Profile,
     room, weights,
 };
@@ -74,6 +77,8 @@ pub struct Trainer<B> {
     args: TrainArgs,
     total_steps: u32,
     step: u32,
+    /// What the adapters began as, where they are a part of the base.
+    began: Option<Vec<f32>>,
 }
 
 impl<B: Backend> Trainer<B> {
@@ -92,7 +97,7 @@ impl<B: Backend> Trainer<B> {
         let model = Model::build(&mut backend, setup)?;
         backend.prepare(&model)?;
         let layout = Layout::model(setup.config);
-        Ok(Self { backend, model, layout, adapters, args: args.clone(), total_steps, step: 0 })
+        Ok(Self { backend, model, layout, adapters, args: args.clone(), total_steps, step: 0, began: None })
     }
 
     /// Draws fresh parameters.
@@ -109,10 +114,16 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// The device fails.
     pub fn init_adapters(&mut self, config: &ModelConfig, seed: u64) -> Result<(), Error> {
-        match (&self.adapters, self.model.adapters) {
-            (Some(layout), Some(values)) => init::fill(&mut self.backend, config, layout, values, seed),
-            _ => Ok(()),
+        let (Some(layout), Some(values)) = (&self.adapters, self.model.adapters) else { return Ok(()) };
+        init::fill(&mut self.backend, config, layout, values, seed)?;
+        // While B is zero, outputs have the lengths of the weight's rows.
+        for t in layout.tensors.iter().filter(|t| t.group == "lora_magnitude") {
+            let weight = self.layout.get(&params::weight_of(&t.name)).expect("every projection has a weight");
+            let rows = self.backend.read(self.model.weights.slice(weight.offset, weight.len()))?;
+            let lengths = rows.chunks(weight.shape[1]).map(|row| length(row) as f32).collect::<Vec<_>>();
+            self.backend.write(values.slice(t.offset, t.len()), &lengths)?;
         }
+        Ok(())
     }
 
     /// Loads the model's weights.
@@ -259,55 +270,6 @@ impl<B: Backend> Trainer<B> {
         }
     }
 
-    /// Gradients of the mean loss over `batches` without an update, by parameter name; and that loss.
-    ///
-    /// # Errors
-    /// The device fails.
-    pub fn gradients(&mut self, batches: &[Batch]) -> Result<(f64, BTreeMap<String, Vec<f32>>), Error> {
-        let count = batches.iter().map(|b| b.counts.loss).sum::<u64>().max(1);
-        let stager = self.backend.stager();
-        let Self { backend: b, model: m, .. } = &mut *self;
-        b.begin(1.0 / count as f32);
-        accumulate(b, m, batches.len(), |i| stager.stage(batches[i].clone()))?;
-        let ended = b.end();
-        let stats = b.stats(ended)?;
-        let grads = self.backend.read(self.model.grads)?;
-        let named = self.trainable().tensors.iter();
-        let named = named.map(|t| (t.name.clone(), grads[t.offset..t.offset + t.len()].to_vec())).collect();
-        Ok((stats.loss_sum / count as f64, named))
-    }
-
-    /// Mean loss over the loss tokens of `batches`, without training.
-    ///
-    /// # Errors
-    /// The device fails.
-    pub fn evaluate(&mut self, batches: &[Batch]) -> Result<f64, Error> {
-        self.evaluate_each(batches.iter().cloned().map(Ok)).map(|e| e.loss())
-    }
-
-    /// Loss of batches that are made one after the other, without training.
-    ///
-    /// # Errors
-    /// A batch cannot be made, or the device fails.
-    pub fn evaluate_each(
-        &mut self,
-        batches: impl Iterator<Item = Result<Batch, Error>>,
-    ) -> Result<Evaluation, Error> {
-        let stager = self.backend.stager();
-        let Self { backend: b, model: m, .. } = self;
-        b.begin(1.0);
-        for batch in batches {
-            b.feed(stager.stage(batch?)?);
-            b.submit(Work::Evaluate, |b| {
-                step::forward(b, m, step::Purpose::Evaluation);
-                b.loss_forward(&m.head, m.y);
-            });
-        }
-        let ended = b.end();
-        let StepStats { loss_sum, loss_tokens, .. } = b.stats(ended)?;
-        Ok(Evaluation { loss_sum, loss_tokens })
-    }
-
     /// Reads whatever trains, and looks for values that are no numbers.
     ///
     /// # Errors
@@ -382,6 +344,11 @@ impl<B: Backend> Trainer<B> {
     pub fn model(&self) -> &Model {
         &self.model
     }
+}
+
+/// `‖row‖`.
+fn length(row: &[f32]) -> f64 {
+    row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
 }
 
 /// Forward and backward of a micro-batch.

@@ -141,7 +141,9 @@ macro_rules! pages {
 
 pages! {
     fine_tune: "fine-tune.md",
+    presets: "presets.md",
     look_at_data: "look-at-data.md",
+    lora_variants: "lora-variants.md",
     resume: "resume.md",
     evaluate: "evaluate.md",
     merge_and_export: "merge-and-export.md",

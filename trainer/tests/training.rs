@@ -57,7 +57,11 @@ fn edit(dir: &TempDir, from: &str, to: &str) {
 
 #[test]
 fn a_killed_training_goes_on_to_the_bit() {
-    for method in METHODS {
+    let variants = [
+        "{type: lora, r: 4, lora_alpha: 8, init_lora_weights: pissa_niter_4, rank_pattern: {k_proj: 2}}",
+        "{type: lora, r: 4, lora_alpha: 8, use_dora: true, alpha_pattern: {mlp..*: 2}}",
+    ];
+    for method in METHODS.into_iter().chain(variants) {
         let (whole, killed) = (job(method, ""), job(method, "save_steps: 2\nsave_total_limit: 1\n"));
         stderr(chronicals().current_dir(&whole).args(TRAIN), 0);
         let mut child = start(&killed, &TRAIN);

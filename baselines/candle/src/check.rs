@@ -2,7 +2,7 @@
 
 use chronibench_protocol::{
     BatchPlan, Spec, TokenStore,
-    spec::{Measure, Method, PROTOCOL, TrainArgs},
+    spec::{LoraArgs, Measure, Method, PROTOCOL, TrainArgs},
 };
 
 use crate::{config::Config, error::ArmError};
@@ -43,6 +43,22 @@ pub fn spec(spec: &Spec, threads: usize) -> Result<()> {
     }
     measure(&spec.measure)?;
     train_args(&spec.train)?;
+    if let Method::Lora(l) = &spec.method {
+        let plain = LoraArgs {
+            target_modules: l.target_modules.clone(),
+            use_rslora: l.use_rslora,
+            loraplus_lr_ratio: l.loraplus_lr_ratio,
+            adapter_weights: l.adapter_weights.clone(),
+            ..LoraArgs::of(l.r, l.lora_alpha)
+        };
+        if *l != plain {
+            return refuse(
+                "this arm has LoRA of one rank and alpha, without magnitudes",
+                "method",
+                "leave rank_pattern, alpha_pattern, use_dora and init_lora_weights out",
+            );
+        }
+    }
     match &spec.method {
         Method::Lora(l) if !(l.loraplus_lr_ratio.is_finite() && l.loraplus_lr_ratio > 0.0) => {
             refuse("loraplus_lr_ratio is out of range", "method.loraplus_lr_ratio", "give a number above 0")

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::{init::InitLora, patterns::Patterns};
+
 /// Version of the protocol; an arm refuses any other.
 pub const PROTOCOL: &str = "chronibench.protocol/1";
 
@@ -191,9 +193,23 @@ pub struct LoraArgs {
     /// Projections that get an adapter: any of `q_proj k_proj v_proj o_proj gate_proj up_proj down_proj`.
     #[serde(default = "all_targets")]
     pub target_modules: Vec<String>,
+    /// Ranks of modules that have another than `r`. A key is a module's name (`model.layers.0.self_attn.q_proj`), its end behind a dot
+    /// (`q_proj`), or a regular expression for either; of several that match, the first counts.
+    #[serde(default, skip_serializing_if = "Patterns::is_empty")]
+    pub rank_pattern: Patterns<usize>,
+    /// The same for `lora_alpha`.
+    #[serde(default, skip_serializing_if = "Patterns::is_empty")]
+    pub alpha_pattern: Patterns<f64>,
     /// Rank-stabilised scaling (arXiv 2312.03732).
     #[serde(default)]
     pub use_rslora: bool,
+    /// DoRA (arXiv 2402.09353): the magnitude of every output of a weight trains besides its direction.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub use_dora: bool,
+    /// What the adapters begin as: `true` (A random, B zero), `pissa` (the largest singular values of the weight, found), or
+    /// `pissa_niter_N` (the same by N iterations).
+    #[serde(default, skip_serializing_if = "InitLora::is_default")]
+    pub init_lora_weights: InitLora,
     /// LoRA+ (arXiv 2402.12354): learning rate of B over that of A; 1 is plain LoRA.
     #[serde(default = "one")]
     pub loraplus_lr_ratio: f64,
@@ -204,12 +220,34 @@ pub struct LoraArgs {
     pub adapter_weights: Option<PathBuf>,
 }
 
+impl LoraArgs {
+    /// Plain LoRA of a rank and an alpha, on every projection.
+    pub fn of(r: usize, lora_alpha: f64) -> Self {
+        Self {
+            r,
+            lora_alpha,
+            target_modules: all_targets(),
+            rank_pattern: Patterns::default(),
+            alpha_pattern: Patterns::default(),
+            use_rslora: false,
+            use_dora: false,
+            init_lora_weights: InitLora::Kaiming,
+            loraplus_lr_ratio: one(),
+            adapter_weights: None,
+        }
+    }
+}
+
 /// The seven projections, in model order.
 pub const LORA_TARGETS: [&str; 7] =
     ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 fn all_targets() -> Vec<String> {
     LORA_TARGETS.map(String::from).to_vec()
+}
+
+fn is_false(setting: &bool) -> bool {
+    !setting
 }
 
 fn one() -> f64 {

@@ -87,16 +87,15 @@ fn full(s: &Settings, at: String) -> Result<Method> {
 fn lora(s: &Settings, at: String) -> Result<LoraArgs> {
     let need = |field: &str| Error::usage(format!("`type: lora` needs '{field}'"), &at).hint("add it");
     let named = |words: &Vec<super::located::Word>| words.iter().map(|w| w.text.clone()).collect();
+    let (r, alpha) = (s.r.ok_or_else(|| need("r"))?, s.lora_alpha.ok_or_else(|| need("lora_alpha"))?);
     let args = LoraArgs {
-        r: s.r.ok_or_else(|| need("r"))?,
-        lora_alpha: s.lora_alpha.ok_or_else(|| need("lora_alpha"))?,
         target_modules: s
             .target_modules
             .as_ref()
             .map_or_else(|| LORA_TARGETS.map(String::from).to_vec(), named),
         use_rslora: s.use_rslora.unwrap_or(false),
         loraplus_lr_ratio: s.loraplus_lr_ratio.unwrap_or(1.0),
-        adapter_weights: None,
+        ..LoraArgs::of(r, alpha)
     };
     if args.r == 0 || args.target_modules.is_empty() {
         return Err(Error::usage("an adapter without parameters", at)

@@ -29,6 +29,7 @@ pub mod cuda;
 pub mod cuda_eager;
 mod eager;
 mod fused;
+pub mod magnitude;
 pub mod reference;
 #[cfg(test)]
 mod tests;

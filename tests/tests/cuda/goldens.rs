@@ -3,7 +3,7 @@
 use chronibench_protocol::spec::{Dtype, PrecisionArgs};
 use chronicals::backend::cuda::Buckets;
 use chronicals_kernels::gpu::Machine;
-use chronicals_tests::golden::{Case, Geometry, Golden, assert_close, wide};
+use chronicals_tests::golden::{Case, Geometry, Golden, VARIANT_FAMILY, assert_close, wide};
 
 /// As the processor's tolerances, which see.
 const LOSS: f64 = 2e-6;
@@ -16,7 +16,16 @@ const F32: PrecisionArgs = PrecisionArgs { dtype: Some(Dtype::F32), states: None
 /// Full fine-tuning and LoRA, with extents rounded up to more than the batch, and so little that rows without a loss are
 /// left out.
 fn cases() -> Vec<(usize, Case)> {
-    let each = [Case::full(), Case::lora()].into_iter().enumerate();
+    spread([Case::full(), Case::lora()].into_iter().enumerate())
+}
+
+/// Adapters of several sizes side by side, launched as a batch each.
+fn patterns() -> (Golden, Vec<(usize, Case)>) {
+    let (golden, case) = Golden::variant("patterns");
+    (golden, spread([(1, case)].into_iter()))
+}
+
+fn spread(each: impl Iterator<Item = (usize, Case)>) -> Vec<(usize, Case)> {
     let buckets = [None, Some(Buckets { tokens: 8, rows: 4 })];
     let with = |(i, case): (usize, Case)| {
         buckets.map(|buckets| (i, Case { precision: F32, buckets, ..case.clone() }))
@@ -25,8 +34,13 @@ fn cases() -> Vec<(usize, Case)> {
 }
 
 pub fn gradients<D: Machine>(machine: &dyn Fn() -> D) {
-    let golden = Golden::load("qwen3");
-    for (_, case) in cases() {
+    gradients_of(machine, &Golden::load(VARIANT_FAMILY), cases());
+    let (golden, cases) = patterns();
+    gradients_of(machine, &golden, cases);
+}
+
+fn gradients_of<D: Machine>(machine: &dyn Fn() -> D, golden: &Golden, cases: Vec<(usize, Case)>) {
+    for (_, case) in cases {
         for geometry in [Geometry::Packed, Geometry::Padded, Geometry::Accumulated] {
             let batches = golden.batches(geometry, 1);
             let backend = case.on(machine(), &golden.config, &batches);
@@ -45,8 +59,13 @@ pub fn gradients<D: Machine>(machine: &dyn Fn() -> D) {
 }
 
 pub fn ten_steps<D: Machine>(machine: &dyn Fn() -> D) {
-    let golden = Golden::load("qwen3");
-    for (i, case) in cases() {
+    ten_steps_of(machine, &Golden::load(VARIANT_FAMILY), cases());
+    let (golden, cases) = patterns();
+    ten_steps_of(machine, &golden, cases);
+}
+
+fn ten_steps_of<D: Machine>(machine: &dyn Fn() -> D, golden: &Golden, cases: Vec<(usize, Case)>) {
+    for (i, case) in cases {
         for geometry in [Geometry::Packed, Geometry::Padded, Geometry::Accumulated] {
             let batches = golden.batches(geometry, 10);
             let backend = case.on(machine(), &golden.config, &batches);

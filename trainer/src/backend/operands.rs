@@ -1,5 +1,7 @@
 //! What the seams work on: views, by the part of the model that they belong to.
 
+use std::ops::Range;
+
 use chronicals_kernels::lora::Segment;
 
 use super::View;
@@ -22,8 +24,10 @@ pub struct Linear {
     pub outputs: usize,
     /// `K`.
     pub inputs: usize,
-    /// Adapters on this projection.
-    pub adapter: Option<Adapter>,
+    /// Adapters on this projection: a batch for each size that they have.
+    pub adapters: Vec<Adapter>,
+    /// Magnitudes of outputs with adapters, under DoRA.
+    pub dora: Option<Dora>,
     /// SwiGLU, where it is next to this projection.
     pub beside: Beside,
 }
@@ -40,7 +44,7 @@ pub enum Beside {
     WriterOfInput,
 }
 
-/// The LoRA adapters of one [`Linear`].
+/// LoRA adapters of one [`Linear`], of one rank and scale.
 #[derive(Clone, Debug)]
 pub struct Adapter {
     /// All `A`, stacked: `[S, K]`, `S` the sum of the ranks.
@@ -62,6 +66,21 @@ impl Adapter {
     pub fn ranks(&self) -> usize {
         self.segments.iter().map(|s| s.r).sum()
     }
+}
+
+/// DoRA's magnitudes of one [`Linear`]: `y = gain ⊙ (W + s·B·A)·x` with `gain = m/‖W + s·B·A‖`, row by row.
+#[derive(Clone, Debug)]
+pub struct Dora {
+    /// `m`, of all columns with an adapter, one after another.
+    pub magnitude: Param,
+    /// Those columns of the packed output.
+    pub columns: Vec<Range<usize>>,
+    /// Saved, `[N]`: 1 where there is no adapter.
+    pub gain: View,
+    /// Saved, `[N]`: lengths of the rows of `W + s·B·A`.
+    pub norms: View,
+    /// Of the backward pass, `[T, N]`: the output before it is scaled, then its gradient.
+    pub scaled: View,
 }
 
 /// RMSNorm of the residual stream.

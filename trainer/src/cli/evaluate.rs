@@ -1,6 +1,9 @@
 //! `chronicals evaluate`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use chronibench_protocol::{
     TokenStore,
@@ -16,8 +19,8 @@ use chronicals::{
     fit::{self, Batches},
     formats::{hub, peft::AdapterConfig},
     job::{JobData, told},
+    lora,
     model::Setup,
-    params,
 };
 use chronicals_data::{plan::evaluation_plan, tokenizer::TextTokenizer};
 
@@ -27,7 +30,10 @@ use chronicals_data::{plan::evaluation_plan, tokenizer::TextTokenizer};
   chronicals evaluate --model smollm2 --text \"The capital of France is Paris.\"
   chronicals evaluate --model smollm2 --data held-out.jsonl --max-length 1024
   chronicals evaluate --model smollm2 --adapter out --data held-out.jsonl --assistant-only-loss --device cuda
-Prints the mean loss over the tokens that count, and e to it.")]
+  chronicals evaluate --model smollm2 --data held-out.jsonl --per-token > tokens.jsonl
+Prints the mean loss over the tokens that count, and e to it. With --per-token that goes to the standard error, and the standard output has
+a JSON object a line for every token: sample and position, both from 0, id, text, log_probability in nats (null for the first of a sample,
+which nothing comes before), and whether it is learned.")]
 pub struct Args {
     /// Hugging Face folder, or repository in the hub's cache
     #[arg(long)]
@@ -56,6 +62,9 @@ pub struct Args {
     /// Rows of a batch
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     rows: u32,
+    /// Print every token with its log-probability, and whether it is learned or masked
+    #[arg(long)]
+    per_token: bool,
     /// cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -66,16 +75,17 @@ pub fn run(a: &Args) -> Result<(), Error> {
     let device: Device = a.device.parse()?;
     let folder = hub::resolve(&a.model)?;
     let config = ModelConfig::load(&folder.join("config.json"))?;
-    let batches = batches(a, &folder, &config)?;
+    let (batches, tokenizer) = batches(a, &folder, &config)?;
     let method = match &a.adapter {
-        None => Method::Lora(params::no_adapters()),
+        None => Method::Lora(lora::no_adapters()),
         Some(dir) => Method::Lora(AdapterConfig::load(dir)?.lora(dir)?),
     };
-    let run = Run { folder: &folder, adapter: a.adapter.as_deref(), batches: &batches };
+    let per_token = a.per_token.then_some(&tokenizer);
+    let run = Run { folder: &folder, adapter: a.adapter.as_deref(), batches: &batches, per_token };
     on_device(device, &setup(&config, &method, &batches), &run)
 }
 
-fn batches(a: &Args, folder: &Path, config: &ModelConfig) -> Result<Batches, Error> {
+fn batches(a: &Args, folder: &Path, config: &ModelConfig) -> Result<(Batches, TextTokenizer), Error> {
     let mut data = JobData::of(a.data.clone().unwrap_or_default(), a.max_length);
     data.tokenizer = Some(folder.to_path_buf());
     data.format = a.format.clone();
@@ -91,7 +101,8 @@ fn batches(a: &Args, folder: &Path, config: &ModelConfig) -> Result<Batches, Err
     let length = a.max_length.max(longest);
     let plan = evaluation_plan(&tokens.lengths(), Packing::None, rows, length, tokenizer.pad().id)
         .map_err(|e| told(&e, Path::new("the batches")))?;
-    Batches::new(tokens, plan, config, &tokenizer.path().display().to_string())
+    let batches = Batches::new(tokens, plan, config, &tokenizer.path().display().to_string())?;
+    Ok((batches, tokenizer))
 }
 
 fn of_text(text: &str, tokenizer: &TextTokenizer) -> Result<TokenStore, Error> {
@@ -111,6 +122,8 @@ struct Run<'a> {
     folder: &'a Path,
     adapter: Option<&'a Path>,
     batches: &'a Batches,
+    /// Tells tokens as text, where each is to be printed.
+    per_token: Option<&'a TextTokenizer>,
 }
 
 impl Evaluate for Run<'_> {
@@ -124,7 +137,45 @@ impl Evaluate for Run<'_> {
             None => trainer.init_adapters(setup.config, 0)?,
         }
         let e = fit::evaluate(&mut trainer, self.batches)?;
-        println!("loss {:.4} over {} tokens, perplexity {:.4}", e.loss(), e.loss_tokens, e.perplexity());
+        let sum =
+            format!("loss {:.4} over {} tokens, perplexity {:.4}", e.loss(), e.loss_tokens, e.perplexity());
+        match self.per_token {
+            None => println!("{sum}"),
+            Some(tokenizer) => {
+                self.tokens(&mut trainer, tokenizer)?;
+                eprintln!("{sum}");
+            }
+        }
         Ok(())
+    }
+}
+
+impl Run<'_> {
+    /// Prints every token.
+    fn tokens<B: Backend>(&self, trainer: &mut Trainer<B>, tokenizer: &TextTokenizer) -> Result<(), Error> {
+        let mut out = std::io::stdout().lock();
+        let failed = |e: std::io::Error| Error::io(Path::new("the standard output"), &e);
+        for (step, plan) in self.batches.plan().steps.iter().enumerate() {
+            let batches = self.batches.step(step as u32)?.micro_batches;
+            for (batch, micro) in batches.iter().zip(&plan.micro_batches) {
+                let found = trainer.log_probabilities(batch)?;
+                for (samples, row) in micro.rows.iter().zip(found.chunks(batch.row_slots)) {
+                    let mut slots = row.iter();
+                    for sample in samples {
+                        let (ids, mask) = self.batches.tokens().sample(*sample as usize);
+                        for (position, (id, learned)) in ids.iter().zip(mask).enumerate() {
+                            let text = tokenizer.decode(&[*id]).map_err(|e| told(&e, tokenizer.path()))?;
+                            let line = serde_json::json!({
+                                "sample": sample, "position": position, "id": id, "token": text,
+                                "log_probability": slots.next().expect("a slot for each token"),
+                                "learned": *learned != 0 && position > 0,
+                            });
+                            writeln!(out, "{line}").map_err(failed)?;
+                        }
+                    }
+                }
+            }
+        }
+        out.flush().map_err(failed)
     }
 }

@@ -5,6 +5,7 @@ mod data;
 mod describe;
 mod evaluate;
 mod generate;
+mod init;
 mod interrupt;
 mod memory;
 mod train;
@@ -20,6 +21,7 @@ use clap::{Parser, Subcommand};
     version,
     after_help = "Examples:
   chronicals import model.gguf my-model
+  chronicals init --model my-model --data chat.jsonl --gpu 24GB
   chronicals train --config train.yaml
   chronicals generate --model my-model --adapter out --chat --prompt \"Name three colours.\"
   chronicals merge --model my-model --adapter out merged
@@ -37,6 +39,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Write a training's file with settings that a GPU's memory has room for
+    Init(init::Args),
     /// Train a model on a data set
     Train(train::Args),
     /// Show what a training sees of its data: samples, masks, lengths
@@ -83,6 +87,7 @@ impl Exit {
 /// Runs the command line.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Init(a) => init::run(&a).map_err(Exit::usage),
         Command::Train(a) => train::run(&a),
         Command::Data(a) => data::run(&a).map_err(Exit::usage),
         Command::Evaluate(a) => evaluate::run(&a).map_err(Exit::usage),

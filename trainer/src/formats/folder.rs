@@ -1,6 +1,6 @@
 //! A model with its config and the files beside it, from wherever it comes, and its way into a Hugging Face folder.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use chronibench_protocol::spec::LoraArgs;
 use chronicals_kernels::gemm::linear_dgrad;
@@ -14,7 +14,8 @@ use super::{
 use crate::{
     config::ModelConfig,
     error::Error,
-    params::{Layout, lora_scale},
+    lora::{Adapters, Size},
+    params::{self, Layout, PROJECTION_GROUPS, adapter, projection},
     weights,
 };
 
@@ -42,9 +43,18 @@ pub struct Source {
 /// Adapters that can be read, and what they mean.
 pub struct Adapter {
     tensors: Box<dyn Tensors>,
-    layout: Layout,
     lora: LoraArgs,
-    scale: f32,
+    /// By the name of the weight that it is on.
+    parts: BTreeMap<String, Part>,
+}
+
+/// The adapter on a weight.
+struct Part {
+    a: String,
+    b: String,
+    size: Size,
+    /// Under DoRA.
+    magnitude: Option<String>,
 }
 
 /// How a folder is written.
@@ -198,8 +208,18 @@ impl Adapter {
         let layout = Layout::adapters(model, &lora)?;
         let tensors = open(&folder.join(super::peft::WEIGHTS))?;
         weights::check(&*tensors, &layout)?;
-        let scale = lora_scale(&lora);
-        Ok(Self { tensors, layout, lora, scale })
+        let adapters = Adapters::of(model, &lora)?;
+        let mut parts = BTreeMap::new();
+        for (layer, name) in
+            (0..model.layers).flat_map(|l| PROJECTION_GROUPS.concat().into_iter().map(move |p| (l, p)))
+        {
+            if let Some(size) = adapters.get(layer, name) {
+                let [a, b] = ['A', 'B'].map(|ab| adapter(layer, name, ab));
+                let magnitude = lora.use_dora.then(|| params::magnitude(layer, name));
+                parts.insert(format!("{}.weight", projection(layer, name)), Part { a, b, size, magnitude });
+            }
+        }
+        Ok(Self { tensors, lora, parts })
     }
 
     /// Its settings.
@@ -207,17 +227,18 @@ impl Adapter {
         &self.lora
     }
 
-    /// `W += scale · B·A` if there are adapters on this weight, `[N, K]`.
+    /// `W += scale · B·A` if there are adapters on this weight, `[N, K]`; under DoRA rows then get their magnitudes.
     fn add(&self, name: &str, shape: &[usize], values: &mut [f32]) -> Result<(), Error> {
-        let Some(projection) = name.strip_suffix(".weight") else { return Ok(()) };
-        let [a, b] = ["A", "B"].map(|ab| format!("base_model.model.{projection}.lora_{ab}.weight"));
-        if self.layout.get(&a).is_none() {
-            return Ok(());
+        let Some(Part { a, b, size, magnitude }) = self.parts.get(name) else { return Ok(()) };
+        let (a, mut b) = (self.tensors.read(a)?, self.tensors.read(b)?);
+        b.iter_mut().for_each(|v| *v *= size.scale);
+        linear_dgrad(values, &b, &a, shape[0], size.r, shape[1], 1.0);
+        if let Some(magnitude) = magnitude {
+            for (row, m) in values.chunks_mut(shape[1]).zip(self.tensors.read(magnitude)?) {
+                let length = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+                row.iter_mut().for_each(|x| *x = (f64::from(*x) * f64::from(m) / length) as f32);
+            }
         }
-        let (a, mut b) = (self.tensors.read(&a)?, self.tensors.read(&b)?);
-        b.iter_mut().for_each(|v| *v *= self.scale);
-        let (outputs, inputs, r) = (shape[0], shape[1], self.lora.r);
-        linear_dgrad(values, &b, &a, outputs, r, inputs, 1.0);
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use chronibench_protocol::spec::LoraArgs;
+use chronibench_protocol::{patterns::Patterns, spec::LoraArgs};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -31,9 +31,18 @@ pub struct AdapterConfig {
     pub lora_alpha: f64,
     /// Projections.
     pub target_modules: Targets,
+    /// Ranks of modules that have another.
+    #[serde(default)]
+    pub rank_pattern: Patterns<usize>,
+    /// The same for `lora_alpha`.
+    #[serde(default)]
+    pub alpha_pattern: Patterns<f64>,
     /// The scale is over the root of the rank.
     #[serde(default)]
     pub use_rslora: bool,
+    /// Outputs have magnitudes.
+    #[serde(default)]
+    pub use_dora: bool,
     /// Not used here; PEFT wants it.
     #[serde(default)]
     pub lora_dropout: f64,
@@ -66,16 +75,11 @@ fn none() -> String {
 }
 
 /// Settings of PEFT that change what an adapter computes and are not supported, with the values that are harmless.
-const REFUSED: [&str; 8] = [
-    "use_dora",
-    "rank_pattern",
-    "alpha_pattern",
-    "modules_to_save",
-    "layers_to_transform",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "lora_bias",
-];
+const REFUSED: [&str; 5] =
+    ["modules_to_save", "layers_to_transform", "layer_replication", "alora_invocation_tokens", "lora_bias"];
+
+/// Beginnings of adapters that change the base which they are for.
+const OF_ANOTHER_BASE: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
 
 fn is_harmless(value: &Value) -> bool {
     match value {
@@ -96,7 +100,10 @@ impl AdapterConfig {
             r: lora.r,
             lora_alpha: lora.lora_alpha,
             target_modules: Targets::Names(lora.target_modules.clone()),
+            rank_pattern: lora.rank_pattern.clone(),
+            alpha_pattern: lora.alpha_pattern.clone(),
             use_rslora: lora.use_rslora,
+            use_dora: lora.use_dora,
             lora_dropout: 0.0,
             bias: none(),
             fan_in_fan_out: false,
@@ -119,13 +126,21 @@ impl AdapterConfig {
         })?;
         let refuse = |what: String| {
             Err(Error::new(what, at())
-                .hint("supported: LoRA and rsLoRA of one rank and alpha, without biases"))
+                .hint("supported: LoRA, rsLoRA and DoRA, with patterns of rank and alpha, without biases"))
         };
         if config.peft_type != "LORA" {
             return refuse(format!("peft_type {} is not supported", config.peft_type));
         }
         if config.bias != "none" || config.fan_in_fan_out {
             return refuse("biases and transposed weights are not supported".into());
+        }
+        let begins = config.others.get("init_lora_weights").and_then(Value::as_str).unwrap_or_default();
+        if OF_ANOTHER_BASE.iter().any(|name| begins.starts_with(name)) {
+            return Err(Error::new(
+                format!("init_lora_weights is '{begins}': the adapter is for what PEFT left of the base"),
+                at(),
+            )
+            .hint("save it with PEFT's path_initial_model_for_weight_conversion, which makes it one for the base itself"));
         }
         match REFUSED.iter().find(|key| config.others.get(**key).is_some_and(|v| !is_harmless(v))) {
             Some(key) => refuse(format!("{key} is not supported")),
@@ -152,12 +167,13 @@ impl AdapterConfig {
             }
         };
         Ok(LoraArgs {
-            r: self.r,
-            lora_alpha: self.lora_alpha,
             target_modules,
+            rank_pattern: self.rank_pattern.clone(),
+            alpha_pattern: self.alpha_pattern.clone(),
             use_rslora: self.use_rslora,
-            loraplus_lr_ratio: 1.0,
+            use_dora: self.use_dora,
             adapter_weights: Some(folder.to_path_buf()),
+            ..LoraArgs::of(self.r, self.lora_alpha)
         })
     }
 

@@ -23,8 +23,8 @@ use crate::{
     config::ModelConfig,
     error::Error,
     formats::peft::AdapterConfig,
+    lora,
     model::{Capacity, Level, Setup, step},
-    params,
     trainer::Trainer,
 };
 
@@ -58,7 +58,7 @@ impl Decoder {
                 .hint("give a shorter prompt or fewer new tokens"));
         }
         let method = Method::Lora(match adapter {
-            None => params::no_adapters(),
+            None => lora::no_adapters(),
             Some(dir) => AdapterConfig::load(dir)?.lora(dir)?,
         });
         let piece = context.clamp(1, PIECE);

@@ -8,12 +8,13 @@ use chronicals_kernels::{KernelPlan, Seam, Variant, lora::Segment};
 use super::{Block, Level, Model, offload::PLACES};
 use crate::{
     backend::{
-        Adapter, Allocator, Attention, Beside, Component, Group, HostPlace, Linear, Norm, Param, QkNorm,
-        QkRope, View,
+        Adapter, Allocator, Attention, Beside, Component, Dora, Group, HostPlace, Linear, Norm, Param,
+        QkNorm, QkRope, View,
     },
     config::ModelConfig,
     error::Error,
-    params::{self, Layout, PROJECTION_GROUPS, lora_scale},
+    lora::{Adapters, Size},
+    params::{self, Layout, PROJECTION_GROUPS},
 };
 
 /// The largest micro-batch a model is laid out for.
@@ -80,9 +81,8 @@ impl Model {
                 let values = alloc.alloc(Component::Adapters, layout.len());
                 let (grads, groups) = trainable(alloc, &layout, values, args.loraplus_lr_ratio);
                 let base = Store { layout: &model, values: weights, grads: None };
-                let lora = Store { layout: &layout, values, grads: Some(grads) };
-                let lora =
-                    Lora { store: lora, targets: &args.target_modules, r: args.r, scale: lora_scale(args) };
+                let store = Store { layout: &layout, values, grads: Some(grads) };
+                let lora = Lora { store, adapters: Adapters::of(s.config, args)? };
                 Ok(Self { grads, groups, adapters: Some(values), ..layers(alloc, s, &base, Some(&lora)) })
             }
         }
@@ -104,7 +104,8 @@ fn trainable(alloc: &mut impl Allocator, layout: &Layout, values: View, b_ratio:
             grad: at(grads),
             m: at(m),
             v: at(v),
-            lr_ratio: if first.group == "lora_B" { b_ratio } else { 1.0 },
+            // As in PEFT's optimizer, vectors go with B.
+            lr_ratio: if first.group == "lora_A" { 1.0 } else { b_ratio },
             decay: first.decays(),
         });
     }
@@ -113,10 +114,11 @@ fn trainable(alloc: &mut impl Allocator, layout: &Layout, values: View, b_ratio:
 
 struct Lora<'a> {
     store: Store<'a>,
-    targets: &'a [String],
-    r: usize,
-    scale: f32,
+    adapters: Adapters,
 }
+
+/// Of a buffer: of what, which, and of how many ranks, where there are any. What is beyond the ranks stays as it is.
+type Name = (&'static str, &'static str, usize);
 
 /// Hands out activation buffers of `width` values a token.
 struct Acts<'a, A> {
@@ -124,7 +126,7 @@ struct Acts<'a, A> {
     tokens: usize,
     recompute: Level,
     /// What all blocks share, by name.
-    shared: BTreeMap<(&'static str, &'static str), View>,
+    shared: BTreeMap<Name, View>,
 }
 
 impl<A: Allocator> Acts<'_, A> {
@@ -143,13 +145,7 @@ impl<A: Allocator> Acts<'_, A> {
     }
 
     /// A buffer that each block has, or all of them share from the level on that makes its contents again.
-    fn of_block(
-        &mut self,
-        name: (&'static str, &'static str),
-        again: Option<Level>,
-        component: Component,
-        width: usize,
-    ) -> View {
+    fn of_block(&mut self, name: Name, again: Option<Level>, component: Component, width: usize) -> View {
         if again.is_none_or(|level| self.recompute < level) {
             return self.take(component, width);
         }
@@ -162,11 +158,11 @@ impl<A: Allocator> Acts<'_, A> {
     }
 
     fn kept(&mut self, name: &'static str, again: Level, width: usize) -> View {
-        self.of_block(("", name), Some(again), Component::Activations, width)
+        self.of_block(("", name, 0), Some(again), Component::Activations, width)
     }
 
     fn statistics(&mut self, name: &'static str, again: Level, width: usize) -> View {
-        self.of_block(("", name), Some(again), Component::Statistics, width)
+        self.of_block(("", name, 0), Some(again), Component::Statistics, width)
     }
 }
 
@@ -253,7 +249,8 @@ fn linear<A: Allocator>(
         weight,
         outputs: shapes.clone().map(|(n, _)| n).sum(),
         inputs: shapes.clone().map(|(_, k)| k).next().expect("a group has a projection"),
-        adapter: lora.and_then(|lora| adapter(acts, c, lora, l, group)),
+        adapters: lora.map(|lora| adapters(acts, c, lora, l, group)).unwrap_or_default(),
+        dora: lora.and_then(|lora| dora(acts, c, lora, l, group)),
         beside: match group {
             ["gate_proj", ..] => Beside::ReaderOfOutput,
             ["down_proj"] => Beside::WriterOfInput,
@@ -262,38 +259,76 @@ fn linear<A: Allocator>(
     }
 }
 
+/// A batch for every run of adapters of one size.
+fn adapters<A: Allocator>(
+    acts: &mut Acts<'_, A>,
+    c: &ModelConfig,
+    lora: &Lora<'_>,
+    l: usize,
+    group: &[&'static str],
+) -> Vec<Adapter> {
+    let runs = lora.adapters.runs(l, group).into_iter();
+    runs.map(|(size, names)| adapter(acts, c, lora, l, group, size, &names)).collect()
+}
+
+fn dora<A: Allocator>(
+    acts: &mut Acts<'_, A>,
+    c: &ModelConfig,
+    lora: &Lora<'_>,
+    l: usize,
+    group: &[&'static str],
+) -> Option<Dora> {
+    let adapted = |p: &&&str| lora.adapters.get(l, p).is_some();
+    let names: Vec<String> = group.iter().filter(adapted).map(|p| params::magnitude(l, p)).collect();
+    let magnitude = lora.store.param(&names)?;
+    let (mut columns, mut outputs) = (Vec::new(), 0);
+    for p in group {
+        let from = outputs;
+        outputs += params::projection_shape(c, p).0;
+        columns.extend(adapted(&p).then_some(from..outputs));
+    }
+    let [gain, norms] = [(); 2].map(|()| acts.alloc.alloc(Component::Statistics, outputs));
+    let scaled = acts.of_block((group[0], "dora", 0), Some(Level::None), Component::Activations, outputs);
+    Some(Dora { magnitude, columns, gain, norms, scaled })
+}
+
 fn adapter<A: Allocator>(
     acts: &mut Acts<'_, A>,
     c: &ModelConfig,
     lora: &Lora<'_>,
     l: usize,
     group: &[&'static str],
-) -> Option<Adapter> {
-    let targeted = |p: &str| lora.targets.iter().any(|t| t == p);
+    Size { r, scale }: Size,
+    run: &[&'static str],
+) -> Adapter {
     let mut segments = Vec::new();
     let mut offset = 0;
     for p in group {
         let width = params::projection_shape(c, p).0;
-        if targeted(p) {
-            segments.push(Segment { offset, width, r: lora.r });
+        if run.contains(p) {
+            segments.push(Segment { offset, width, r });
         }
         offset += width;
     }
-    let names = |ab: &str| -> Vec<String> {
-        let peft = |p: &&&str| format!("base_model.model.{}.lora_{ab}.weight", params::projection(l, p));
-        group.iter().filter(|p| targeted(p)).map(|p| peft(&p)).collect()
+    let param = |ab: char| {
+        let names: Vec<String> = run.iter().map(|p| params::adapter(l, p, ab)).collect();
+        lora.store.param(&names).expect("adapters of a run are neighbours")
     };
-    // Products want rows that end at whole packs of 8.
-    let ranks = (segments.len() * lora.r).next_multiple_of(8);
-    Some(Adapter {
-        a: lora.store.param(&names("A"))?,
-        b: lora.store.param(&names("B"))?,
+    let ranks = run.len() * r;
+    let mut rows = |name, again| {
+        // Products want rows that end at whole packs of 8.
+        let width = ranks.next_multiple_of(8);
+        acts.of_block((run[0], name, ranks), again, Component::Activations, width)
+    };
+    Adapter {
+        a: param('A'),
+        b: param('B'),
         segments,
-        scale: lora.scale,
-        xa: acts.of_block((group[0], "xa"), xa_again(group), Component::Activations, ranks),
+        scale,
+        xa: rows("xa", xa_again(group)),
         // Of the backward pass alone.
-        dxa: acts.of_block((group[0], "dxa"), Some(Level::None), Component::Activations, ranks),
-    })
+        dxa: rows("dxa", Some(Level::None)),
+    }
 }
 
 /// From which level on a group's forward pass runs again, with the product that its adapters keep. That of `down_proj` never

@@ -166,12 +166,20 @@ fn adapters_that_mean_something_else_are_refused() {
     for (from, to, expected) in [
         (r#""peft_type": "LORA""#, r#""peft_type": "IA3""#, "peft_type IA3"),
         (r#""bias": "none""#, r#""bias": "all""#, "biases"),
-        (r#""use_dora": false"#, r#""use_dora": "yes""#, "use_dora"),
+        (r#""use_dora": false"#, r#""use_dora": "yes""#, "expected a boolean"),
         (
             r#""modules_to_save": null"#,
             r#""modules_to_save": ["lm_head"]"#,
             "modules_to_save is not supported",
         ),
+        (
+            r#""init_lora_weights": true"#,
+            r#""init_lora_weights": "pissa_niter_4""#,
+            "path_initial_model_for_weight_conversion",
+        ),
+        (r#""use_dora": false"#, r#""use_dora": true"#, "lora_magnitude_vector"),
+        (r#""rank_pattern": {}"#, r#""rank_pattern": {"q_proj": 8}"#, "expected [8, 32]"),
+        (r#""rank_pattern": {}"#, r#""rank_pattern": {"(": 8}"#, "cannot be matched"),
         (r#""q_proj", "#, r#""c_attn", "#, "c_attn"),
         (r#""r": 4"#, r#""r": 8"#, "expected [8, 32]"),
         (r#""q_proj", "#, "", "q_proj"),

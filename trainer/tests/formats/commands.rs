@@ -85,3 +85,35 @@ fn mistakes_are_told_with_the_exit_code_of_usage() {
         assert!(!dir.path().join("out").exists(), "{args:?}");
     }
 }
+
+#[test]
+fn every_token_is_told_with_its_probability() {
+    let dir = llama();
+    std::fs::write(dir.path().join("model/tokenizer.json"), tokenizer()).unwrap();
+    let settings = r#"{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<3>"}"#;
+    std::fs::write(dir.path().join("model/tokenizer_config.json"), settings).unwrap();
+    let records = "{\"prompt\": \"The sky is\", \"completion\": \" blue.\"}\n{\"prompt\": \"Two\", \"completion\": \" and two\"}\n";
+    std::fs::write(dir.path().join("data.jsonl"), records).unwrap();
+    let data =
+        ["evaluate", "--model", "model", "--data", "data.jsonl", "--completion-only-loss", "--per-token"];
+    let output = chronicals(&dir, &data);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let tokens: Vec<serde_json::Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let of = |sample: u64| tokens.iter().filter(move |t| t["sample"] == sample);
+    let text = |sample| of(sample).map(|t| t["token"].as_str().unwrap()).collect::<String>();
+    assert_eq!((text(0), text(1)), ("The sky is blue.<3>".into(), "Two and two<3>".into()));
+    for sample in [0, 1] {
+        assert!(of(sample).next().unwrap()["log_probability"].is_null(), "nothing comes before the first");
+        assert!(of(sample).skip(1).all(|t| t["log_probability"].as_f64().unwrap() < 0.0));
+    }
+    let learned: Vec<f64> = tokens
+        .iter()
+        .filter(|t| t["learned"] == true)
+        .map(|t| t["log_probability"].as_f64().unwrap())
+        .collect();
+    assert_eq!(learned.len(), 7 + 9, "completions and what ends them");
+    let mean = -learned.iter().sum::<f64>() / learned.len() as f64;
+    let told = loss(&String::from_utf8_lossy(&output.stderr));
+    assert!((mean - told).abs() < 1e-4, "{mean} and {told}");
+}

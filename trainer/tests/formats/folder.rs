@@ -112,3 +112,75 @@ fn a_failure_halfway_leaves_nothing() {
     let left: Vec<_> = dir.path().read_dir().unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), 2, "{left:?}");
 }
+
+/// Rows of `W + s·B·A` have the lengths that DoRA gives them, and their directions.
+#[test]
+fn merging_gives_rows_their_magnitudes() {
+    let dir = llama();
+    let folder = golden("lora/dora");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden("qwen3").join(name), dir.path().join("model").join(name)).unwrap();
+    }
+    let source = Source::open(&dir.path().join("model"), None).unwrap();
+    let adapter = Adapter::open(&folder, source.model()).unwrap();
+    let out = dir.path().join("merged");
+    source.write(Some(&adapter), F32, &out).unwrap();
+    let (base, merged, adapters) = (open(&dir.path().join("model")), open(&out), open(&folder));
+    let module = "model.layers.1.mlp.down_proj";
+    let part = |name: &str| adapters.read(&format!("base_model.model.{module}.{name}")).unwrap();
+    let (a, b, magnitudes) = (part("lora_A.weight"), part("lora_B.weight"), part("lora_magnitude_vector"));
+    let weight = format!("{module}.weight");
+    let [w, m] = [&base, &merged].map(|file| file.read(&weight).unwrap());
+    let inputs = base.shape(&weight).unwrap()[1];
+    for (row, magnitude) in magnitudes.iter().enumerate() {
+        let v: Vec<f64> = (0..inputs)
+            .map(|k| {
+                let product: f64 =
+                    (0..4).map(|i| f64::from(b[row * 4 + i]) * f64::from(a[i * inputs + k])).sum();
+                f64::from(w[row * inputs + k]) + 2.0 * product
+            })
+            .collect();
+        let length = v.iter().map(|x| x * x).sum::<f64>().sqrt();
+        for (k, v) in v.iter().enumerate() {
+            let (got, want) = (f64::from(m[row * inputs + k]), f64::from(*magnitude) * v / length);
+            assert!((got - want).abs() < 1e-6, "row {row}: {got} for {want}");
+        }
+    }
+}
+
+/// Ranks and scales of their own are in the adapter's settings, and in the sum.
+#[test]
+fn merging_honours_patterns() {
+    let dir = llama();
+    let folder = golden("lora/patterns");
+    std::fs::copy(golden("qwen3/config.json"), dir.path().join("model/config.json")).unwrap();
+    std::fs::copy(golden("qwen3/model.safetensors"), dir.path().join("model/model.safetensors")).unwrap();
+    let source = Source::open(&dir.path().join("model"), None).unwrap();
+    let adapter = Adapter::open(&folder, source.model()).unwrap();
+    let out = dir.path().join("merged");
+    source.write(Some(&adapter), F32, &out).unwrap();
+    let (base, merged, adapters) = (open(&dir.path().join("model")), open(&out), open(&folder));
+    // Rank and scale as PEFT's matching gives them for these modules; alpha is 8 where no pattern is about it.
+    for (module, r, scale) in [
+        ("model.layers.0.self_attn.k_proj", 2, 4.0),
+        ("model.layers.0.self_attn.q_proj", 4, 0.25),
+        ("model.layers.1.self_attn.q_proj", 8, 0.25),
+        ("model.layers.1.self_attn.v_proj", 4, 0.5),
+        ("model.layers.0.mlp.gate_proj", 6, 8.0 / 6.0),
+        ("model.layers.0.mlp.up_proj", 4, 2.0),
+    ] {
+        let weight = format!("{module}.weight");
+        let [w, m] = [&base, &merged].map(|file| file.read(&weight).unwrap());
+        let [a, b] = ["A", "B"]
+            .map(|ab| adapters.read(&format!("base_model.model.{module}.lora_{ab}.weight")).unwrap());
+        let inputs = base.shape(&weight).unwrap()[1];
+        assert_eq!(a.len(), r * inputs, "{module}");
+        for (i, (w, m)) in w.iter().zip(m).enumerate() {
+            let (row, column) = (i / inputs, i % inputs);
+            let product: f64 =
+                (0..r).map(|k| f64::from(b[row * r + k]) * f64::from(a[k * inputs + column])).sum();
+            let expected = f64::from(*w) + scale * product;
+            assert!((f64::from(m) - expected).abs() < 1e-6, "{weight}[{i}]: {m} for {expected}");
+        }
+    }
+}

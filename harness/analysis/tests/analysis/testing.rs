@@ -18,12 +18,9 @@ const MS: u64 = 1_000_000;
 
 pub fn lora() -> Method {
     Method::Lora(LoraArgs {
-        r: 2,
-        lora_alpha: 4.0,
         target_modules: vec!["q_proj".into()],
-        use_rslora: false,
         loraplus_lr_ratio: 16.0,
-        adapter_weights: None,
+        ..LoraArgs::of(2, 4.0)
     })
 }
 

@@ -22,8 +22,9 @@ use serde_json::Map;
 use crate::records::{Conversation, Message};
 pub use find::find;
 
-/// Work that one rendering may do, in the engine's instructions: far more than any conversation takes, and seconds at most.
-const FUEL: u64 = 20_000_000;
+/// What one rendering may spend. An instruction of the engine takes one unit, and so do 64 bytes of whatever text or list it makes: so
+/// this is a second of time and a quarter of a GB of memory at most, and far more than any conversation takes.
+const FUEL: u64 = 4_000_000;
 
 /// A template ready to render.
 pub struct ChatTemplate {
@@ -77,8 +78,11 @@ pub enum ChatError {
         /// What is wrong.
         what: String,
     },
-    /// The template does not come to an end.
-    #[error("chat template {name} does not end: it was stopped after {FUEL} instructions; mend its loops")]
+    /// The template does not come to an end, or makes more text than any conversation has.
+    #[error(
+        "chat template {name} does not end: it was stopped after the work of {FUEL} instructions, of which 64 bytes of text are one; \
+         mend its loops"
+    )]
     Endless {
         /// Whose template.
         name: String,
@@ -236,7 +240,7 @@ fn environment() -> Environment<'static> {
     env.add_test("iterable", python::is_iterable);
     env.add_test("sequence", python::is_sequence);
     env.add_filter("tojson", python::tojson);
-    env.add_filter("string", |value: &Value| python::display(value));
+    env.add_filter("string", python::display);
     env.add_filter(tags::FILTER, tags::marked);
     env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))

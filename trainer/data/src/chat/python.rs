@@ -8,21 +8,50 @@ use minijinja::{
 };
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-/// Writes a value as `str()` gives it.
-pub(super) fn format(out: &mut Output, _: &mut State, value: &Value) -> Result<(), Error> {
-    match value.as_str() {
-        Some(text) => out.write_str(text),
-        None => out.write_str(&display(value)),
+/// Levels of lists and mappings in one another that are written out; Python's own limit is of this kind.
+const DEEPEST: usize = 200;
+
+/// Pays for whatever is inside a value before it is written out. Values share their parts: a list that holds itself twice, forty times
+/// over, is forty lists in memory and longer than any memory as text.
+///
+/// # Errors
+/// There is no fuel for it, or it is nested too deeply.
+fn pay(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
+    state.consume_fuel(1 + value.as_str().map_or(0, |text| text.len() as u64 / BYTES_OF_FUEL))?;
+    if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map) {
+        return Ok(());
     }
-    .map_err(Error::from)
+    if depth == DEEPEST {
+        let what = format!("a value has more than {DEEPEST} lists or mappings in one another");
+        return Err(Error::new(ErrorKind::InvalidOperation, what));
+    }
+    let is_map = value.kind() == ValueKind::Map;
+    for part in value.try_iter()? {
+        pay(state, &part, depth + 1)?;
+        if is_map {
+            pay(state, &value.get_item(&part)?, depth + 1)?;
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of text that a unit of fuel pays for: the engine's own price of what it writes is a quarter.
+const BYTES_OF_FUEL: u64 = 16;
+
+/// Writes a value as `str()` gives it.
+pub(super) fn format(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
+    match value.as_str() {
+        Some(text) => out.write_str(text).map_err(Error::from),
+        None => out.write_str(&display(state, value)?).map_err(Error::from),
+    }
 }
 
 /// `str(value)`.
-pub(super) fn display(value: &Value) -> String {
+pub(super) fn display(state: &State, value: &Value) -> Result<String, Error> {
     match value.as_str() {
-        Some(text) => text.to_string(),
-        None if value.is_undefined() => String::new(),
-        None => repr(value),
+        Some(text) => Ok(text.to_string()),
+        None if value.is_undefined() => Ok(String::new()),
+        None => pay(state, value, 0).map(|()| repr(value)),
     }
 }
 
@@ -99,33 +128,38 @@ pub(super) fn is_sequence(value: &Value) -> bool {
 }
 
 /// `json.dumps` with the arguments that Transformers passes on; not escaped for HTML, as Jinja's own filter is.
-pub(super) fn tojson(value: &Value, args: Kwargs) -> Result<String, Error> {
+pub(super) fn tojson(state: &State, value: &Value, args: Kwargs) -> Result<String, Error> {
+    pay(state, value, 0)?;
     let wrong = |what: String| Error::new(ErrorKind::InvalidOperation, format!("tojson: {what}"));
     let indent: Option<Value> = args.get("indent")?;
     let indent = match indent.filter(|v| !v.is_none()) {
         None => None,
         Some(v) => match v.as_str() {
             Some(text) => Some(text.to_string()),
-            None => Some(" ".repeat(usize::try_from(v).map_err(|e| wrong(e.to_string()))?.min(64))),
+            None => Some(" ".repeat(usize::try_from(v).map_err(|e| wrong(e.to_string()))?.min(LONGEST))),
         },
     };
     let separators: Option<Vec<String>> = args.get("separators")?;
     let default = if indent.is_some() { "," } else { ", " };
     let (item, key) = match separators.as_deref() {
         None => (default.to_string(), ": ".to_string()),
-        Some([item, key]) => (item.clone(), key.clone()),
-        Some(_) => return Err(wrong("separators are two".into())),
+        Some([item, key]) if item.len().max(key.len()) <= LONGEST => (item.clone(), key.clone()),
+        Some(_) => return Err(wrong(format!("separators are two, of {LONGEST} bytes at most"))),
     };
     let sort_keys = args.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     let ascii = args.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     args.assert_all_used()?;
     let value = serde_json::to_value(value).map_err(|e| wrong(e.to_string()))?;
-    let mut json = Json { out: String::new(), indent, item, key, sort_keys, ascii };
-    json.value(&value, 0);
+    let mut json = Json { state, out: String::new(), indent, item, key, sort_keys, ascii };
+    json.value(&value, 0)?;
     Ok(json.out)
 }
 
-struct Json {
+/// Bytes of a separator or an indent that counts spaces.
+const LONGEST: usize = 64;
+
+struct Json<'a> {
+    state: &'a State<'a, 'a>,
     out: String,
     indent: Option<String>,
     item: String,
@@ -134,8 +168,8 @@ struct Json {
     ascii: bool,
 }
 
-impl Json {
-    fn value(&mut self, value: &serde_json::Value, depth: usize) {
+impl Json<'_> {
+    fn value(&mut self, value: &serde_json::Value, depth: usize) -> Result<(), Error> {
         use serde_json::Value as V;
         match value {
             V::Null => self.out.push_str("null"),
@@ -147,10 +181,10 @@ impl Json {
             V::Array(list) => {
                 self.out.push('[');
                 for (i, element) in list.iter().enumerate() {
-                    self.separate(i > 0, depth + 1);
-                    self.value(element, depth + 1);
+                    self.separate(i > 0, depth + 1)?;
+                    self.value(element, depth + 1)?;
                 }
-                self.close(']', depth);
+                self.close(']', depth)?;
             }
             V::Object(map) if map.is_empty() => self.out.push_str("{}"),
             V::Object(map) => {
@@ -160,33 +194,37 @@ impl Json {
                     entries.sort_by_key(|(key, _)| key.as_str());
                 }
                 for (i, (key, element)) in entries.into_iter().enumerate() {
-                    self.separate(i > 0, depth + 1);
+                    self.separate(i > 0, depth + 1)?;
                     self.string(key);
                     self.out.push_str(&self.key);
-                    self.value(element, depth + 1);
+                    self.value(element, depth + 1)?;
                 }
-                self.close('}', depth);
+                self.close('}', depth)?;
             }
         }
+        Ok(())
     }
 
-    fn separate(&mut self, follows: bool, depth: usize) {
+    fn separate(&mut self, follows: bool, depth: usize) -> Result<(), Error> {
         if follows {
             self.out.push_str(&self.item);
         }
-        self.line(depth);
+        self.line(depth)
     }
 
-    fn close(&mut self, bracket: char, depth: usize) {
-        self.line(depth);
+    fn close(&mut self, bracket: char, depth: usize) -> Result<(), Error> {
+        self.line(depth)?;
         self.out.push(bracket);
+        Ok(())
     }
 
-    fn line(&mut self, depth: usize) {
+    fn line(&mut self, depth: usize) -> Result<(), Error> {
         if let Some(indent) = &self.indent {
+            self.state.consume_fuel((indent.len() * depth) as u64 / BYTES_OF_FUEL)?;
             self.out.push('\n');
             self.out.push_str(&indent.repeat(depth));
         }
+        Ok(())
     }
 
     fn string(&mut self, text: &str) {
@@ -212,6 +250,9 @@ pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value
             "removesuffix" => return Ok(text.strip_suffix(affix).unwrap_or(text).into()),
             _ => {}
         }
+    }
+    if matches!(name, "join" | "format") {
+        args.iter().try_for_each(|arg| pay(state, arg, 0))?;
     }
     unknown_method_callback(state, value, name, args)
 }

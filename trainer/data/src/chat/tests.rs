@@ -129,6 +129,33 @@ fn a_template_without_end_is_stopped() {
     assert!(matches!(e, ChatError::Endless { .. } | ChatError::Render { .. }), "{e}");
 }
 
+/// A short template can ask for more text than there is memory, by strings that double or by lists that hold themselves twice.
+#[test]
+fn a_template_of_endless_text_is_stopped_before_it_takes_the_memory() {
+    let doubled = |step: &str, last: &str| {
+        format!(
+            "{{% set ns = namespace(x='ab') %}}{{% for i in range(60) %}}{{% set ns.x = {step} %}}{{% endfor %}}{{{{ {last} }}}}"
+        )
+    };
+    for step in
+        ["ns.x ~ ns.x", "ns.x + ns.x", "ns.x * 2", "ns.x.replace('b', 'bb')", "ns.x | replace('b', 'bb')"]
+    {
+        let e = rendered(&doubled(step, "ns.x | length"), json!({})).unwrap_err();
+        assert!(matches!(e, ChatError::Endless { .. }), "{step}: {e}");
+    }
+    for last in ["ns.x", "ns.x | string", "ns.x | tojson", "''.join([ns.x])", "'{}'.format(ns.x)"] {
+        let e = rendered(&doubled("[ns.x, ns.x]", last), json!({})).unwrap_err();
+        assert!(matches!(e, ChatError::Endless { .. }), "{last}: {e}");
+    }
+    let e = rendered("{{ range(50000) | list | tojson(indent='x' * 50000) }}", json!({})).unwrap_err();
+    assert!(matches!(e, ChatError::Endless { .. }), "{e}");
+    let deep = "{% set ns = namespace(x=1) %}{% for i in range(300) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | tojson }}";
+    let e = rendered(deep, json!({})).unwrap_err();
+    assert!(e.to_string().contains("in one another"), "{e}");
+    let e = rendered("{{ [1] | tojson(separators=[' ' * 65, '']) }}", json!({})).unwrap_err();
+    assert!(e.to_string().contains("64 bytes"), "{e}");
+}
+
 const TAGGED: &str = "{% for m in messages %}{% if m.role == 'assistant' %}A:{%- generation -%} {{ m.content }}; {%- endgeneration %}\
                       {% else %}U:{{ m.content }};{% endif %}{% endfor %}";
 

@@ -116,3 +116,29 @@ fn files_that_are_something_else_are_told_so() {
     let e = read(&path, &ReadArgs::default()).unwrap_err().to_string();
     assert!(e.contains("it is compressed with BROTLI") && e.contains("zstd"), "{e}");
 }
+
+/// The library steps over them one by one: 2³¹ of them in six bytes.
+#[test]
+fn lists_without_bytes_in_parquets_metadata_are_refused() {
+    const MANY: [u8; 5] = [0xff, 0xff, 0xff, 0xff, 0x07];
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data.parquet");
+    let told = |metadata: &[u8]| {
+        let length = (metadata.len() as u32).to_le_bytes();
+        std::fs::write(&path, [b"PAR1", metadata, &length, b"PAR1"].concat()).unwrap();
+        Records::open(&path, &ReadArgs::default()).err().expect("no file of records").to_string()
+    };
+    let list = [&[0xa9, 0xf1][..], &MANY, &[0]].concat();
+    let set_in_a_struct = [&[0xac, 0x1a, 0xf2][..], &MANY, &[0, 0]].concat();
+    let map = [&[0xab][..], &MANY, &[0x12, 0]].concat();
+    for metadata in [list, set_in_a_struct, map] {
+        let e = told(&metadata);
+        assert!(e.contains("data.parquet") && e.contains("2147483647 values without any bytes"), "{e}");
+    }
+    // Values with bytes end with the file, and a few without do no harm: what is wrong then is the library's to say.
+    let integers = [&[0xa9, 0xf5][..], &MANY, &[0]].concat();
+    for metadata in [&integers[..], &[0xa9, 0x51, 0], &[], &[0x0c; 300]] {
+        let e = told(metadata);
+        assert!(e.contains("no Parquet file that can be read"), "{e}");
+    }
+}

@@ -49,6 +49,16 @@ impl CpuBackend {
         cost(t * k + n * k + t * n + again, 2 * (t * n) as u64 * k as u64)
     }
 
+    /// The weight is read for the lengths of its rows, and the output and its gradient are scaled.
+    pub(super) fn magnitude_cost(&self, l: &Linear, backward: bool) -> Cost {
+        let (t, n, k) = (self.tokens(), l.outputs, l.inputs);
+        if backward {
+            cost(3 * t * n, 3 * (t * n) as u64)
+        } else {
+            cost(n * k + 2 * t * n, (2 * n * k + t * n) as u64)
+        }
+    }
+
     /// Two products of each adapter, four on the way back.
     pub(super) fn adapter_cost(&self, l: &Linear, ad: &Adapter, backward: bool) -> Cost {
         let (t, s, n, d) = (self.tokens(), ad.ranks(), l.outputs, l.inputs);

@@ -194,23 +194,21 @@ impl Backend for CpuBackend {
     }
 
     fn linear(&mut self, l: &Linear, x: View, y: View) {
-        self.lap("gemm", "library", "forward", self.product_cost(l, false, 0));
-        gemm::linear_forward(
-            &mut self.act_mut(y),
-            &self.act(x),
-            &self.get(l.weight.value),
-            self.tokens(),
-            l.outputs,
-            l.inputs,
-            0.0,
-        );
-        if let Some(adapter) = &l.adapter {
-            self.adapter_forward(l, adapter, x, y);
+        self.product(l, x, y);
+        if let Some(dora) = &l.dora {
+            self.magnitudes_forward(l, dora, y);
         }
     }
 
     fn linear_backward(&mut self, l: &Linear, dy: View, x: View, dx: Option<View>) {
         let (t, n, k) = (self.tokens(), l.outputs, l.inputs);
+        let dy = match &l.dora {
+            Some(dora) => {
+                self.magnitudes_backward(l, dora, dy, x);
+                dora.scaled
+            }
+            None => dy,
+        };
         if let Some(dx) = dx {
             self.lap("gemm", "library", "dgrad", self.product_cost(l, false, 0));
             gemm::linear_dgrad(&mut self.act_mut(dx), &self.act(dy), &self.get(l.weight.value), t, n, k, 0.0);
@@ -219,7 +217,7 @@ impl Backend for CpuBackend {
             self.lap("gemm", "library", "wgrad", self.product_cost(l, true, n * k));
             gemm::linear_wgrad(&mut self.get_mut(dw), &self.act(dy), &self.act(x), t, n, k, 1.0);
         }
-        if let Some(adapter) = &l.adapter {
+        for adapter in &l.adapters {
             self.adapter_backward(l, adapter, dy, x, dx);
         }
     }

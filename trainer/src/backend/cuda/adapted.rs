@@ -11,12 +11,15 @@ use super::{CudaBackend, submit::Logged};
 use crate::backend::{Adapter, Beside, Linear, View};
 
 impl<D: Machine> CudaBackend<D> {
-    /// A projection's adapters, if it is on that side of SwiGLU, which can add their updates. Eager seams are whole by themselves.
+    /// A projection's adapters, if it is on that side of SwiGLU, which can add their updates where they are one batch. Eager seams are
+    /// whole by themselves.
     fn adapted<'l>(&self, l: &'l Linear, side: Beside) -> Option<(&'l Adapter, Group)> {
         let fused = !self.is_eager(Seam::Lora) && !self.is_eager(Seam::Mlp);
         let usable = l.beside == side && fused && self.elem() == Elem::Bf16;
-        let adapter = l.adapter.as_ref().filter(|_| usable)?;
-        Some((adapter, self.extents.lora(l, self.shape.tokens)?))
+        match l.adapters.as_slice() {
+            [adapter] if usable => Some((adapter, self.extents.lora(l, adapter, self.shape.tokens))),
+            _ => None,
+        }
     }
 
     /// What the projection to gate and up leaves to SwiGLU.

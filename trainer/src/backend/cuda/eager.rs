@@ -22,7 +22,7 @@ use chronicals_kernels::{
 
 use super::{
     CudaBackend, Formats,
-    extents::{Extents, linears},
+    extents::{Extents, adapters},
     submit::Logged,
 };
 use crate::{
@@ -103,10 +103,8 @@ pub(super) fn scratch_bytes(model: &Model, e: &Extents) -> Result<Vec<usize>, Gp
     add(Seam::Loss, &|| linear_ce::scratch_bytes(&e.loss_plan(t, t), e.loss));
     add(Seam::Optimizer, &|| adamw::cuda_eager::scratch_bytes(elem, state(e.formats), model.grads.len));
     if e.is_eager(Seam::Lora) {
-        for linear in linears(model) {
-            if let Some((group, adapter)) = e.lora(linear, t).zip(linear.adapter.as_ref()) {
-                all.push(lora::scratch_bytes(&group, &adapter.segments)?);
-            }
+        for (linear, adapter) in adapters(model) {
+            all.push(lora::scratch_bytes(&e.lora(linear, adapter, t), &adapter.segments)?);
         }
     }
     Ok(all)

@@ -16,7 +16,7 @@ use chronicals_kernels::{
 
 use super::{Formats, dims::Dims, eager};
 use crate::{
-    backend::Linear,
+    backend::{Adapter, Linear},
     model::{Capacity, Model},
 };
 
@@ -88,12 +88,11 @@ impl Extents {
         embedding::Shape { tokens: self.capacity.tokens, vocabulary: vocab, hidden }
     }
 
-    /// The group of a projection's adapters.
-    pub(super) fn lora(&self, linear: &Linear, tokens: usize) -> Option<lora::Group> {
-        let adapter = linear.adapter.as_ref()?;
+    /// The group of adapters on a projection.
+    pub(super) fn lora(&self, linear: &Linear, adapter: &Adapter, tokens: usize) -> lora::Group {
         let shape =
             chronicals_kernels::lora::Shape { tokens, inputs: linear.inputs, outputs: linear.outputs };
-        Some(lora::Group::new(&adapter.segments, shape, self.elem(), adapter.scale))
+        lora::Group::new(&adapter.segments, shape, self.elem(), adapter.scale)
     }
 
     /// Scratch that kernels use one after another: that of the one that needs most.
@@ -125,7 +124,7 @@ impl Extents {
             bytes.extend(plans);
         }
         if fused(Seam::Lora) {
-            bytes.extend(linears(model).filter_map(|l| self.lora(l, t)).map(|g| g.scratch_bytes()));
+            bytes.extend(adapters(model).map(|(l, ad)| self.lora(l, ad, t).scratch_bytes()));
         }
         bytes.extend(eager::scratch_bytes(model, self)?);
         Ok(bytes.into_iter().max().expect("a few"))
@@ -142,6 +141,11 @@ fn rope_gradients(model: &Model) -> (bool, bool) {
 /// Every projection.
 pub(super) fn linears(model: &Model) -> impl Iterator<Item = &Linear> {
     model.blocks.iter().flat_map(|k| [&k.qkv, &k.o, &k.gate_up, &k.down])
+}
+
+/// Every batch of adapters, with its projection.
+pub(super) fn adapters(model: &Model) -> impl Iterator<Item = (&Linear, &Adapter)> {
+    linears(model).flat_map(|l| l.adapters.iter().map(move |ad| (l, ad)))
 }
 
 /// Where the parts of a batch are in its memory, bytes, whatever its extents.
@@ -206,8 +210,13 @@ pub(super) struct Extras {
 
 impl Extras {
     /// # Errors
-    /// Adapters that have no eager kernels.
+    /// Adapters that have no eager kernels, or magnitudes.
     pub(super) fn of(model: &Model, e: &Extents) -> Result<Self, GpuError> {
+        if linears(model).any(|l| l.dora.is_some()) {
+            let hint = "train with device: cpu, or with use_dora: false; `chronicals merge` makes a plain model of a DoRA adapter";
+            let (what, at) = ("DoRA has no kernels on a GPU".into(), "method.use_dora".into());
+            return Err(GpuError { what, at, hint: hint.into() });
+        }
         Ok(Self {
             masters: if e.formats.has_masters() { 4 * model.grads.len } else { 0 },
             scratch: e.scratch_bytes(model)?,

@@ -7,12 +7,12 @@ use chronicals_kernels::{
 };
 
 use super::{CudaBackend, submit::Logged};
-use crate::backend::{Linear, View};
+use crate::backend::{Adapter, Linear, View};
 
 impl<D: Machine> CudaBackend<D> {
-    /// A projection's adapters and their operands.
-    fn adapters(&self, l: &Linear, x: View) -> Option<(lora::Group, lora::Operands)> {
-        let (ad, group) = (l.adapter.as_ref()?, self.extents.lora(l, self.shape.tokens)?);
+    /// Adapters on a projection and their operands.
+    fn adapters(&self, l: &Linear, ad: &Adapter, x: View) -> (lora::Group, lora::Operands) {
+        let group = self.extents.lora(l, ad, self.shape.tokens);
         let mut tables = self.own().segments.iter();
         let (_, table) = tables.find(|(list, _)| *list == ad.segments).expect("every list has its table");
         let operands = lora::Operands {
@@ -23,7 +23,7 @@ impl<D: Machine> CudaBackend<D> {
             table: self.ptr(table, 0),
             scratch: self.scratch(),
         };
-        Some((group, operands))
+        (group, operands)
     }
 
     /// `y = x·Wᵀ`, plus adapters unless SwiGLU adds them.
@@ -31,9 +31,11 @@ impl<D: Machine> CudaBackend<D> {
         let p = Product::linear_forward(self.shape.tokens, l.outputs, l.inputs, self.elem());
         // SAFETY: see `seams`.
         unsafe { on.product(&p, self.at(x), self.at(l.weight.value), Ptr::NULL, self.at(y))? };
-        let Some(((group, operands), ad)) = self.adapters(l, x).zip(l.adapter.as_ref()) else {
-            return Ok(());
-        };
+        l.adapters.iter().try_for_each(|ad| self.adapt(on, l, ad, x, y))
+    }
+
+    fn adapt(&self, on: &Logged<'_>, l: &Linear, ad: &Adapter, x: View, y: View) -> Result<(), GpuError> {
+        let (group, operands) = self.adapters(l, ad, x);
         on.within(Seam::Lora);
         // SAFETY: see `seams`.
         unsafe {
@@ -66,9 +68,19 @@ impl<D: Machine> CudaBackend<D> {
             // SAFETY: see `seams`.
             unsafe { on.product(&p, self.at(dy), self.at(x), Ptr::NULL, self.at(dw))? };
         }
-        let Some(((group, operands), ad)) = self.adapters(l, x).zip(l.adapter.as_ref()) else {
-            return Ok(());
-        };
+        l.adapters.iter().try_for_each(|ad| self.adapt_back(on, l, ad, dy, x, dx_TD))
+    }
+
+    fn adapt_back(
+        &self,
+        on: &Logged<'_>,
+        l: &Linear,
+        ad: &Adapter,
+        dy: View,
+        x: View,
+        dx_TD: Option<Ptr>,
+    ) -> Result<(), GpuError> {
+        let (group, operands) = self.adapters(l, ad, x);
         let [da_SD, db] = [&ad.a, &ad.b].map(|p| self.at(p.grad.expect("adapters train")));
         let dx_TD = dx_TD.filter(|_| !self.leaves_gradient(l));
         let gradients = lora::Gradients { dy_TN: self.at(dy), dxa_TS: self.at(ad.dxa), da_SD, db, dx_TD };

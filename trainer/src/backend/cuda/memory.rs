@@ -8,7 +8,7 @@ use chronicals_kernels::{
 
 use super::{
     CudaBackend, Own,
-    extents::{Extras, linears},
+    extents::{Extras, adapters},
     failure,
     feed::Feed,
     gradients::Written,
@@ -67,7 +67,7 @@ impl<D: Machine> CudaBackend<D> {
             places: self.take_places(places(model), extras.entry)?,
             feed,
         };
-        for adapter in linears(model).filter_map(|l| l.adapter.as_ref()) {
+        for (_, adapter) in adapters(model) {
             if !own.segments.iter().any(|(list, _)| *list == adapter.segments) {
                 let table = le_bytes(&lora::table(&adapter.segments), i32::to_le_bytes);
                 own.segments.push((adapter.segments.clone(), self.filled(&table)?));

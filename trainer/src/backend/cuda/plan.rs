@@ -6,7 +6,7 @@ use chronicals_kernels::linear_ce;
 
 use super::{
     Buckets, Formats,
-    extents::{Extents, Extras, linears},
+    extents::{Extents, Extras, adapters},
     failure,
     offload::places,
 };
@@ -64,7 +64,16 @@ impl Allocator for DryRun {
 /// # Errors
 /// The method's settings make no sense, or it has no kernels.
 pub fn bytes(setup: &Setup<'_>, loss: linear_ce::Options, formats: Formats, gpu: Gpu) -> Result<Plan, Error> {
-    let extents = Extents {
+    count(setup, &extents(setup, loss, formats, gpu), gpu.workspace_bytes)
+}
+
+/// Bytes that it needs outside of that plan, about: machine code, captured graphs, and operands of tuning, which go again.
+pub fn outside_bytes(setup: &Setup<'_>, loss: linear_ce::Options, formats: Formats, gpu: Gpu) -> u64 {
+    outside(setup, &extents(setup, loss, formats, gpu))
+}
+
+fn extents(setup: &Setup<'_>, loss: linear_ce::Options, formats: Formats, gpu: Gpu) -> Extents {
+    Extents {
         dims: setup.config.into(),
         capacity: setup.capacity,
         formats,
@@ -72,8 +81,7 @@ pub fn bytes(setup: &Setup<'_>, loss: linear_ce::Options, formats: Formats, gpu:
         loss,
         processors: gpu.processors,
         buckets: Buckets::of(setup.capacity),
-    };
-    count(setup, &extents, gpu.workspace_bytes)
+    }
 }
 
 /// The same for extents.
@@ -115,7 +123,7 @@ fn parts(e: &Extras, segments: &[usize]) -> Vec<(&'static str, usize)> {
 /// Bytes of each list of segments that occurs.
 fn segment_bytes(model: &Model) -> Vec<usize> {
     let mut lists: Vec<&[chronicals_kernels::lora::Segment]> = Vec::new();
-    for adapter in linears(model).filter_map(|l| l.adapter.as_ref()) {
+    for (_, adapter) in adapters(model) {
         if !lists.contains(&adapter.segments.as_slice()) {
             lists.push(&adapter.segments);
         }

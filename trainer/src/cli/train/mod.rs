@@ -26,7 +26,8 @@ use super::Exit;
     after_help = "Example: chronicals train --config train.yaml, where train.yaml has (paths are relative to the file)
   model: {path: my-model}                               # a Hugging Face folder, or a repository in the hub's cache
   data: {path: data/chat-instruct/train.jsonl, max_length: 512}
-  method: {type: lora, r: 16, lora_alpha: 32, loraplus_lr_ratio: 16}      # or {type: full}
+  method: {type: lora, r: 16, lora_alpha: 32, loraplus_lr_ratio: 16}      # or {type: full}; also use_rslora, use_dora, init_lora_weights: pissa,
+                                                        # rank_pattern: {k_proj: 8}, alpha_pattern
   batch: {packing: bfd, per_device_train_batch_size: 2}
   train: {learning_rate: 1e-3, lr_scheduler_type: cosine, warmup_steps: 5}
   max_steps: 100
@@ -193,9 +194,9 @@ fn train<B: Backend>(
     session.run(&mut trainer)?;
 
     let path = job.output_dir.join(trainer.trainable_file());
-    trainer.check_finite().and_then(|()| trainer.save_trainable(&path)).map_err(Exit::failed)?;
-    let lora = if let Method::Lora(lora) = &job.method { Some(lora) } else { None };
-    folder::finish(&job.model.config, job.data.tokenizer.as_deref(), lora, &job.output_dir)
+    trainer.check_finite().and_then(|()| trainer.save_update(&path)).map_err(Exit::failed)?;
+    let lora = if let Method::Lora(lora) = &job.method { Some(trainer.update_settings(lora)) } else { None };
+    folder::finish(&job.model.config, job.data.tokenizer.as_deref(), lora.as_ref(), &job.output_dir)
         .map_err(Exit::failed)?;
     eprintln!("saved {}", path.display());
     if let Some(Profiling { dir, .. }) = &profiling {

@@ -2,6 +2,7 @@
 //! into one object is read whole.
 
 mod csv;
+mod footer;
 mod json;
 mod jsonl;
 mod parquet;

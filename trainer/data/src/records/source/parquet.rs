@@ -17,7 +17,7 @@ use parquet::{
 };
 use serde_json::{Number, Value};
 
-use super::{Next, Object};
+use super::{Next, Object, footer};
 use crate::records::error::{Place, RecordError, Unit, io};
 
 const COMPRESSIONS: &str =
@@ -35,6 +35,7 @@ impl Rows {
         let file = File::open(path).map_err(|e| io(path, e))?;
         let name: Arc<str> = path.display().to_string().into();
         let wrong = |what, hint| RecordError::File { path: name.to_string(), what, hint };
+        footer::check(&file).map_err(|what| wrong(what, DAMAGED))?;
         let opened = guarded(|| {
             let reader = SerializedFileReader::new(file)?;
             let unknown = unknown_compression(&reader);
