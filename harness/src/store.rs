@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use chronibench_analysis::{RunSummary, TrialLog, report, summarise, summary};
+use chronibench_analysis::{RunSummary, TrialLog, html, report, summarise, summary};
 use chronibench_protocol::{
     Record,
     record::{Line, Resolved},
@@ -39,6 +39,8 @@ pub type Rendered = Vec<(String, Vec<u8>)>;
 
 pub(crate) const RESOLVED: &str = "resolved.yaml";
 pub(crate) const ENVIRONMENT: &str = "environment.json";
+/// The report as one page: it says what `report.md` says, and a folder may be without it.
+pub(crate) const PAGE: &str = "report.html";
 
 impl Store {
     /// Makes a new run folder and its record of what is to run.
@@ -137,8 +139,11 @@ impl Store {
             ("results.csv".into(), summary::results_csv(&summary).into_bytes()),
         ];
         let plots = report::plots(&resolved, &summary, &logs);
+        let text = report::report_md(&resolved, &summary, &environment);
+        let page = html::report_html(&resolved, &summary, &logs, &text, &plots);
         files.extend(plots.into_iter().map(|(name, svg)| (format!("plots/{name}"), svg.into_bytes())));
-        files.push(("report.md".into(), report::report_md(&resolved, &summary, &environment).into_bytes()));
+        files.push(("report.md".into(), text.into_bytes()));
+        files.push((PAGE.into(), page.into_bytes()));
         Ok((summary, files))
     }
 

@@ -255,3 +255,35 @@ pub(super) fn matmul(summary: &RunSummary) -> String {
         table(&rows)
     )
 }
+
+/// Share of the peak, power and energy of every case; nothing where none is known.
+pub(super) fn efficiency(summary: &RunSummary) -> String {
+    let head = ["case", "MFU", "model GFLOP/s", "peak GFLOP/s", "mean power", "energy of 1,000 real tokens"];
+    let mut rows = vec![heading(&head)];
+    let mut sources: Vec<&str> = Vec::new();
+    for c in with_figures(summary) {
+        let Some(e) = &c.efficiency else { continue };
+        sources.extend(e.peak_source.as_deref());
+        rows.push(vec![
+            code(&c.id),
+            or_dash(e.mfu, percent),
+            or_dash(c.model_gflops, number),
+            or_dash(e.peak_gflops, number),
+            or_dash(e.power_w, |w| format!("{} W", number(w))),
+            or_dash(e.joules_per_token, |j| format!("{} J", number(j * 1e3))),
+        ]);
+    }
+    if rows.len() == 1 {
+        return String::new();
+    }
+    sources.sort_unstable();
+    sources.dedup();
+    let source = match sources.is_empty() {
+        true => String::new(),
+        false => format!(" Source of the peak: {}.", plain(&sources.join("; "))),
+    };
+    format!(
+        "## Utilisation and energy\n\n{}\nMFU is the work that the real tokens ask for over what the device could do in that time.{source} Power is the GPU board's, from its energy counter where it has one, over the timed steps.\n",
+        table(&rows)
+    )
+}
