@@ -98,7 +98,11 @@ Examples:
   chronibench run scenarios/quickstart.yaml
   chronibench run scenarios/quickstart.yaml --out /tmp/first --trials 1
   chronibench run scenarios/quickstart.yaml -k full/ --set measure.timed_steps=24
-  chronibench run scenarios/quickstart.yaml --dry-run";
+  chronibench run scenarios/quickstart.yaml --dry-run
+  chronibench run scenarios/quickstart.yaml --resume runs/20250131-101500-quickstart
+
+--resume wants the scenario and the selection that the run began with, this program and this machine.
+What a trial left that had not ended lies in the folder's aside/.";
 
 /// Which cases of a scenario.
 #[derive(Clone, Debug, Args)]
@@ -143,6 +147,9 @@ pub struct RunArgs {
     /// Run folder to make; by default `runs/<time>-<scenario>`.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Go on with the run in this folder, which was ended: no finished trial is lost, and none runs again.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "dry_run"])]
+    pub resume: Option<PathBuf>,
     /// Show what would run, as `plan` does.
     #[arg(long)]
     pub dry_run: bool,

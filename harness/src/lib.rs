@@ -21,6 +21,7 @@ pub mod join;
 pub mod kernel;
 pub mod plan;
 pub mod progress;
+pub mod resume;
 pub mod runner;
 pub mod scenario;
 pub mod session;

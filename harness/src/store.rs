@@ -98,18 +98,26 @@ impl Store {
         add_trial(&self.dir, record)
     }
 
+    /// What a run began with: scenario and machine.
+    ///
+    /// # Errors
+    /// A file is missing or damaged; it is named.
+    pub fn load_head(&self) -> Result<(Resolved, Value)> {
+        let path = self.path(RESOLVED);
+        let text = std::fs::read_to_string(&path).at(&path)?;
+        let resolved =
+            serde_saphyr::from_str(&text).map_err(|e| damaged(&path, &e.without_snippet().to_string()))?;
+        let path = self.path(ENVIRONMENT);
+        let text = std::fs::read_to_string(&path).at(&path)?;
+        Ok((resolved, serde_json::from_str(&text).map_err(|e| damaged(&path, &e.to_string()))?))
+    }
+
     /// Reads everything back.
     ///
     /// # Errors
     /// A file is missing or damaged; it is named, with the line.
     pub fn load(&self) -> Result<Stored> {
-        let path = self.path(RESOLVED);
-        let text = std::fs::read_to_string(&path).at(&path)?;
-        let mut resolved: Resolved =
-            serde_saphyr::from_str(&text).map_err(|e| damaged(&path, &e.without_snippet().to_string()))?;
-        let path = self.path(ENVIRONMENT);
-        let text = std::fs::read_to_string(&path).at(&path)?;
-        let environment = serde_json::from_str(&text).map_err(|e| damaged(&path, &e.to_string()))?;
+        let (mut resolved, environment) = self.load_head()?;
         let mut logs: Vec<TrialLog> = read_trials(&self.dir)?.into_iter().map(TrialLog::from_lines).collect();
         logs.sort_by_key(|l| l.header.as_ref().map_or(u32::MAX, |h| h.position));
         if resolved.order.is_empty() {

@@ -5,7 +5,7 @@ pub mod gpu;
 pub mod idle;
 mod logs;
 mod memory;
-mod orphans;
+pub(crate) mod orphans;
 pub mod sample;
 mod tail;
 pub mod watch;
