@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{env::commands::EnvCommand, gate, worker};
+use crate::{env::commands::EnvCommand, gate, publish, worker};
 
 /// Benchmarks of fine-tuning that can be believed.
 #[derive(Clone, Debug, Parser)]
@@ -66,6 +66,9 @@ pub enum Command {
     /// Check that a stored run still is what the harness wrote: chains, counts, files, report.
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(VerifyArgs),
+    /// Verify a run, copy it into the folder of published ones, and write their index.
+    #[command(after_help = publish::EXAMPLES)]
+    Publish(publish::PublishArgs),
     /// Check a file of published claims against arithmetic and stored runs.
     #[command(subcommand)]
     Claims(ClaimsCommand),

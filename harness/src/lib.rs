@@ -21,6 +21,7 @@ pub mod join;
 pub mod kernel;
 pub mod plan;
 pub mod progress;
+pub mod publish;
 pub mod resume;
 pub mod runner;
 pub mod scenario;
@@ -50,6 +51,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Report { dir } => session::report(dir)?,
         Command::Join(args) => join::run(args)?,
         Command::Audit { dir } => audit::again(dir)?,
+        Command::Publish(args) => publish::run(args)?,
         Command::Claims(command) => claims::run(command)?,
         Command::Verify(args) => evidence::show(args)?,
         Command::Kernel(args) => kernel::run(args)?,
