@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{env::commands::EnvCommand, gate, publish, worker};
+use crate::{compare, env::commands::EnvCommand, gate, history, publish, worker};
 
 /// Benchmarks of fine-tuning that can be believed.
 #[derive(Clone, Debug, Parser)]
@@ -24,7 +24,7 @@ Examples:
 
 Exit codes:
   0    everything ran and is valid
-  1    a gate's candidate is slower than its baseline
+  1    a gate's candidate is slower than its baseline; with --fail-slower, a run than another
   2    wrong usage, scenario or data set
   3    a trial or a comparison is invalid or not comparable
   4    a gate, or the certificate of a machine, is inconclusive
@@ -66,6 +66,12 @@ pub enum Command {
     /// Check that a stored run still is what the harness wrote: chains, counts, files, report.
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(VerifyArgs),
+    /// Compare two stored runs, case by case, with intervals.
+    #[command(after_help = compare::EXAMPLES)]
+    Compare(compare::CompareArgs),
+    /// Keep figures of many runs, and find where their level changed.
+    #[command(subcommand, after_help = history::EXAMPLES)]
+    History(history::HistoryCommand),
     /// Verify a run, copy it into the folder of published ones, and write their index.
     #[command(after_help = publish::EXAMPLES)]
     Publish(publish::PublishArgs),
@@ -159,6 +165,9 @@ pub struct RunArgs {
     /// When all is valid, keep this program under a name, for `gate --baseline NAME`.
     #[arg(long, value_name = "NAME")]
     pub save_baseline: Option<String>,
+    /// When all is valid, add the figures to this history.
+    #[arg(long, value_name = "FILE")]
+    pub history: Option<PathBuf>,
     /// Keep the starting weights in the run folder.
     #[arg(long)]
     pub keep_inputs: bool,

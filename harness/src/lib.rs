@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod claims;
 pub mod cli;
+pub mod compare;
 pub mod doctor;
 pub mod env;
 pub mod environment;
@@ -15,6 +16,7 @@ pub mod estimate;
 pub mod evidence;
 pub mod expect;
 pub mod gate;
+pub mod history;
 pub mod inputs;
 pub mod interrupt;
 pub mod join;
@@ -51,6 +53,8 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Report { dir } => session::report(dir)?,
         Command::Join(args) => join::run(args)?,
         Command::Audit { dir } => audit::again(dir)?,
+        Command::Compare(args) => compare::run(args)?,
+        Command::History(command) => history::run(command)?,
         Command::Publish(args) => publish::run(args)?,
         Command::Claims(command) => claims::run(command)?,
         Command::Verify(args) => evidence::show(args)?,

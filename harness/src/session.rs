@@ -16,6 +16,7 @@ use crate::{
         self,
         baseline::{self, Side},
     },
+    history,
     inputs::{self, Extent, Inputs},
     interrupt, kernel,
     progress::Progress,
@@ -77,6 +78,9 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
     let exit = exit(&summary);
     if let Some(name) = args.save_baseline.as_ref().filter(|_| exit == Exit::Pass) {
         println!("saved as baseline {name}: {}", baseline::save(name, &Side::this()?)?.display());
+    }
+    if let Some(file) = args.history.as_ref().filter(|_| exit == Exit::Pass) {
+        println!("{} cases added to {}", history::add(file, store.folder())?, file.display());
     }
     Ok(exit)
 }
