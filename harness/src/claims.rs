@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use chronibench_analysis::claims::{Finding, Ledger, Runs, check, markdown};
+use chronibench_analysis::{
+    claims::{Finding, Ledger, Runs, check, markdown},
+    html::plain_html,
+};
 
 use crate::{
     cli::{ClaimsArgs, ClaimsCommand},
@@ -35,9 +38,9 @@ fn show(args: &ClaimsArgs) -> Result<Exit> {
         true => println!("{}", serde_json::to_string_pretty(&findings).expect("plain data")),
         false => print(&findings),
     }
-    if let Some(path) = &args.markdown {
-        write_whole(path, markdown(&ledger, &findings).as_bytes())?;
-    }
+    let text = markdown(&ledger, &findings);
+    args.markdown.as_ref().map_or(Ok(()), |path| write_whole(path, text.as_bytes()))?;
+    args.html.as_ref().map_or(Ok(()), |path| write_whole(path, plain_html(&text).as_bytes()))?;
     Ok(if findings.iter().all(Finding::as_expected) { Exit::Pass } else { Exit::Claim })
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{env::commands::EnvCommand, gate, worker};
+use crate::{compare, env::commands::EnvCommand, gate, history, publish, worker};
 
 /// Benchmarks of fine-tuning that can be believed.
 #[derive(Clone, Debug, Parser)]
@@ -24,7 +24,7 @@ Examples:
 
 Exit codes:
   0    everything ran and is valid
-  1    a gate's candidate is slower than its baseline
+  1    a gate's candidate is slower than its baseline; with --fail-slower, a run than another
   2    wrong usage, scenario or data set
   3    a trial or a comparison is invalid or not comparable
   4    a gate, or the certificate of a machine, is inconclusive
@@ -66,6 +66,15 @@ pub enum Command {
     /// Check that a stored run still is what the harness wrote: chains, counts, files, report.
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(VerifyArgs),
+    /// Compare two stored runs, case by case, with intervals.
+    #[command(after_help = compare::EXAMPLES)]
+    Compare(compare::CompareArgs),
+    /// Keep figures of many runs, and find where their level changed.
+    #[command(subcommand, after_help = history::EXAMPLES)]
+    History(history::HistoryCommand),
+    /// Verify a run, copy it into the folder of published ones, and write their index.
+    #[command(after_help = publish::EXAMPLES)]
+    Publish(publish::PublishArgs),
     /// Check a file of published claims against arithmetic and stored runs.
     #[command(subcommand)]
     Claims(ClaimsCommand),
@@ -98,7 +107,11 @@ Examples:
   chronibench run scenarios/quickstart.yaml
   chronibench run scenarios/quickstart.yaml --out /tmp/first --trials 1
   chronibench run scenarios/quickstart.yaml -k full/ --set measure.timed_steps=24
-  chronibench run scenarios/quickstart.yaml --dry-run";
+  chronibench run scenarios/quickstart.yaml --dry-run
+  chronibench run scenarios/quickstart.yaml --resume runs/20250131-101500-quickstart
+
+--resume wants the scenario and the selection that the run began with, this program and this machine.
+What a trial left that had not ended lies in the folder's aside/.";
 
 /// Which cases of a scenario.
 #[derive(Clone, Debug, Args)]
@@ -143,12 +156,18 @@ pub struct RunArgs {
     /// Run folder to make; by default `runs/<time>-<scenario>`.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Go on with the run in this folder, which was ended: no finished trial is lost, and none runs again.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "dry_run"])]
+    pub resume: Option<PathBuf>,
     /// Show what would run, as `plan` does.
     #[arg(long)]
     pub dry_run: bool,
     /// When all is valid, keep this program under a name, for `gate --baseline NAME`.
     #[arg(long, value_name = "NAME")]
     pub save_baseline: Option<String>,
+    /// When all is valid, add the figures to this history.
+    #[arg(long, value_name = "FILE")]
+    pub history: Option<PathBuf>,
     /// Keep the starting weights in the run folder.
     #[arg(long)]
     pub keep_inputs: bool,
@@ -216,6 +235,9 @@ pub struct ClaimsArgs {
     /// Write the table as Markdown.
     #[arg(long, value_name = "FILE")]
     pub markdown: Option<PathBuf>,
+    /// Write the table as a page.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     /// Print the findings as JSON.
     #[arg(long)]
     pub json: bool,

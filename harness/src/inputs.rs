@@ -207,6 +207,17 @@ impl Inputs {
             .collect()
     }
 
+    /// Real tokens of the distinct samples among the timed steps that an arm reported: a sample that comes again adds nothing.
+    pub fn unique(&self, case: &Case, steps: &[chronibench_protocol::event::Step]) -> u64 {
+        let (_, plan) = self.plan(case);
+        let timed = steps.iter().filter(|s| s.phase == chronibench_protocol::event::Phase::Timed);
+        let rows = timed
+            .filter_map(|s| plan.steps.get(s.step as usize))
+            .flat_map(|s| s.micro_batches.iter().flat_map(|m| m.rows.iter().flatten()));
+        let samples: std::collections::BTreeSet<u32> = rows.copied().collect();
+        samples.iter().map(|s| self.tokens.sample(*s as usize).0.len() as u64).sum()
+    }
+
     /// Tokens of a whole trial of a case, counted from its plan.
     pub fn counts(&self, case: &Case) -> TokenCounts {
         let (_, plan) = self.plan(case);

@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod claims;
 pub mod cli;
+pub mod compare;
 pub mod doctor;
 pub mod env;
 pub mod environment;
@@ -15,12 +16,15 @@ pub mod estimate;
 pub mod evidence;
 pub mod expect;
 pub mod gate;
+pub mod history;
 pub mod inputs;
 pub mod interrupt;
 pub mod join;
 pub mod kernel;
 pub mod plan;
 pub mod progress;
+pub mod publish;
+pub mod resume;
 pub mod runner;
 pub mod scenario;
 pub mod session;
@@ -49,6 +53,9 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Report { dir } => session::report(dir)?,
         Command::Join(args) => join::run(args)?,
         Command::Audit { dir } => audit::again(dir)?,
+        Command::Compare(args) => compare::run(args)?,
+        Command::History(command) => history::run(command)?,
+        Command::Publish(args) => publish::run(args)?,
         Command::Claims(command) => claims::run(command)?,
         Command::Verify(args) => evidence::show(args)?,
         Command::Kernel(args) => kernel::run(args)?,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use chronibench_analysis::{RunSummary, TrialLog, judge::faults::environment_fault, summary::summary_table};
-use chronibench_protocol::record::{Case, Resolved, Verdict};
+use chronibench_protocol::record::{Case, Line, Resolved, Verdict};
 
 use crate::{
     audit::Audits,
@@ -19,9 +19,11 @@ use crate::{
         self,
         baseline::{self, Side},
     },
+    history,
     inputs::{self, Extent, Inputs},
     interrupt, kernel,
     progress::Progress,
+    resume::{self, Kept},
     runner::{Bench, Turn, gpu::Gpu, idle},
     scenario::{Filter, Scenario, Setup, order, resolve},
     store::Store,
@@ -39,9 +41,21 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
     let expect = HfConfig::load(&setup.config)?;
     interrupt::install();
     let gpu = Gpu::open().ok();
-    let out = args.out.clone().unwrap_or_else(|| default_folder(&setup.resolved.name));
-    let store = Store::create(&out, &setup.resolved, &environment::describe(gpu.as_ref())?)?;
+    let begun = args.resume.clone().or_else(|| args.out.clone());
+    let out = begun.unwrap_or_else(|| default_folder(&setup.resolved.name));
+    let environment = environment::describe(gpu.as_ref())?;
+    let (store, kept, _lock) = match &args.resume {
+        Some(dir) => resume::open(dir, &setup.resolved, &environment)?,
+        None => {
+            let store = Store::create(&out, &setup.resolved, &environment)?;
+            let lock = resume::lock(store.folder())?;
+            (store, Kept::default(), lock)
+        }
+    };
     let progress = Progress::new(&setup.resolved);
+    if args.resume.is_some() {
+        progress.say(&format!("{} trials are kept from before", kept.len()));
+    }
     progress.say("preparing data, batches and starting weights");
     let inputs = inputs::prepare(&setup, &store.path("inputs"), Extent::Everything)?;
     progress.say(&format!("data: {}", inputs.tokenised()));
@@ -53,11 +67,12 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
         run_id: store.run_id()?,
         gpu: gpu.as_ref(),
     };
-    let ran = trials(&bench, &store, progress, Duration::from_secs(args.idle_wait));
+    let ran = trials(&bench, &store, &kept, progress, Duration::from_secs(args.idle_wait));
     tidy(&store, &inputs, args.keep_inputs)?;
     let summary = match ran {
         Err(e) if e.exit == Exit::Interrupted => {
             eprintln!("interrupted; the finished trials are in {}", out.display());
+            eprintln!("to go on: the same command with --resume {} for --out", out.display());
             return Ok(Exit::Interrupted);
         }
         other => other?,
@@ -66,6 +81,9 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
     let exit = exit(&summary);
     if let Some(name) = args.save_baseline.as_ref().filter(|_| exit == Exit::Pass) {
         println!("saved as baseline {name}: {}", baseline::save(name, &Side::this()?)?.display());
+    }
+    if let Some(file) = args.history.as_ref().filter(|_| exit == Exit::Pass) {
+        println!("{} cases added to {}", history::add(file, store.folder())?, file.display());
     }
     Ok(exit)
 }
@@ -94,6 +112,7 @@ pub fn set_up(args: &SelectArgs) -> Result<Setup> {
 fn trials(
     bench: &Bench<'_>,
     store: &Store,
+    kept: &Kept,
     mut progress: Progress,
     idle_wait: Duration,
 ) -> Result<RunSummary> {
@@ -101,7 +120,8 @@ fn trials(
     let mut pace = Pace::new(resolved, &bench.expect.shape(), bench.inputs);
     let audits = Audits::prepare(bench)?;
     for (position, case) in resolved.cases.iter().enumerate() {
-        let Some(turn) = audits.as_ref().and_then(|a| a.turn(position, case)) else { continue };
+        let turn = audits.as_ref().and_then(|a| a.turn(position, case));
+        let Some(turn) = turn.filter(|t| kept.lines(&t.trial_id()).is_none()) else { continue };
         progress.audit(position, &case.id);
         store.add(&bench.run(turn, audits.as_ref(), &mut |_| ())?)?;
     }
@@ -114,25 +134,37 @@ fn trials(
         };
         let round = order::round(&resolved.order, position, &resolved.cases);
         for attempt in 0..=resolved.retries {
-            let say = |text: &str| progress.say(text);
-            let gpu = if case.device == "cpu" { None } else { bench.gpu };
-            let not_idle = idle::wait(gpu, idle_wait, &say)?;
-            let gpu_not_idle = not_idle.as_deref();
-            let turn = Turn { round, attempt, gpu_not_idle, ..Turn::first(case, position as u32) };
-            let left = pace.left(&resolved.order[position..]);
-            progress.begin(position, &case.id, left);
-            let record = bench.run(turn, audits.as_ref(), &mut |event| progress.event(event))?;
-            store.add(&record)?;
-            pace.add(&case.id, &record);
-            summary = store.publish()?;
-            progress.end(position, &summary, &turn.trial_id());
-            let fault = environment_fault(&TrialLog::from_lines(record.iter().cloned().collect()));
+            let turn = Turn { round, attempt, ..Turn::first(case, position as u32) };
+            let fault = match kept.lines(&turn.trial_id()) {
+                Some(lines) => {
+                    pace.add(&case.id, lines);
+                    fault(lines)
+                }
+                None => {
+                    let say = |text: &str| progress.say(text);
+                    let gpu = if case.device == "cpu" { None } else { bench.gpu };
+                    let not_idle = idle::wait(gpu, idle_wait, &say)?;
+                    let turn = Turn { gpu_not_idle: not_idle.as_deref(), ..turn };
+                    progress.begin(position, &case.id, pace.left(&resolved.order[position..]));
+                    let record = bench.run(turn, audits.as_ref(), &mut |event| progress.event(event))?;
+                    store.add(&record)?;
+                    pace.add(&case.id, &record);
+                    summary = store.publish()?;
+                    progress.end(position, &summary, &turn.trial_id());
+                    fault(&record)
+                }
+            };
             let Some(fault) = fault.filter(|_| attempt < resolved.retries) else { break };
             progress.say(&format!("        {fault}: begun again"));
         }
     }
     progress.finish();
     Ok(summary)
+}
+
+/// The fault of the machine that ended a trial.
+fn fault(lines: &[Line]) -> Option<String> {
+    environment_fault(&TrialLog::from_lines(lines.to_vec())).map(|f| f.to_string())
 }
 
 /// The case of a place in the order: its own, or the best cell of its sweep.

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use chronibench_analysis::{RunSummary, TrialLog, report, summarise, summary};
+use chronibench_analysis::{RunSummary, TrialLog, html, report, summarise, summary};
 use chronibench_protocol::{
     Record,
     record::{Line, Resolved},
@@ -39,6 +39,8 @@ pub type Rendered = Vec<(String, Vec<u8>)>;
 
 pub(crate) const RESOLVED: &str = "resolved.yaml";
 pub(crate) const ENVIRONMENT: &str = "environment.json";
+/// The report as one page: it says what `report.md` says, and a folder may be without it.
+pub(crate) const PAGE: &str = "report.html";
 
 impl Store {
     /// Makes a new run folder and its record of what is to run.
@@ -96,18 +98,26 @@ impl Store {
         add_trial(&self.dir, record)
     }
 
+    /// What a run began with: scenario and machine.
+    ///
+    /// # Errors
+    /// A file is missing or damaged; it is named.
+    pub fn load_head(&self) -> Result<(Resolved, Value)> {
+        let path = self.path(RESOLVED);
+        let text = std::fs::read_to_string(&path).at(&path)?;
+        let resolved =
+            serde_saphyr::from_str(&text).map_err(|e| damaged(&path, &e.without_snippet().to_string()))?;
+        let path = self.path(ENVIRONMENT);
+        let text = std::fs::read_to_string(&path).at(&path)?;
+        Ok((resolved, serde_json::from_str(&text).map_err(|e| damaged(&path, &e.to_string()))?))
+    }
+
     /// Reads everything back.
     ///
     /// # Errors
     /// A file is missing or damaged; it is named, with the line.
     pub fn load(&self) -> Result<Stored> {
-        let path = self.path(RESOLVED);
-        let text = std::fs::read_to_string(&path).at(&path)?;
-        let mut resolved: Resolved =
-            serde_saphyr::from_str(&text).map_err(|e| damaged(&path, &e.without_snippet().to_string()))?;
-        let path = self.path(ENVIRONMENT);
-        let text = std::fs::read_to_string(&path).at(&path)?;
-        let environment = serde_json::from_str(&text).map_err(|e| damaged(&path, &e.to_string()))?;
+        let (mut resolved, environment) = self.load_head()?;
         let mut logs: Vec<TrialLog> = read_trials(&self.dir)?.into_iter().map(TrialLog::from_lines).collect();
         logs.sort_by_key(|l| l.header.as_ref().map_or(u32::MAX, |h| h.position));
         if resolved.order.is_empty() {
@@ -137,8 +147,11 @@ impl Store {
             ("results.csv".into(), summary::results_csv(&summary).into_bytes()),
         ];
         let plots = report::plots(&resolved, &summary, &logs);
+        let text = report::report_md(&resolved, &summary, &environment);
+        let page = html::report_html(&resolved, &summary, &logs, &text, &plots);
         files.extend(plots.into_iter().map(|(name, svg)| (format!("plots/{name}"), svg.into_bytes())));
-        files.push(("report.md".into(), report::report_md(&resolved, &summary, &environment).into_bytes()));
+        files.push(("report.md".into(), text.into_bytes()));
+        files.push((PAGE.into(), page.into_bytes()));
         Ok((summary, files))
     }
 

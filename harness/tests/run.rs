@@ -99,7 +99,10 @@ fn a_report_rebuilt_is_the_same_to_the_byte() {
     let ran = Ran::new(&format!("{HEAD}{HONEST}"), &[]);
     let files = || {
         let plots = ran.names("plots").into_iter().map(|n| format!("plots/{n}"));
-        let all = ["results.json", "results.csv", "report.md"].map(String::from).into_iter().chain(plots);
+        let all = ["results.json", "results.csv", "report.md", "report.html"]
+            .map(String::from)
+            .into_iter()
+            .chain(plots);
         all.map(|f| (ran.read(&f), f)).collect::<Vec<_>>()
     };
     let before = files();

@@ -31,6 +31,8 @@ pub struct StepReport {
     pub loss: f64,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
+    /// The same by parameter group; empty where a device has several groups and one norm.
+    pub grad_norm_by_group: BTreeMap<String, f64>,
     /// Learning rate by group.
     pub lr: BTreeMap<String, f64>,
     /// Tokens of the step.
@@ -254,7 +256,8 @@ impl<B: Backend> Trainer<B> {
             )
             .hint("lower learning_rate, add warmup_steps, or set max_grad_norm"));
         }
-        Ok(StepReport { loss, grad_norm: stats.grad_norm, lr, tokens, digest })
+        let grad_norm_by_group = stats.by_group(lr.keys());
+        Ok(StepReport { loss, grad_norm: stats.grad_norm, grad_norm_by_group, lr, tokens, digest })
     }
 
     fn next_update(&self) -> Update {

@@ -328,6 +328,7 @@ fn step_event(step: u32, phase: Phase, (start_ns, end_ns): (u64, u64), r: StepRe
         tokens: r.tokens,
         loss: r.loss,
         grad_norm: r.grad_norm,
+        grad_norm_by_group: r.grad_norm_by_group,
         lr: r.lr,
     }
 }

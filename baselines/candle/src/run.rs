@@ -50,6 +50,7 @@ pub fn run(spec: &Spec, events: &mut dyn FnMut(Event) -> io::Result<()>) -> Resu
             tokens: report.tokens,
             loss: report.loss,
             grad_norm: report.grad_norm,
+            grad_norm_by_group: Default::default(),
             lr: report.lr,
         }))?;
         if let Some(t) = timed.filter(|t| (t + 1) % m.window_steps == 0) {

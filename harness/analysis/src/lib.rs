@@ -4,13 +4,17 @@
 //! last byte. The way of a trial: stored lines → [`TrialLog`] → [`mod@metrics`] and [`mod@judge`] → [`summary::RunSummary`] →
 //! [`report`]. A trial of kernels goes through [`kernels`].
 
+pub mod across;
 pub mod agreement;
 pub mod changepoint;
 pub mod claims;
 pub mod compare;
 mod division;
+pub mod efficiency;
 mod format;
 pub mod gate;
+pub mod history;
+pub mod html;
 pub mod join;
 pub mod judge;
 pub mod kernels;

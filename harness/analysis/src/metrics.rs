@@ -10,6 +10,7 @@ use chronibench_protocol::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    changepoint::warmup_steps,
     stats::{LossFall, loss_fall, mean},
     trial::TrialLog,
 };
@@ -19,6 +20,12 @@ use crate::{
 pub struct TrialMetrics {
     /// Tokens of all timed windows, counted by the harness.
     pub timed_tokens: TokenCounts,
+    /// Real tokens of the distinct samples among them; the rest came again in another epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unique_tokens: Option<u64>,
+    /// Timed steps before the last change to a faster level: they were still warming up.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub warm_timed_steps: u32,
     /// Sum of the windows, seconds.
     pub timed_s: f64,
     /// Real tokens of the windows over their time: the throughput figure (total over total, never a mean of rates).
@@ -64,13 +71,17 @@ pub struct TrialMetrics {
     pub planned_bytes: BTreeMap<String, u64>,
 }
 
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
 impl TrialMetrics {
-    /// The larger of the two readings of the peak resident set: a sampler misses short peaks, and the kernel's own mark
     /// What the planned bytes are a part of: memory of the process on the GPU, where it has some, else its resident set.
     pub fn peak_memory(&self) -> Option<u64> {
         self.peak_gpu_bytes.filter(|b| *b > 0).or(self.peak_rss())
     }
 
+    /// The larger of the two readings of the peak resident set: a sampler misses short peaks, and the kernel's own mark
     /// leaves out child processes.
     pub fn peak_rss(&self) -> Option<u64> {
         self.peak_rss_sampled.max(self.peak_rss_reported)
@@ -98,6 +109,8 @@ pub fn model_flops_per_token(model: &ModelShape, method: &Method, trainable: u64
 pub fn metrics(log: &TrialLog) -> TrialMetrics {
     let mut m = TrialMetrics::default();
     throughput(log, &mut m);
+    m.unique_tokens = log.unique;
+    m.warm_timed_steps = warm_timed_steps(log);
     process(log, &mut m);
     m.first_loss = log.steps.first().map(|s| s.event.loss).filter(|l| l.is_finite());
     m.last_loss = log.steps.last().map(|s| s.event.loss).filter(|l| l.is_finite());
@@ -117,6 +130,15 @@ pub fn metrics(log: &TrialLog) -> TrialMetrics {
         m.model_gflops = m.real_tokens_per_s.map(|r| r * flops * 1e-9);
     }
     m
+}
+
+/// Timed steps that belong to the warm-up, by change point over the time of a slot in every step.
+fn warm_timed_steps(log: &TrialLog) -> u32 {
+    let steps = || log.steps.iter().map(|s| &s.event).filter(|s| s.tokens.slots > 0);
+    let times: Vec<f64> =
+        steps().map(|s| s.end_ns.saturating_sub(s.start_ns) as f64 / s.tokens.slots as f64).collect();
+    let untimed = steps().take_while(|s| s.phase == Phase::Untimed).count();
+    warmup_steps(&times).saturating_sub(untimed) as u32
 }
 
 fn throughput(log: &TrialLog, m: &mut TrialMetrics) {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     compare::{Compared, Side, compare},
     division,
+    efficiency::{Efficiency, efficiency},
     judge::{
         Judgement,
         audit::{Check, audits_of, judge_with},
@@ -110,6 +111,9 @@ pub struct CaseSummary {
     pub gemm_method: Option<String>,
     /// Model FLOPs of real tokens over window time, GFLOP/s.
     pub model_gflops: Option<f64>,
+    /// Share of the device's peak, power, energy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub efficiency: Option<Efficiency>,
     /// What the harness looked up by itself, of the audit trial and of the worst of the others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub audits: Vec<Check>,
@@ -315,6 +319,7 @@ fn case_summary(case: &Case, trials: &[Trial<'_>], audits: &[&TrialLog]) -> Case
     let estimate = |f: &dyn Fn(&TrialMetrics) -> Option<f64>| median_estimate(&values(f));
     let middle = |f: &dyn Fn(&TrialMetrics) -> Option<f64>| median(&values(f));
     let hello = own.iter().find_map(|t| t.log.hello.as_ref()).map(|h| &h.event);
+    let judged: Vec<_> = own.iter().map(|t| (t.log, &t.metrics, t.judgement.verdict)).collect();
     CaseSummary {
         id: case.id.clone(),
         arm: case.arm.clone(),
@@ -337,6 +342,7 @@ fn case_summary(case: &Case, trials: &[Trial<'_>], audits: &[&TrialLog]) -> Case
         gemm_gflops: middle(&|m| m.gemm_gflops),
         gemm_method: valid.iter().find_map(|m| m.gemm_method.clone()),
         model_gflops: middle(&|m| m.model_gflops),
+        efficiency: efficiency(&judged, audits.iter().copied().find(|a| a.case() == case.id)),
         audits: audits_of(
             own.iter().map(|t| t.log).chain(audits.iter().copied().filter(|a| a.case() == case.id)),
         ),

@@ -73,6 +73,8 @@ pub struct TrialLog {
     pub samples: Vec<Sample>,
     /// The harness's count of every step; `None` when the log ends before it.
     pub ledger: Option<Vec<LedgerStep>>,
+    /// Real tokens of the distinct samples of the timed steps, as the harness counted them.
+    pub unique: Option<u64>,
     /// The harness's comparison of the weights; `None` when the log ends before it.
     pub weights: Option<Vec<TensorChange>>,
     /// What the harness found out beside.
@@ -92,7 +94,10 @@ impl TrialLog {
                 Line::Garbage { text, .. } => log.garbage.push(text),
                 Line::Kernels(_) => log.garbage.push("a head of a trial of kernels".into()),
                 Line::Sample(sample) => log.samples.push(sample),
-                Line::Ledger { steps } => log.ledger = Some(steps),
+                Line::Ledger { steps, unique } => {
+                    log.ledger = Some(steps);
+                    log.unique = unique;
+                }
                 Line::Weights { tensors } => log.weights = Some(tensors),
                 Line::Audit(found) => log.audit = Some(found),
                 Line::Exit(exit) => log.exit = Some(exit),

@@ -143,6 +143,9 @@ pub struct Step {
     pub loss: f64,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
+    /// The same by parameter group, where the arm says; its squares add up to that of the global norm.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub grad_norm_by_group: BTreeMap<String, f64>,
     /// Learning rate by parameter group.
     pub lr: BTreeMap<String, f64>,
 }

@@ -53,6 +53,9 @@ pub enum Line {
     Ledger {
         /// One entry a step event.
         steps: Vec<LedgerStep>,
+        /// Real tokens of the distinct samples of the timed steps: a sample that comes again adds nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unique: Option<u64>,
     },
     /// The harness's comparison of the weights before and after.
     Weights {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    io::ErrorKind::NotFound,
     path::{Path, PathBuf},
 };
 
@@ -17,7 +18,7 @@ use super::{EVIDENCE, read};
 use crate::{
     error::{Error, Result},
     kernel::store::{KernelStore, is_run},
-    store::{RESOLVED, Rendered, Store, event_files, parse_lines, read_text, trial_id},
+    store::{PAGE, RESOLVED, Rendered, Store, event_files, parse_lines, read_text, trial_id},
 };
 
 /// What is known of a run folder.
@@ -267,6 +268,7 @@ impl Check<'_> {
         };
         for (name, bytes) in &files {
             match std::fs::read(self.dir.join(name)) {
+                Err(e) if e.kind() == NotFound && name == PAGE => {}
                 Err(e) => self.report(name, format!("cannot be read: {e}")),
                 Ok(found) if found != *bytes => self.report(name, differs(&found, bytes)),
                 Ok(_) => {}

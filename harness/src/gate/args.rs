@@ -126,6 +126,9 @@ pub struct GateArgs {
     /// Write a pull request's comment, in markdown.
     #[arg(long, value_name = "FILE")]
     pub comment: Option<PathBuf>,
+    /// When it does not fail, add the candidate's figures to this history.
+    #[arg(long, value_name = "FILE")]
+    pub history: Option<PathBuf>,
     /// Keep the candidate under this name when it passes, for later gates.
     #[arg(long, value_name = "NAME")]
     pub save_baseline: Option<String>,

@@ -107,6 +107,11 @@ fn is_name(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && name.chars().all(fine)
 }
 
+/// A saved baseline has this name.
+pub fn is_saved(name: &str) -> bool {
+    is_name(name) && saved(name).is_dir()
+}
+
 /// Checks a name for a baseline before anything runs.
 ///
 /// # Errors

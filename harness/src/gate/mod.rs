@@ -22,7 +22,7 @@ use chronibench_analysis::{
 
 use crate::{
     error::{Error, Exit, Result},
-    interrupt, session,
+    history, interrupt, session,
     store::Store,
 };
 use args::GateArgs;
@@ -75,6 +75,9 @@ pub fn run(args: &GateArgs) -> Result<Exit> {
     output::write(&gate, args.junit.as_deref(), args.comment.as_deref())?;
     output::print(&gate, &out);
     let exit = exit(&gate);
+    if let Some(file) = args.history.as_ref().filter(|_| exit == Exit::Pass) {
+        println!("{} cases added to {}", history::add(file, &out)?, file.display());
+    }
     if let Some(name) = args.save_baseline.as_ref().filter(|_| gate.verdict == GateVerdict::Pass) {
         println!("saved as baseline {name}: {}", baseline::save(name, &candidate)?.display());
     }

@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use chronibench_analysis::kernels::{KernelLog, KernelSummary, report_md, results_csv, summarise};
+use chronibench_analysis::{
+    html::plain_html,
+    kernels::{KernelLog, KernelSummary, report_md, results_csv, summarise},
+};
 use chronibench_protocol::{
     Record,
     kernels::{ResolvedKernels, SCHEMA},
@@ -13,7 +16,8 @@ use crate::{
     error::{AtPath, Error, Result},
     evidence,
     store::{
-        ENVIRONMENT, RESOLVED, Rendered, add_trial, damaged, make_folder, pretty, read_trials, write_whole,
+        ENVIRONMENT, PAGE, RESOLVED, Rendered, add_trial, damaged, make_folder, pretty, read_trials,
+        write_whole,
     },
 };
 
@@ -112,6 +116,7 @@ impl KernelStore {
         let files = vec![
             ("results.json".into(), pretty(&serde_json::to_value(&summary).expect("plain data"))),
             ("results.csv".into(), results_csv(&summary).into_bytes()),
+            (PAGE.into(), plain_html(&report).into_bytes()),
             ("report.md".into(), report.into_bytes()),
         ];
         Ok((summary, files))

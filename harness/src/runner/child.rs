@@ -162,6 +162,10 @@ pub fn wait(worker: &mut Worker) -> Result<ExitStatus> {
 /// Runs a worker that says one thing on standard output: its answer, or a [`Failure`] with exit code 2 or 5.
 pub fn answer(args: &[String], dir: &Path, name: &str) -> Result<String> {
     let logs = dir.join(format!("{name}-log"));
+    if logs.exists() {
+        // Of a harness that was killed: its worker's answer is none to this one's question.
+        std::fs::remove_dir_all(&logs).at(&logs)?;
+    }
     std::fs::create_dir_all(&logs).at(&logs)?;
     let mut worker = Worker::spawn(args, &logs, None)?;
     let status = wait(&mut worker)?;

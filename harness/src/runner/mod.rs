@@ -5,7 +5,7 @@ pub mod gpu;
 pub mod idle;
 mod logs;
 mod memory;
-mod orphans;
+pub(crate) mod orphans;
 pub mod sample;
 mod tail;
 pub mod watch;
@@ -115,7 +115,8 @@ impl Bench<'_> {
             lines.push(self.without_folder(line));
         })?;
         let steps: Vec<Step> = lines.iter().filter_map(step).cloned().collect();
-        lines.push(Line::Ledger { steps: self.inputs.ledger(turn.case, &steps) });
+        let unique = Some(self.inputs.unique(turn.case, &steps));
+        lines.push(Line::Ledger { steps: self.inputs.ledger(turn.case, &steps), unique });
         if lines.iter().any(|l| matches!(l, Line::Event { event: Event::Done(_), .. })) {
             lines.push(Line::Weights { tensors: weight_changes(&spec)? });
         }

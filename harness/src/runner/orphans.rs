@@ -25,6 +25,12 @@ impl Mark {
     }
 }
 
+/// The process that spawned this one as its worker; `None` where none did.
+#[cfg(target_os = "linux")]
+pub fn spawned_by() -> Option<u32> {
+    std::env::var(VARIABLE).ok()?.split('.').next()?.parse().ok()
+}
+
 #[cfg(target_os = "linux")]
 mod linux {
     use std::{

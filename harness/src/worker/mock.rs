@@ -169,6 +169,7 @@ fn step_event(spec: &Spec, plan: &BatchPlan, tokens: &TokenStore, step: u32, clo
         tokens: counts,
         loss: 6.0 - 3.0 * f64::from(step + 1) / f64::from(total),
         grad_norm: 1.0,
+        grad_norm_by_group: BTreeMap::new(),
         lr: match ratio {
             None => BTreeMap::from([("model".into(), lr)]),
             Some(ratio) => BTreeMap::from([("lora_A".into(), lr), ("lora_B".into(), lr * ratio)]),

@@ -24,6 +24,8 @@ use clap::Subcommand;
 
 pub use native::offer;
 
+#[cfg(target_os = "linux")]
+use crate::runner::orphans;
 use crate::{
     error::Exit,
     scenario::{
@@ -117,7 +119,13 @@ pub fn run(command: &Command) -> ExitCode {
 /// A harness that is killed outright must not leave a trial behind that burns the machine.
 fn end_with_parent() {
     #[cfg(target_os = "linux")]
-    let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+    {
+        let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+        // A harness that was killed before that was asked for sends no signal any more.
+        if orphans::spawned_by().is_some_and(|pid| pid != nix::unistd::getppid().as_raw() as u32) {
+            std::process::exit(Exit::Interrupted as i32);
+        }
+    }
 }
 
 /// Prints a worker's one answer, or its failure, for the harness to read.

@@ -81,6 +81,31 @@ pub struct StepStats {
     pub loss_tokens: u64,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
+    /// Square of the norm by the name of a group, where the backend has it.
+    pub group_squares: [Option<(&'static str, f64)>; GROUP_NAMES],
+}
+
+/// Most names that groups have: `all`, or `lora_A` and `lora_B`.
+pub const GROUP_NAMES: usize = 3;
+
+impl StepStats {
+    /// Gradient norms of the groups `names`; of a single one it is the global norm, and of several what the backend has.
+    pub fn by_group<'a>(
+        &self,
+        mut names: impl ExactSizeIterator<Item = &'a String>,
+    ) -> BTreeMap<String, f64> {
+        if names.len() == 1 {
+            return names.next().map(|only| (only.clone(), self.grad_norm)).into_iter().collect();
+        }
+        self.group_squares.iter().flatten().map(|(name, square)| (name.to_string(), square.sqrt())).collect()
+    }
+
+    /// Adds the square of a part's norm to its group.
+    pub fn add_group(&mut self, name: &'static str, square: f64) {
+        let same = |g: &&mut Option<(&str, f64)>| g.is_none_or(|(known, _)| known == name);
+        let place = self.group_squares.iter_mut().find(same).expect("groups have few names");
+        *place = Some((name, place.map_or(0.0, |(_, sum)| sum) + square));
+    }
 }
 
 /// A part of a step that is the same for every batch of one shape.

@@ -13,13 +13,14 @@ mod reason;
 mod training;
 mod weights;
 mod windows;
+mod words;
 pub(crate) mod work;
 
 use chronibench_protocol::record::Verdict;
 
 pub use reason::Reason;
-pub(crate) use reason::some;
 pub use weights::rounded_away;
+pub(crate) use words::some;
 
 use crate::trial::TrialLog;
 

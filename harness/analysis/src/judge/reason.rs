@@ -6,7 +6,10 @@ use chronibench_protocol::{
     record::Verdict,
 };
 
-use super::faults::Peak;
+use super::{
+    faults::Peak,
+    words::{counts, divergence, in_use, named, phase, rates, short, some, steps_at},
+};
 
 /// A proof of training that did not hold.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -271,6 +274,16 @@ pub enum Reason {
         /// Its value there.
         seen: f64,
     },
+    /// Gradient norms of parameter groups that cannot be.
+    #[error(
+        "expected gradient norms of every parameter group, above 0, that add up to the global one, saw {what} at step {step}"
+    )]
+    GroupNorms {
+        /// Step.
+        step: u32,
+        /// What is wrong there.
+        what: String,
+    },
     /// A loss that is not finite.
     #[error("expected a finite loss, saw {seen} at {}", steps_at(.step, .steps))]
     LossNotFinite {
@@ -356,64 +369,5 @@ impl Reason {
             | Reason::NoDone { .. } => Verdict::Error,
             _ => Verdict::Invalid,
         }
-    }
-}
-
-/// At most four names, and how many more.
-pub(crate) fn some(names: &[String]) -> String {
-    let shown = names.iter().take(4).map(String::as_str).collect::<Vec<_>>().join(", ");
-    if names.len() > 4 { format!("{shown} and {} more", names.len() - 4) } else { shown }
-}
-
-fn in_use(peak: &Option<Peak>) -> String {
-    let Some(peak) = peak else { return String::new() };
-    let gb = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
-    let gpu = if peak.gpu > 0 { format!(" and {} on the GPU", gb(peak.gpu)) } else { String::new() };
-    format!("; the most seen in use was {} resident{gpu}", gb(peak.rss))
-}
-
-fn phase(p: &Phase) -> &'static str {
-    match p {
-        Phase::Untimed => "untimed",
-        Phase::Timed => "timed",
-    }
-}
-
-fn counts(t: &TokenCounts) -> String {
-    format!("{} slots, {} real, {} loss", t.slots, t.real, t.loss)
-}
-
-/// `step 3`, or `step 3 and 4 others`.
-fn steps_at(step: &u32, steps: &usize) -> String {
-    match steps {
-        0 | 1 => format!("step {step}"),
-        2 => format!("step {step} and 1 other"),
-        n => format!("step {step} and {} others", n - 1),
-    }
-}
-
-/// `label` and the names, or nothing without a name.
-fn named(label: &str, names: &[String]) -> String {
-    if names.is_empty() { String::new() } else { format!("{label}{}", some(names)) }
-}
-
-fn rates(seen: &[f64]) -> String {
-    if seen.is_empty() {
-        return "none".into();
-    }
-    seen.iter().map(|r| format!("{r:e}")).collect::<Vec<_>>().join(", ")
-}
-
-/// Enough of a hash to tell two apart.
-fn short(hash: &str) -> String {
-    hash.chars().take(12).collect()
-}
-
-/// JSON has no NaN: an arm that diverged writes `null` or `NaN`, which is no valid number of an event.
-fn divergence(line: &str) -> &'static str {
-    if line.contains("null") || line.contains("NaN") {
-        " (JSON has no NaN: an arm that diverges must say so in an `error` event)"
-    } else {
-        ""
     }
 }

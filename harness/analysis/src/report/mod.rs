@@ -5,7 +5,7 @@ mod audits;
 mod division;
 pub(crate) mod markdown;
 mod parity;
-mod plots;
+pub(crate) mod plots;
 mod results;
 
 use chronibench_protocol::record::{Resolved, Verdict};
@@ -27,6 +27,7 @@ pub fn report_md(resolved: &Resolved, summary: &RunSummary, environment: &serde_
         results::memory(summary),
         results::tokens(summary),
         results::matmul(summary),
+        results::efficiency(summary),
         audits::audits(summary),
         appendix::failures(summary),
         appendix::rounded_away(summary),

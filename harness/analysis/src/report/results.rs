@@ -27,8 +27,9 @@ pub(super) fn throughput(summary: &RunSummary) -> String {
         row[last] = row[last].replace('_', "\\_");
     }
     format!(
-        "## Results\n\n{}\nMedians over VALID trials; in brackets the {:.0} % bootstrap interval. Loss: first step → mean of the last third.\n{}",
+        "## Results\n\n{}\n{}Medians over VALID trials; in brackets the {:.0} % bootstrap interval. Loss: first step → mean of the last third.\n{}",
         table(&rows),
+        warm(summary),
         CONFIDENCE * 100.0,
         plot(
             Plot::Throughput,
@@ -36,6 +37,28 @@ pub(super) fn throughput(summary: &RunSummary) -> String {
             summary
         )
     )
+}
+
+/// Cases whose timed steps still became faster, by change point over the steps of a trial.
+fn warm(summary: &RunSummary) -> String {
+    // A neighbour may disturb the begin of one trial; a warm-up is in most of them.
+    let middle = |c: &CaseSummary| {
+        let valid = c.trials.iter().filter(|t| t.is_valid());
+        let steps: Vec<f64> = valid.map(|t| f64::from(t.metrics.warm_timed_steps)).collect();
+        median(&steps).map(|n| n.ceil() as u32).filter(|n| *n > 0)
+    };
+    let told: Vec<String> = summary
+        .cases
+        .iter()
+        .filter_map(|c| Some(format!("{} ({} timed steps)", code(&c.id), middle(c)?)))
+        .collect();
+    match told.is_empty() {
+        true => String::new(),
+        false => format!(
+            "The warm-up reaches into the timed steps, by change point, in {}: raise `measure.untimed_steps` by as many.\n\n",
+            told.join(", ")
+        ),
+    }
 }
 
 pub(super) fn comparisons(summary: &RunSummary) -> String {
@@ -213,7 +236,14 @@ pub(super) fn memory(summary: &RunSummary) -> String {
 }
 
 pub(super) fn tokens(summary: &RunSummary) -> String {
-    let mut rows = vec![heading(&["case", "slots/s", "real tokens/s", "loss tokens/s", "real/slots"])];
+    let once = |c: &CaseSummary| {
+        let m = c.trials.iter().find(|t| t.is_valid()).map(|t| &t.metrics)?;
+        Some(m.unique_tokens? as f64 / m.timed_tokens.real as f64)
+    };
+    let counted = with_figures(summary).any(|c| once(c).is_some());
+    let mut head = vec!["case", "slots/s", "real tokens/s", "loss tokens/s", "real/slots"];
+    head.extend(counted.then_some("unique/real"));
+    let mut rows = vec![heading(&head)];
     for c in with_figures(summary) {
         let rate = |e: Option<crate::stats::Estimate>| or_dash(e, |e| number(e.median));
         rows.push(vec![
@@ -223,12 +253,21 @@ pub(super) fn tokens(summary: &RunSummary) -> String {
             rate(c.loss_tokens_per_s),
             or_dash(c.packing_efficiency, percent),
         ]);
+        if counted {
+            rows.last_mut().expect("just added").push(or_dash(once(c), percent));
+        }
     }
     if rows.len() == 1 {
         return String::new();
     }
+    let unique = match counted {
+        true => {
+            " *Unique* tokens are those of distinct samples among the timed steps: what comes again in another epoch is not counted again."
+        }
+        false => "",
+    };
     format!(
-        "## Tokens and packing\n\n{}\n*Slots* are computed positions, padding included; *real* tokens belong to a sample; *loss* tokens are learned. Throughput means real tokens.\n{}",
+        "## Tokens and packing\n\n{}\n*Slots* are computed positions, padding included; *real* tokens belong to a sample; *loss* tokens are learned. Throughput means real tokens.{unique}\n{}",
         table(&rows),
         plot(Plot::Packing, "Share of real tokens and padding by batch geometry", summary)
     )
@@ -252,6 +291,38 @@ pub(super) fn matmul(summary: &RunSummary) -> String {
     }
     format!(
         "## Matrix products\n\n{}\n*Measured*: a clock around every product of a linear layer; those inside attention count as attention. *Replayed*: the step's products, attention's included, run alone afterwards. Model GFLOP/s is the work that the real tokens ask for (see below) over the window time. CPU is in percent of one core, over the timed steps.\n",
+        table(&rows)
+    )
+}
+
+/// Share of the peak, power and energy of every case; nothing where none is known.
+pub(super) fn efficiency(summary: &RunSummary) -> String {
+    let head = ["case", "MFU", "model GFLOP/s", "peak GFLOP/s", "mean power", "energy of 1,000 real tokens"];
+    let mut rows = vec![heading(&head)];
+    let mut sources: Vec<&str> = Vec::new();
+    for c in with_figures(summary) {
+        let Some(e) = &c.efficiency else { continue };
+        sources.extend(e.peak_source.as_deref());
+        rows.push(vec![
+            code(&c.id),
+            or_dash(e.mfu, percent),
+            or_dash(c.model_gflops, number),
+            or_dash(e.peak_gflops, number),
+            or_dash(e.power_w, |w| format!("{} W", number(w))),
+            or_dash(e.joules_per_token, |j| format!("{} J", number(j * 1e3))),
+        ]);
+    }
+    if rows.len() == 1 {
+        return String::new();
+    }
+    sources.sort_unstable();
+    sources.dedup();
+    let source = match sources.is_empty() {
+        true => String::new(),
+        false => format!(" Source of the peak: {}.", plain(&sources.join("; "))),
+    };
+    format!(
+        "## Utilisation and energy\n\n{}\nMFU is the work that the real tokens ask for over what the device could do in that time.{source} Power is the GPU board's, from its energy counter where it has one, over the timed steps.\n",
         table(&rows)
     )
 }

@@ -1,6 +1,7 @@
 //! Tests of the analysis on synthetic logs of honest and of cheating arms.
 
 mod changepoint;
+mod groups;
 mod judge;
 mod kernels;
 mod report;

@@ -169,7 +169,7 @@ pub fn lines(case: &Case, round: u32, step_ms: u64) -> Vec<Line> {
         }
     }
     out.push(clock.event(Event::Done(done(case, step_ms))));
-    out.push(Line::Ledger { steps: ledger });
+    out.push(Line::Ledger { steps: ledger, unique: None });
     out.push(Line::Weights { tensors: weights(case) });
     let exit = Exit { code: Some(0), wall_ns: clock.recv, ..Exit::default() };
     out.push(Line::Exit(exit));
@@ -295,6 +295,7 @@ fn step(case: &Case, spec: &Spec, index: u32, clock: &mut Clock, step_ms: u64) -
         },
         loss: floor + 2.0 * (-x / 8.0).exp() + ripple,
         grad_norm: 1.5,
+        grad_norm_by_group: Default::default(),
         lr,
     }
 }

@@ -356,6 +356,13 @@ impl Backend for CpuBackend {
         let variant = self.launch(Seam::Optimizer, "update", |b| b.update_cost(grads.len));
         let norm = adamw::norm_squared(variant, &self.get(grads)).sqrt();
         self.stats.grad_norm = norm;
+        // One name is all there is; several are looked at apart, and of those there are few parameters.
+        if groups.iter().any(|g| g.name != groups[0].name) {
+            for g in groups {
+                let square = adamw::norm_squared(variant, &self.get(g.grad));
+                self.stats.add_group(g.name, square);
+            }
+        }
         // PyTorch's clip_grad_norm_: the same epsilon, never scaling up.
         let clip = if u.max_grad_norm > 0.0 { (u.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
         for g in groups {

@@ -243,6 +243,7 @@ impl<D: Machine> CudaBackend<D> {
             loss_sum: f64::from_le_bytes(loss.try_into().expect("eight bytes")),
             loss_tokens: reading.loss_tokens,
             grad_norm: f32::from_le_bytes(norm.try_into().expect("four bytes")).into(),
+            ..StepStats::default()
         };
         self.feed_mut().readings.push(host);
         self.check().map(|()| stats)

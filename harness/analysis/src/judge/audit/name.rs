@@ -108,6 +108,7 @@ impl Reason {
             Reason::Tokens { .. } | Reason::Digest { .. } => Audit::BatchDigest,
             Reason::LedgerSteps { .. } | Reason::Counts { .. } => Audit::TokenLedger,
             Reason::GradNorm { .. }
+            | Reason::GroupNorms { .. }
             | Reason::LossNotFinite { .. }
             | Reason::TooFewSteps { .. }
             | Reason::LossDoesNotFall { .. } => Audit::Training,

@@ -104,7 +104,7 @@ pub fn plots(resolved: &Resolved, summary: &RunSummary, logs: &[TrialLog]) -> Ve
 }
 
 /// Arms in the scenario's order, without those that stand for ablations alone.
-fn arms(resolved: &Resolved) -> Vec<&str> {
+pub(crate) fn arms(resolved: &Resolved) -> Vec<&str> {
     let mut seen = BTreeSet::new();
     resolved.cases.iter().map(|c| c.arm.as_str()).filter(|a| seen.insert(*a)).collect()
 }
@@ -115,7 +115,7 @@ fn arm_colour(resolved: &Resolved, arm: &str) -> RGBColor {
 }
 
 /// Cases that are no ablation of another.
-fn main_cases(summary: &RunSummary) -> impl Iterator<Item = &CaseSummary> {
+pub(crate) fn main_cases(summary: &RunSummary) -> impl Iterator<Item = &CaseSummary> {
     let ablated: BTreeSet<&str> = summary.ablations.iter().map(|a| a.case.as_str()).collect();
     summary.cases.iter().filter(move |c| !ablated.contains(c.id.as_str()))
 }
@@ -126,7 +126,7 @@ fn cell(c: &CaseSummary) -> String {
 }
 
 /// Cells of the matrix one below the other, the arms of a cell together.
-fn by_cell(summary: &RunSummary) -> Vec<&CaseSummary> {
+pub(crate) fn by_cell(summary: &RunSummary) -> Vec<&CaseSummary> {
     let mut cells: Vec<String> = Vec::new();
     for c in main_cases(summary) {
         if !cells.contains(&cell(c)) {
@@ -251,7 +251,7 @@ fn ablation(summary: &RunSummary) -> BarPlot {
 }
 
 /// `bfd, 4 rows`: what decides how full the rows are.
-fn geometry(case: &Case) -> String {
+pub(crate) fn geometry(case: &Case) -> String {
     let b = &case.batch;
     let accumulated = match b.gradient_accumulation_steps {
         1 => String::new(),

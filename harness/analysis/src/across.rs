@@ -1,0 +1,231 @@
+//! Two runs side by side, case by case: was one faster, and may that be said?
+//!
+//! Runs of two sessions are unpaired: each side's trials are resampled by themselves. Two cases of one run took turns, and are
+//! paired by round. A difference is said to be seen only where the whole interval lies on one side of 1.
+
+use chronibench_protocol::event::Precision;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    agreement::{BF16, F32},
+    format::{estimate, number, or_dash, times},
+    join::ENVIRONMENT,
+    stats::{Estimate, median_ratio, ratio_estimate},
+    summary::{CaseSummary, RunSummary, TrialSummary},
+};
+
+/// Version of [`Across`].
+pub const SCHEMA: &str = "chronibench.across/1";
+
+/// What two runs come to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Across {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The first side.
+    pub a: String,
+    /// The second side, whose figures are divided by the first's.
+    pub b: String,
+    /// Whether trials are paired by round.
+    pub paired: bool,
+    /// Cases of both.
+    pub cases: Vec<CaseAcross>,
+    /// Cases of one side alone.
+    pub only: Vec<String>,
+    /// What of machine and program differs: name, first, second.
+    pub environment: Vec<(String, Value, Value)>,
+}
+
+/// One case on both sides.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CaseAcross {
+    /// Case of the first side.
+    pub case: String,
+    /// Real tokens/s of the first side.
+    pub a: Option<Estimate>,
+    /// Real tokens/s of the second side.
+    pub b: Option<Estimate>,
+    /// Second over first.
+    pub speed: Option<Estimate>,
+    /// Peak memory, second over first.
+    pub memory: Option<Estimate>,
+    /// What that comes to.
+    pub seen: Seen,
+    /// Why it is not comparable.
+    pub reasons: Vec<String>,
+}
+
+/// What a ratio of speeds comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Seen {
+    /// The whole interval lies above 1.
+    Faster,
+    /// The whole interval lies below 1.
+    Slower,
+    /// 1 lies in the interval.
+    NoDifference,
+    /// A side has a single trial: there is no interval.
+    Unknown,
+    /// The two did not do the same work, or a side has no VALID trial.
+    NotComparable,
+}
+
+impl Seen {
+    /// In words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Seen::Faster => "faster",
+            Seen::Slower => "slower",
+            Seen::NoDifference => "no difference seen",
+            Seen::Unknown => "unknown: no interval with a single trial",
+            Seen::NotComparable => "not comparable",
+        }
+    }
+}
+
+/// One side: a name, its figures, its machine, and the one case that is meant, if one is.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    /// What the user called it.
+    pub name: &'a str,
+    /// Figures.
+    pub summary: &'a RunSummary,
+    /// `environment.json`.
+    pub environment: &'a Value,
+    /// The case; without one, every case that both have.
+    pub case: Option<&'a str>,
+}
+
+/// Compares two sides. `paired` where both are cases of one run.
+///
+/// # Errors
+/// A case that is named is not there, or the two have no case in common; says which there are.
+pub fn across(a: Part<'_>, b: Part<'_>, paired: bool) -> Result<Across, String> {
+    let pairs = pairs(a, b)?;
+    let both = |id: &str| pairs.iter().any(|(x, y)| x.id == id || y.id == id);
+    let whole = a.case.is_none() && b.case.is_none();
+    let all = [a, b].into_iter().flat_map(|p| p.summary.cases.iter().map(move |c| (p.name, &c.id)));
+    let only = all.filter(|(_, id)| whole && !both(id)).map(|(name, id)| format!("{name}: {id}"));
+    let value = |e: &Value, pointer: &str| e.pointer(pointer).cloned().unwrap_or(Value::Null);
+    let environment = ENVIRONMENT
+        .into_iter()
+        .map(|(name, at)| (name.to_string(), value(a.environment, at), value(b.environment, at)))
+        .filter(|(_, x, y)| x != y);
+    Ok(Across {
+        schema: SCHEMA.into(),
+        a: a.name.into(),
+        b: b.name.into(),
+        paired,
+        cases: pairs.iter().map(|(x, y)| one(x, y, paired)).collect(),
+        only: only.collect(),
+        environment: environment.collect(),
+    })
+}
+
+fn pairs<'a>(a: Part<'a>, b: Part<'a>) -> Result<Vec<(&'a CaseSummary, &'a CaseSummary)>, String> {
+    let find = |p: Part<'a>, id: &str| p.summary.cases.iter().find(|c| c.id == id);
+    let known = |p: Part<'_>| p.summary.cases.iter().map(|c| c.id.as_str()).collect::<Vec<_>>().join(", ");
+    let named = |p: Part<'a>, id: &str| {
+        find(p, id).ok_or_else(|| format!("{} has no case '{id}'; it has {}", p.name, known(p)))
+    };
+    match (a.case, b.case) {
+        (Some(x), y) => Ok(vec![(named(a, x)?, named(b, y.unwrap_or(x))?)]),
+        (None, Some(y)) => Ok(vec![(named(a, y)?, named(b, y)?)]),
+        (None, None) => {
+            let both: Vec<_> = a.summary.cases.iter().filter_map(|c| Some((c, find(b, &c.id)?))).collect();
+            match both.is_empty() {
+                false => Ok(both),
+                true => Err(format!("no case in common: {} against {}", known(a), known(b))),
+            }
+        }
+    }
+}
+
+fn valid(c: &CaseSummary) -> impl Iterator<Item = &TrialSummary> {
+    c.trials.iter().filter(|t| t.is_valid())
+}
+
+fn one(a: &CaseSummary, b: &CaseSummary, paired: bool) -> CaseAcross {
+    let reasons = reasons(a, b);
+    let ratio = |of: &dyn Fn(&TrialSummary) -> Option<f64>| {
+        if paired {
+            let round = |r: u32| valid(a).find(|t| t.round == r).and_then(of);
+            let pairs: Vec<(f64, f64)> = valid(b).filter_map(|t| Some((of(t)?, round(t.round)?))).collect();
+            return ratio_estimate(&pairs);
+        }
+        let values = |c: &CaseSummary| valid(c).filter_map(of).collect::<Vec<f64>>();
+        median_ratio(&values(b), &values(a))
+    };
+    let comparable = reasons.is_empty();
+    let speed = ratio(&|t| t.metrics.real_tokens_per_s).filter(|_| comparable);
+    let seen = match speed.map(|s| s.interval) {
+        None => Seen::NotComparable,
+        Some(None) => Seen::Unknown,
+        Some(Some((low, _))) if low > 1.0 => Seen::Faster,
+        Some(Some((_, high))) if high < 1.0 => Seen::Slower,
+        Some(Some(_)) => Seen::NoDifference,
+    };
+    // A single trial of either side has no spread to tell chance by.
+    let single = a.valid < 2 || b.valid < 2;
+    CaseAcross {
+        case: if a.id == b.id { a.id.clone() } else { format!("{} → {}", a.id, b.id) },
+        a: a.real_tokens_per_s,
+        b: b.real_tokens_per_s,
+        memory: ratio(&|t| t.metrics.peak_memory().map(|m| m as f64)).filter(|_| comparable),
+        seen: if single && comparable { Seen::Unknown } else { seen },
+        speed,
+        reasons,
+    }
+}
+
+/// Why two cases did not do the same work.
+fn reasons(a: &CaseSummary, b: &CaseSummary) -> Vec<String> {
+    let mut reasons = Vec::new();
+    for (side, c) in [("first", a), ("second", b)] {
+        if c.valid == 0 {
+            reasons.push(format!("the {side} run has no VALID trial of {}", c.id));
+        }
+    }
+    let real = |c: &CaseSummary| valid(c).next().map(|t| t.metrics.timed_tokens.real);
+    if let (Some(x), Some(y)) = (real(a), real(b))
+        && x != y
+    {
+        reasons.push(format!("the first timed {x} real tokens, the second {y}"));
+    }
+    let is_f32 = |c: &CaseSummary| c.precision.as_ref().is_none_or(|p: &Precision| p.weights == "f32");
+    let tolerance = if is_f32(a) && is_f32(b) { F32 } else { BF16 };
+    if let (Some(x), Some(y)) = (a.first_loss, b.first_loss)
+        && (x - y).abs() > tolerance.loss * x.abs().max(y.abs())
+    {
+        reasons.push(format!("the first loss is {x:.5} and {y:.5}: other weights, batches or mathematics"));
+    }
+    reasons
+}
+
+/// Rows for a terminal or a CSV file, the first of them the heading.
+pub fn rows(across: &Across) -> Vec<Vec<String>> {
+    let heading = ["case", "first, tok/s", "second, tok/s", "second over first", "memory", "seen"];
+    let row = |c: &CaseAcross| {
+        let why = c.reasons.iter().map(|r| format!(": {r}")).collect::<String>();
+        vec![
+            c.case.clone(),
+            or_dash(c.a.as_ref(), |e| estimate(e, number)),
+            or_dash(c.b.as_ref(), |e| estimate(e, number)),
+            or_dash(c.speed.as_ref(), |e| estimate(e, |r| format!("{r:.3}×"))),
+            or_dash(c.memory.as_ref(), |e| times(e.median)),
+            format!("{}{why}", c.seen.words()),
+        ]
+    };
+    std::iter::once(heading.map(String::from).to_vec()).chain(across.cases.iter().map(row)).collect()
+}
+
+/// Rows as CSV.
+pub fn csv(rows: &[Vec<String>]) -> String {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    for row in rows {
+        writer.write_record(row).expect("a Vec takes every write, and rows have one length");
+    }
+    String::from_utf8(writer.into_inner().expect("a Vec takes every write")).expect("fields are UTF-8")
+}

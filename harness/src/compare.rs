@@ -1,0 +1,136 @@
+//! `chronibench compare A B`: two stored runs, case by case.
+
+use std::path::{Path, PathBuf};
+
+use chronibench_analysis::{
+    RunSummary,
+    across::{Across, Part, Seen, across, csv, rows},
+    summarise,
+};
+use clap::Args;
+use serde_json::Value;
+
+use crate::{
+    error::{Error, Exit, Result},
+    gate::{baseline, output},
+    store::{RESOLVED, Store, Stored, write_whole},
+};
+
+/// What the help shows.
+pub const EXAMPLES: &str = "\
+Examples:
+  chronibench compare runs/monday runs/tuesday
+  chronibench compare runs/monday runs/tuesday -k full/on --json
+  chronibench compare runs/monday::chronicals/full/on runs/monday::candle/full/on
+
+Every figure of the second is divided by the first's. Runs of two sessions are unpaired, and the
+machine may have changed between them: `gate` runs both in turns, `join` goes through an anchor. Two cases
+of one run (DIR::CASE) are paired by round.
+Exit codes: 0 whatever was seen; 1 with --fail-slower, a case is slower by its whole interval; 3 no
+case can be compared.";
+
+/// Arguments of `compare`.
+#[derive(Clone, Debug, Args)]
+pub struct CompareArgs {
+    /// Run folder, or one case of it: DIR or DIR::CASE.
+    pub a: String,
+    /// Run folder, or one case of it.
+    pub b: String,
+    /// Only cases whose id contains this.
+    #[arg(short = 'k', value_name = "TEXT")]
+    pub case: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Write the table as CSV.
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// End with exit code 1 when a case is slower.
+    #[arg(long)]
+    pub fail_slower: bool,
+}
+
+struct Loaded {
+    dir: PathBuf,
+    case: Option<String>,
+    summary: RunSummary,
+    environment: Value,
+}
+
+/// Compares two runs.
+///
+/// # Errors
+/// One is no run folder, or they have no case in common.
+pub fn run(args: &CompareArgs) -> Result<Exit> {
+    let (a, b) = (load(&args.a)?, load(&args.b)?);
+    let same_run = a.dir == b.dir;
+    if same_run && (a.case.is_none() || b.case.is_none() || a.case == b.case) {
+        return Err(Error::usage("both are the same run", args.a.clone())
+            .hint("name another run, or two cases of this one: DIR::CASE"));
+    }
+    let part = |name, l| part(name, l);
+    let mut found = across(part(&args.a, &a), part(&args.b, &b), same_run).map_err(|what| {
+        Error::usage(what, format!("{} {}", args.a, args.b)).hint("name runs of one scenario")
+    })?;
+    if let Some(text) = &args.case {
+        found.cases.retain(|c| c.case.contains(text.as_str()));
+        if found.cases.is_empty() {
+            return Err(Error::usage(format!("no case in common contains '{text}'"), format!("-k {text}"))
+                .hint("leave -k out to see all"));
+        }
+    }
+    if let Some(path) = &args.csv {
+        write_whole(path, csv(&rows(&found)).as_bytes())?;
+    }
+    match args.json {
+        true => println!("{}", serde_json::to_string_pretty(&found).expect("plain data")),
+        false => print(&found),
+    }
+    Ok(exit(&found, args.fail_slower))
+}
+
+fn part<'a>(name: &'a str, l: &'a Loaded) -> Part<'a> {
+    Part { name, summary: &l.summary, environment: &l.environment, case: l.case.as_deref() }
+}
+
+fn exit(found: &Across, fail_slower: bool) -> Exit {
+    if found.cases.iter().all(|c| c.seen == Seen::NotComparable) {
+        Exit::NotValid
+    } else if fail_slower && found.cases.iter().any(|c| c.seen == Seen::Slower) {
+        Exit::Regression
+    } else {
+        Exit::Pass
+    }
+}
+
+fn load(name: &str) -> Result<Loaded> {
+    let (dir, case) = match name.split_once("::") {
+        Some((dir, case)) => (dir, Some(case.to_string())),
+        None => (name, None),
+    };
+    let path = Path::new(dir);
+    if !path.join(RESOLVED).is_file() && baseline::is_saved(dir) {
+        return Err(Error::usage("a saved baseline is a program, and has no figures", name)
+            .hint(format!("run it in turns with this one: `chronibench gate FILE --baseline {dir}`")));
+    }
+    if crate::kernel::store::is_run(path) {
+        return Err(Error::usage("only runs of a scenario are compared", name)
+            .hint("`chronibench report DIR` shows what a run of kernels came to"));
+    }
+    let Stored { resolved, environment, logs } = Store::open(path)?.load()?;
+    let dir = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    Ok(Loaded { dir, case, summary: summarise(&resolved, &logs), environment })
+}
+
+fn print(found: &Across) {
+    output::grid(rows(found));
+    for (name, a, b) in &found.environment {
+        let show = |v: &Value| v.as_str().map_or_else(|| v.to_string(), |s| s.chars().take(24).collect());
+        println!("{name} differs: {} and {}", show(a), show(b));
+    }
+    for only in &found.only {
+        println!("on one side alone: {only}");
+    }
+    let how = if found.paired { "paired by round" } else { "unpaired, of two sessions" };
+    println!("95 % bootstrap intervals, {how}; first: {}, second: {}", found.a, found.b);
+}
