@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use chronibench_analysis::{
     RunSummary,
-    across::{Across, Part, Seen, across, csv, rows},
+    across::{Across, Part, Seen, across, rows},
     summarise,
 };
 use clap::Args;
@@ -13,7 +13,8 @@ use serde_json::Value;
 use crate::{
     error::{Error, Exit, Result},
     gate::{baseline, output},
-    store::{RESOLVED, Store, Stored, write_whole},
+    store::{RESOLVED, Store, Stored},
+    tables::TableArgs,
 };
 
 /// What the help shows.
@@ -36,15 +37,9 @@ pub struct CompareArgs {
     pub a: String,
     /// Run folder, or one case of it.
     pub b: String,
-    /// Only cases whose id contains this.
-    #[arg(short = 'k', value_name = "TEXT")]
-    pub case: Option<String>,
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
-    /// Write the table as CSV.
-    #[arg(long, value_name = "FILE")]
-    pub csv: Option<PathBuf>,
+    /// Cases and form.
+    #[command(flatten)]
+    pub table: TableArgs,
     /// End with exit code 1 when a case is slower.
     #[arg(long)]
     pub fail_slower: bool,
@@ -72,20 +67,14 @@ pub fn run(args: &CompareArgs) -> Result<Exit> {
     let mut found = across(part(&args.a, &a), part(&args.b, &b), same_run).map_err(|what| {
         Error::usage(what, format!("{} {}", args.a, args.b)).hint("name runs of one scenario")
     })?;
-    if let Some(text) = &args.case {
+    if let Some(text) = &args.table.case {
         found.cases.retain(|c| c.case.contains(text.as_str()));
         if found.cases.is_empty() {
             return Err(Error::usage(format!("no case in common contains '{text}'"), format!("-k {text}"))
                 .hint("leave -k out to see all"));
         }
     }
-    if let Some(path) = &args.csv {
-        write_whole(path, csv(&rows(&found)).as_bytes())?;
-    }
-    match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&found).expect("plain data")),
-        false => print(&found),
-    }
+    args.table.give(&found, rows(&found), |rows| print(&found, rows))?;
     Ok(exit(&found, args.fail_slower))
 }
 
@@ -122,8 +111,8 @@ fn load(name: &str) -> Result<Loaded> {
     Ok(Loaded { dir, case, summary: summarise(&resolved, &logs), environment })
 }
 
-fn print(found: &Across) {
-    output::grid(rows(found));
+fn print(found: &Across, rows: Vec<Vec<String>>) {
+    output::grid(rows);
     for (name, a, b) in &found.environment {
         let show = |v: &Value| v.as_str().map_or_else(|| v.to_string(), |s| s.chars().take(24).collect());
         println!("{name} differs: {} and {}", show(a), show(b));

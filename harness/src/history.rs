@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use chronibench_analysis::{
-    across::csv,
     history::{Entry, Series, entries, rows, series},
     summarise,
 };
@@ -16,6 +15,7 @@ use crate::{
     evidence,
     gate::output,
     store::{Store, Stored, write_whole},
+    tables::TableArgs,
 };
 
 /// What the help shows.
@@ -60,15 +60,9 @@ pub struct ShowArgs {
     /// The history.
     #[arg(long, value_name = "FILE", default_value = FILE)]
     pub file: PathBuf,
-    /// Only cases whose id contains this.
-    #[arg(short = 'k', value_name = "TEXT")]
-    pub case: Option<String>,
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
-    /// Write the table as CSV.
-    #[arg(long, value_name = "FILE")]
-    pub csv: Option<PathBuf>,
+    /// Cases and form.
+    #[command(flatten)]
+    pub table: TableArgs,
     /// End with exit code 1 when the last change of a series was to a slower level.
     #[arg(long)]
     pub fail_slower: bool,
@@ -148,18 +142,12 @@ fn read(file: &Path) -> Result<Vec<Entry>> {
 
 fn show(args: &ShowArgs) -> Result<Exit> {
     let mut all: Vec<Series> = series(&read(&args.file)?);
-    all.retain(|s| args.case.as_ref().is_none_or(|text| s.case.contains(text.as_str())));
+    all.retain(|s| args.table.case.as_ref().is_none_or(|text| s.case.contains(text.as_str())));
     if all.is_empty() {
         return Err(Error::usage("there is no such case in the history", args.file.display().to_string())
             .hint("add runs with `chronibench history add DIR`, or leave -k out"));
     }
-    if let Some(path) = &args.csv {
-        write_whole(path, csv(&rows(&all)).as_bytes())?;
-    }
-    match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&all).expect("plain data")),
-        false => output::grid(rows(&all)),
-    }
+    args.table.give(&all, rows(&all), output::grid)?;
     let slower = all.iter().any(Series::is_slower);
     Ok(if args.fail_slower && slower { Exit::Regression } else { Exit::Pass })
 }

@@ -29,6 +29,7 @@ pub mod runner;
 pub mod scenario;
 pub mod session;
 pub mod store;
+pub mod tables;
 pub mod weights;
 pub mod worker;
 

@@ -50,7 +50,9 @@ impl Kept {
 }
 
 /// Holds a run folder for one harness, until it is dropped.
-pub struct Lock(#[allow(dead_code)] File);
+pub struct Lock {
+    _file: File,
+}
 
 /// Takes a run folder; the kernel gives it back when the harness ends, however it ends.
 ///
@@ -64,7 +66,7 @@ pub fn lock(dir: &Path) -> Result<Lock> {
     let since = Instant::now();
     loop {
         match file.try_lock() {
-            Ok(()) => return Ok(Lock(file)),
+            Ok(()) => return Ok(Lock { _file: file }),
             // A child of a harness that was just killed may hold it until it has become another program, or ended.
             Err(TryLockError::WouldBlock) if since.elapsed() < PATIENCE => {
                 std::thread::sleep(Duration::from_millis(20));

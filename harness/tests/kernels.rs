@@ -118,14 +118,7 @@ fn lines(side: Side, position: u32, rows: Vec<KernelRow>) -> Vec<Line> {
         flops: 0,
         seconds: vec![1e-3, 1.1e-3],
     };
-    let done = Done {
-        steps: 0,
-        weights: None,
-        kernels: Default::default(),
-        peak_rss_bytes: None,
-        peak_gpu_bytes: Default::default(),
-        gemm: None,
-    };
+    let done = Done::default();
     let id = ["000-native", "001-references"][position as usize];
     let header = KernelHeader {
         schema: SCHEMA.into(),

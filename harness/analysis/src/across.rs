@@ -3,15 +3,15 @@
 //! Runs of two sessions are unpaired: each side's trials are resampled by themselves. Two cases of one run took turns, and are
 //! paired by round. A difference is said to be seen only where the whole interval lies on one side of 1.
 
-use chronibench_protocol::event::Precision;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    agreement::{BF16, F32},
+    agreement::{F32, tolerance},
     format::{estimate, number, or_dash, times},
-    join::ENVIRONMENT,
-    stats::{Estimate, median_ratio, ratio_estimate},
+    join::{ENVIRONMENT, entry},
+    rounds::{self, valid},
+    stats::{Estimate, median_ratio},
     summary::{CaseSummary, RunSummary, TrialSummary},
 };
 
@@ -108,10 +108,9 @@ pub fn across(a: Part<'_>, b: Part<'_>, paired: bool) -> Result<Across, String> 
     let whole = a.case.is_none() && b.case.is_none();
     let all = [a, b].into_iter().flat_map(|p| p.summary.cases.iter().map(move |c| (p.name, &c.id)));
     let only = all.filter(|(_, id)| whole && !both(id)).map(|(name, id)| format!("{name}: {id}"));
-    let value = |e: &Value, pointer: &str| e.pointer(pointer).cloned().unwrap_or(Value::Null);
     let environment = ENVIRONMENT
         .into_iter()
-        .map(|(name, at)| (name.to_string(), value(a.environment, at), value(b.environment, at)))
+        .map(|(name, at)| (name.to_string(), entry(a.environment, at), entry(b.environment, at)))
         .filter(|(_, x, y)| x != y);
     Ok(Across {
         schema: SCHEMA.into(),
@@ -143,17 +142,11 @@ fn pairs<'a>(a: Part<'a>, b: Part<'a>) -> Result<Vec<(&'a CaseSummary, &'a CaseS
     }
 }
 
-fn valid(c: &CaseSummary) -> impl Iterator<Item = &TrialSummary> {
-    c.trials.iter().filter(|t| t.is_valid())
-}
-
 fn one(a: &CaseSummary, b: &CaseSummary, paired: bool) -> CaseAcross {
     let reasons = reasons(a, b);
     let ratio = |of: &dyn Fn(&TrialSummary) -> Option<f64>| {
         if paired {
-            let round = |r: u32| valid(a).find(|t| t.round == r).and_then(of);
-            let pairs: Vec<(f64, f64)> = valid(b).filter_map(|t| Some((of(t)?, round(t.round)?))).collect();
-            return ratio_estimate(&pairs);
+            return rounds::ratio(b, a, of);
         }
         let values = |c: &CaseSummary| valid(c).filter_map(of).collect::<Vec<f64>>();
         median_ratio(&values(b), &values(a))
@@ -194,8 +187,8 @@ fn reasons(a: &CaseSummary, b: &CaseSummary) -> Vec<String> {
     {
         reasons.push(format!("the first timed {x} real tokens, the second {y}"));
     }
-    let is_f32 = |c: &CaseSummary| c.precision.as_ref().is_none_or(|p: &Precision| p.weights == "f32");
-    let tolerance = if is_f32(a) && is_f32(b) { F32 } else { BF16 };
+    let (x, y) = (a.precision.as_ref(), b.precision.as_ref());
+    let tolerance = x.or(y).zip(y.or(x)).map_or(F32, |(x, y)| tolerance(x, y));
     if let (Some(x), Some(y)) = (a.first_loss, b.first_loss)
         && (x - y).abs() > tolerance.loss * x.abs().max(y.abs())
     {
@@ -219,13 +212,4 @@ pub fn rows(across: &Across) -> Vec<Vec<String>> {
         ]
     };
     std::iter::once(heading.map(String::from).to_vec()).chain(across.cases.iter().map(row)).collect()
-}
-
-/// Rows as CSV.
-pub fn csv(rows: &[Vec<String>]) -> String {
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    for row in rows {
-        writer.write_record(row).expect("a Vec takes every write, and rows have one length");
-    }
-    String::from_utf8(writer.into_inner().expect("a Vec takes every write")).expect("fields are UTF-8")
 }

@@ -10,8 +10,9 @@ use serde_json::Value;
 use crate::{
     format::{estimate, number, or_dash, times, verdict},
     report::markdown::{code, heading, plain, table},
-    stats::{Estimate, median_ratio, ratio_estimate},
-    summary::{CaseSummary, RunSummary, TrialSummary},
+    rounds::{self, valid},
+    stats::{Estimate, median_ratio},
+    summary::{CaseSummary, RunSummary},
 };
 
 /// Version of [`Joined`].
@@ -25,6 +26,11 @@ pub const ENVIRONMENT: [(&str, &str); 5] = [
     ("cpu", "/machine/cpu"),
     ("cores", "/machine/usable_cores"),
 ];
+
+/// What `environment.json` has at a pointer of [`ENVIRONMENT`].
+pub(crate) fn entry(environment: &Value, at: &str) -> Value {
+    environment.pointer(at).cloned().unwrap_or(Value::Null)
+}
 
 /// One run.
 #[derive(Clone, Debug)]
@@ -128,10 +134,9 @@ fn anchors<'a>(sitting: &'a Sitting, anchor: &'a str) -> impl Iterator<Item = &'
 }
 
 fn differences(sittings: &[Sitting]) -> BTreeMap<String, Vec<Value>> {
-    let read = |s: &Sitting, at: &str| s.environment.pointer(at).cloned().unwrap_or(Value::Null);
-    let each = ENVIRONMENT
-        .iter()
-        .map(|(name, at)| (name.to_string(), sittings.iter().map(|s| read(s, at)).collect::<Vec<_>>()));
+    let each = ENVIRONMENT.iter().map(|(name, at)| {
+        (name.to_string(), sittings.iter().map(|s| entry(&s.environment, at)).collect::<Vec<_>>())
+    });
     each.filter(|(_, values)| values.iter().any(|v| *v != values[0])).collect()
 }
 
@@ -153,10 +158,6 @@ fn other_work(anchor: &str, sittings: &[Sitting]) -> Vec<String> {
         }
     }
     wrong
-}
-
-fn valid(case: &CaseSummary) -> impl Iterator<Item = &TrialSummary> {
-    case.trials.iter().filter(|t| t.is_valid())
 }
 
 fn rates(case: &CaseSummary) -> Vec<f64> {
@@ -187,17 +188,12 @@ fn rows(anchor: &str, sitting: &Sitting) -> Vec<Row> {
     let others = sitting.summary.cases.iter().filter(|c| !c.id.starts_with(&format!("{anchor}/")));
     let row = |case: &CaseSummary| {
         let beside = anchors(sitting, anchor).find(|a| a.axes == case.axes)?;
-        let pair = |t: &TrialSummary| {
-            let same = valid(beside).find(|b| b.round == t.round)?;
-            t.metrics.real_tokens_per_s.zip(same.metrics.real_tokens_per_s)
-        };
-        let pairs: Vec<(f64, f64)> = valid(case).filter_map(pair).collect();
         Some(Row {
             sitting: sitting.name.clone(),
             case: case.id.clone(),
             anchor: beside.id.clone(),
             real_tokens_per_s: case.real_tokens_per_s,
-            ratio: ratio_estimate(&pairs),
+            ratio: rounds::ratio(case, beside, &|t| t.metrics.real_tokens_per_s),
             verdict: case.verdict,
         })
     };

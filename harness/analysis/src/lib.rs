@@ -20,6 +20,7 @@ pub mod judge;
 pub mod kernels;
 pub mod metrics;
 pub mod report;
+mod rounds;
 pub mod sequential;
 pub mod shapley;
 pub mod stats;

@@ -43,10 +43,15 @@ pub const CSV_COLUMNS: [&str; 31] = [
 
 /// `results.csv`: one row a stored trial, failures included; see [`CSV_COLUMNS`].
 pub fn results_csv(summary: &RunSummary) -> String {
-    let mut writer = csv::Writer::from_writer(Vec::new());
     let rows = summary.cases.iter().flat_map(|c| c.trials.iter().map(move |t| csv_row(&summary.name, c, t)));
     let header = CSV_COLUMNS.map(String::from).to_vec();
-    for row in std::iter::once(header).chain(rows) {
+    csv(std::iter::once(header).chain(rows))
+}
+
+/// Rows of one length as CSV, the heading first.
+pub fn csv(rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    for row in rows {
         writer.write_record(row).expect("a Vec takes every write, and rows have one length");
     }
     let bytes = writer.into_inner().expect("a Vec takes every write");

@@ -185,7 +185,7 @@ pub struct Window {
 }
 
 /// End of a trial.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Done {
     /// Optimizer steps run.
     pub steps: u32,

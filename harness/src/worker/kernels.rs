@@ -58,14 +58,7 @@ pub fn run(spec: &KernelSpec, emit: &mut Emit) -> Result<(), Failure> {
             hint: "leave --variant out to see those that this GPU has".into(),
         });
     }
-    arm.say(Event::Done(Done {
-        steps: 0,
-        weights: None,
-        kernels: BTreeMap::new(),
-        peak_rss_bytes: None,
-        peak_gpu_bytes: Default::default(),
-        gemm: None,
-    }))
+    arm.say(Event::Done(Done::default()))
 }
 
 /// Operations in order of appearance.

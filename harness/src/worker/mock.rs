@@ -78,14 +78,7 @@ fn play(spec: &Spec, script: &MockScript, events: &mut EventFile) -> Result<(), 
     }
     let steps = spec.measure.total_steps();
     let weights = spec.save_weights.clone();
-    told(events.event(&Event::Done(Done {
-        steps,
-        weights,
-        kernels: BTreeMap::new(),
-        peak_rss_bytes: None,
-        peak_gpu_bytes: Default::default(),
-        gemm: None,
-    })))
+    told(events.event(&Event::Done(Done { steps, weights, ..Done::default() })))
 }
 
 /// Time as the script tells it: step `n` ends `n + 1` step lengths after the start, and the mock sleeps until then.

@@ -16,7 +16,10 @@ mod windows;
 mod words;
 pub(crate) mod work;
 
-use chronibench_protocol::record::Verdict;
+use chronibench_protocol::{
+    record::{TrialHeader, Verdict},
+    spec::States,
+};
 
 pub use reason::Reason;
 pub use weights::rounded_away;
@@ -48,4 +51,10 @@ pub fn judge(log: &TrialLog) -> Judgement {
     }
     let verdict = reasons.iter().map(Reason::verdict).max().unwrap_or(Verdict::Valid);
     Judgement { verdict, reasons }
+}
+
+/// A rival keeps its weights in bf16 without masters, and rounds them to nearest: updates below half of the spacing are lost. The native
+/// arm rounds stochastically.
+fn rounds_updates_away(header: &TrialHeader) -> bool {
+    header.rival.is_some() && header.spec.precision.states == Some(States::Bf16)
 }

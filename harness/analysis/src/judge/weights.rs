@@ -2,12 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use chronibench_protocol::{
-    record::{Presence, TensorChange, TrialHeader},
-    spec::States,
-};
+use chronibench_protocol::record::{Presence, TensorChange, TrialHeader};
 
-use super::Reason;
+use super::{Reason, rounds_updates_away};
 use crate::trial::TrialLog;
 
 pub(super) fn check(log: &TrialLog, header: &TrialHeader, out: &mut Vec<Reason>) {
@@ -65,10 +62,10 @@ fn stood_still(t: &TensorChange) -> bool {
 /// otherwise). A norm's weights are near 1, where bf16's values lie 0.004 apart: a rate of 2e-5 never moves them. The native arm
 /// rounds stochastically, so that it has no such excuse.
 fn too_coarse(t: &TensorChange, header: &TrialHeader) -> bool {
-    let Some(least) = t.least_bf16_change.filter(|_| header.rival.is_some()) else { return false };
+    let Some(least) = t.least_bf16_change.filter(|_| rounds_updates_away(header)) else { return false };
     let train = &header.spec.train;
     let moment = ((1.0 - train.adam_beta1) / (1.0 - train.adam_beta2).sqrt()).max(1.0);
     // The norm of a tensor is no less than any of its elements.
     let update = train.learning_rate * (moment + train.weight_decay * t.norm);
-    header.spec.precision.states == Some(States::Bf16) && update < least
+    update < least
 }

@@ -4,6 +4,7 @@ use super::{KernelSummary, RowSummary};
 use crate::{
     format::{NONE, estimate, number, or_dash, verdict},
     stats::Estimate,
+    table::csv,
 };
 
 /// Columns of `results.csv`, in order; new ones are added behind. Times are seconds, rates per second, shares fractions of 1;
@@ -36,14 +37,9 @@ pub const CSV_COLUMNS: [&str; 23] = [
 
 /// `results.csv`: one row an implementation of an operation at a shape, failures included; see [`CSV_COLUMNS`].
 pub fn results_csv(summary: &KernelSummary) -> String {
-    let mut writer = csv::Writer::from_writer(Vec::new());
     let rows = summary.rows.iter().map(|r| csv_row(summary, r));
     let header = CSV_COLUMNS.map(String::from).to_vec();
-    for row in std::iter::once(header).chain(rows) {
-        writer.write_record(row).expect("a Vec takes every write, and rows have one length");
-    }
-    let bytes = writer.into_inner().expect("a Vec takes every write");
-    String::from_utf8(bytes).expect("fields are UTF-8")
+    csv(std::iter::once(header).chain(rows))
 }
 
 fn csv_row(summary: &KernelSummary, r: &RowSummary) -> Vec<String> {

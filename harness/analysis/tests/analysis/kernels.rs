@@ -1,7 +1,5 @@
 //! Kernels one by one: verdicts, ratios, claims, floors and the report.
 
-use std::collections::BTreeMap;
-
 use chronibench_analysis::kernels::{
     CSV_COLUMNS, KernelLog, KernelSummary, Outcome, report_md, results_csv, summarise,
 };
@@ -70,14 +68,7 @@ fn log(side: Side, position: u32, events: Vec<Event>) -> KernelLog {
     };
     let header = KernelHeader { schema: SCHEMA.into(), side, position, started_at: "now".into(), spec };
     let exit = Exit { code: Some(0), wall_ns: 1, ..Exit::default() };
-    let done = Done {
-        steps: 0,
-        weights: None,
-        kernels: BTreeMap::new(),
-        peak_rss_bytes: None,
-        peak_gpu_bytes: Default::default(),
-        gemm: None,
-    };
+    let done = Done::default();
     let mut lines = vec![Line::Kernels(Box::new(header))];
     lines
         .extend(events.into_iter().chain([Event::Done(done)]).map(|event| Line::Event { recv_ns: 1, event }));

@@ -13,13 +13,13 @@ use std::collections::BTreeMap;
 use chronibench_protocol::{
     audit::Findings,
     record::{TrialHeader, Verdict},
-    spec::{Dtype, Method, States},
+    spec::{Dtype, Method},
 };
 use serde::{Deserialize, Serialize};
 
 pub use name::Audit;
 
-use super::{Judgement, Reason, judge};
+use super::{Judgement, Reason, judge, rounds_updates_away};
 use crate::trial::TrialLog;
 
 /// What an audit came to.
@@ -123,8 +123,7 @@ struct Audited<'a> {
 /// usual rates that is most of them (measured: 92 % of the weights of a model of half a billion stay in the first step at a
 /// rate of 7e-6). The native arm rounds stochastically.
 fn stalls(header: &TrialHeader) -> bool {
-    let full = matches!(header.spec.method, Method::Full {});
-    header.rival.is_some() && full && header.spec.precision.states == Some(States::Bf16)
+    matches!(header.spec.method, Method::Full {}) && rounds_updates_away(header)
 }
 
 /// On a GPU, f32 must have been asked for: weights may be kept in f32 there and multiplied in bf16.
