@@ -30,7 +30,7 @@ pub fn write(dir: &Path) -> Result<PathBuf> {
 /// `README.md` as it should be.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn text(dir: &Path) -> Result<String> {
     let path = dir.join("README.md");
     let known = match std::fs::read_to_string(&path) {

@@ -42,7 +42,7 @@ pub(super) fn check(log: &TrialLog, header: &TrialHeader, out: &mut Vec<Reason>)
     push(appeared, Reason::Appeared);
 }
 
-/// Trained tensors that stood still because they could not move: see [`too_coarse`].
+/// Trained tensors that stood still because they could not move.
 pub fn rounded_away(log: &TrialLog) -> Vec<String> {
     let (Some(header), Some(tensors)) = (log.header.as_deref(), log.weights.as_deref()) else {
         return Vec::new();
