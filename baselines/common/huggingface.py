@@ -292,4 +292,5 @@ def stand_in_tokenizer(trial):
     words = Tokenizer(models.WordLevel({f"<{i}>": i for i in range(size)}, unk_token="<0>"))
     # Two tokens, for a padding token that also ends is replaced by a new one in some trainers, and the model grows by it.
     pad, end = f"<{trial.pad}>", f"<{int(trial.pad == 0)}>"
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=pad, eos_token=end)
+    # Loaded again as a family's own class, it gets that family's unknown token where it has none, and is longer than the model.
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=pad, eos_token=end, unk_token=end)

@@ -102,7 +102,8 @@ def run(trial):
         for ids, targets in parts:
             trainer.step(ids, targets)
         lr = trial.lr(step)
-        done = trainer.update(lr, train["adam_beta1"], train["adam_beta2"], step + 1, 0.0, train["max_grad_norm"] or 1e9)
+        # Counted from 0: given 1 first, it takes the bias out as in a second step, and the first update is 0.74 of the rate.
+        done = trainer.update(lr, train["adam_beta1"], train["adam_beta2"], step, 0.0, train["max_grad_norm"] or 1e9)
         save(trial.first_weights(step), trainer)
         fed = [row.tobytes() for ids, _ in parts for row in ids]
         log.end(lambda step=step, done=done, lr=lr, fed=fed: {

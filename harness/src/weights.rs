@@ -3,8 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    io::{Read, Seek, SeekFrom},
+    io::Read,
+    os::unix::fs::FileExt,
+    panic::resume_unwind,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use chronibench_protocol::{
@@ -15,6 +18,9 @@ use chronibench_protocol::{
 use safetensors::{Dtype, tensor::Metadata};
 
 use crate::error::{AtPath, Error, Result};
+
+/// More threads than this wait for memory. Each holds a tensor twice, and the largest of a model may have gigabytes.
+const MOST_THREADS: usize = 8;
 
 /// One safetensors file, opened but not read: a 7B model need not fit into memory twice.
 pub(crate) struct Weights {
@@ -66,12 +72,16 @@ impl Weights {
     }
 
     /// The values of a tensor that is there.
-    pub(crate) fn read(&mut self, name: &str) -> Result<Vec<f32>> {
+    pub(crate) fn read(&self, name: &str) -> Result<Vec<f32>> {
+        Ok(values(&self.bytes(name)?).collect())
+    }
+
+    /// The same as it is stored.
+    fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         let (from, to) = self.tensors[name].span;
         let mut bytes = vec![0; to - from];
-        self.file.seek(SeekFrom::Start(self.data_start + from as u64)).at(&self.path)?;
-        self.file.read_exact(&mut bytes).at(&self.path)?;
-        Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect())
+        self.file.read_exact_at(&mut bytes, self.data_start + from as u64).at(&self.path)?;
+        Ok(bytes)
     }
 }
 
@@ -80,55 +90,87 @@ impl Weights {
 /// # Errors
 /// A file cannot be read or is not f32 safetensors.
 pub fn compare(before: &[&Path], after: &Path) -> Result<Vec<TensorChange>> {
-    let mut before = before.iter().map(|p| Weights::open(p)).collect::<Result<Vec<_>>>()?;
-    let mut after = Weights::open(after)?;
+    let before = before.iter().map(|p| Weights::open(p)).collect::<Result<Vec<_>>>()?;
+    let after = Weights::open(after)?;
     let names: BTreeSet<String> =
         before.iter().chain([&after]).flat_map(|w| w.tensors.keys().cloned()).collect();
-    names
-        .into_iter()
-        .map(|name| {
-            let source = before.iter_mut().find(|w| w.tensors.contains_key(&name));
-            let kept = after.tensors.contains_key(&name);
-            match source {
-                Some(w) if kept => both(w, &mut after, name),
-                Some(w) => one(w, name, Presence::Before),
-                None => one(&mut after, name, Presence::After),
-            }
-        })
-        .collect()
+    let change = |name: String| {
+        let source = before.iter().find(|w| w.tensors.contains_key(&name));
+        let kept = after.tensors.contains_key(&name);
+        match source {
+            Some(w) if kept => both(w, &after, name),
+            Some(w) => one(w, name, Presence::Before),
+            None => one(&after, name, Presence::After),
+        }
+    };
+    let mut changes = side_by_side(names.into_iter().collect(), change)?;
+    changes.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(changes)
 }
 
-fn both(before: &mut Weights, after: &mut Weights, name: String) -> Result<TensorChange> {
+/// Runs `change` for every tensor by a few threads, each of which holds one tensor of either side.
+fn side_by_side(
+    names: Vec<String>,
+    change: impl Fn(String) -> Result<TensorChange> + Sync,
+) -> Result<Vec<TensorChange>> {
+    let queue = Mutex::new(names.into_iter());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        let mut made = Vec::new();
+        while let Some(name) = next() {
+            made.push(change(name)?);
+        }
+        Ok(made)
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    let parts: Vec<Result<Vec<TensorChange>>> = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        running.into_iter().map(|t| t.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    });
+    parts.into_iter().try_fold(Vec::new(), |mut all, part| {
+        all.extend(part?);
+        Ok(all)
+    })
+}
+
+fn both(before: &Weights, after: &Weights, name: String) -> Result<TensorChange> {
     let (shape, other) = (before.tensors[&name].shape.clone(), &after.tensors[&name].shape);
     if shape != *other {
         // Another shape under the same name is another tensor: the old one is lost.
         return one(before, name, Presence::Before);
     }
-    let (x, y) = (before.read(&name)?, after.read(&name)?);
+    let (x, y) = (before.bytes(&name)?, after.bytes(&name)?);
+    if x == y {
+        // Most of a model under LoRA.
+        let (kept, hash) = (one(before, name, Presence::Both)?, hash(&x));
+        let least_bf16_change = least_bf16_change(values(&x));
+        return Ok(TensorChange { least_bf16_change, hashes: Some([hash.clone(), hash]), ..kept });
+    }
+    let pairs = || values(&x).zip(values(&y));
     let square = |v: f64| v * v;
-    let delta: f64 = x.iter().zip(&y).map(|(a, b)| square(f64::from(*b) - f64::from(*a))).sum();
+    let delta: f64 = pairs().map(|(a, b)| square(f64::from(b) - f64::from(a))).sum();
     Ok(TensorChange {
         shape,
         present: Presence::Both,
         // JSON has no NaN; `finite` says what happened.
         delta_norm: if delta.is_finite() { delta.sqrt() } else { 0.0 },
-        norm: norm(&x),
-        finite: y.iter().all(|v| v.is_finite()),
-        changed: x.iter().zip(&y).filter(|(a, b)| a.to_bits() != b.to_bits()).count() as u64,
-        least_bf16_change: (x == y).then(|| least_bf16_change(&x)).flatten(),
-        hashes: Some([&x, &y].map(|values| hash(values))),
+        norm: norm(values(&x)),
+        finite: values(&y).all(f32::is_finite),
+        changed: pairs().filter(|(a, b)| a.to_bits() != b.to_bits()).count() as u64,
+        least_bf16_change: None,
+        hashes: Some([&x, &y].map(|bytes| hash(bytes))),
         name,
     })
 }
 
-fn one(side: &mut Weights, name: String, present: Presence) -> Result<TensorChange> {
-    let values = side.read(&name)?;
+fn one(side: &Weights, name: String, present: Presence) -> Result<TensorChange> {
+    let bytes = side.bytes(&name)?;
     Ok(TensorChange {
         shape: side.tensors[&name].shape.clone(),
         present,
         delta_norm: 0.0,
-        norm: norm(&values),
-        finite: values.iter().all(|v| v.is_finite()),
+        norm: norm(values(&bytes)),
+        finite: values(&bytes).all(f32::is_finite),
         changed: 0,
         least_bf16_change: None,
         hashes: None,
@@ -138,24 +180,28 @@ fn one(side: &mut Weights, name: String, present: Presence) -> Result<TensorChan
 
 /// The least change that moves an element when the sum is rounded to bf16, which has 8 significant bits: for 2^e ≤ |x| < 2^(e+1)
 /// at least 2^(e-9), the half of the spacing below 2^e. None where a value is not one of bf16's.
-fn least_bf16_change(values: &[f32]) -> Option<f64> {
-    if values.iter().any(|v| v.to_bits() & 0xffff != 0) {
+fn least_bf16_change(values: impl Iterator<Item = f32> + Clone) -> Option<f64> {
+    if values.clone().any(|v| v.to_bits() & 0xffff != 0) {
         return None;
     }
-    let least = values.iter().map(|v| v.abs()).fold(f32::INFINITY, f32::min);
+    let least = values.map(f32::abs).fold(f32::INFINITY, f32::min);
     // The fraction taken off leaves the power of two.
     let power = f32::from_bits(least.to_bits() & 0x7f80_0000);
     least.is_finite().then(|| f64::from(power) / 512.0)
 }
 
 /// Enough of a hash to tell two tensors apart.
-fn hash(values: &[f32]) -> String {
-    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    sha256_hex(&bytes)[..16].into()
+fn hash(bytes: &[u8]) -> String {
+    sha256_hex(bytes)[..16].into()
 }
 
-fn norm(values: &[f32]) -> f64 {
-    let sum: f64 = values.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+/// The numbers that the bytes of a tensor are.
+fn values(bytes: &[u8]) -> impl Iterator<Item = f32> + Clone {
+    bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))
+}
+
+fn norm(values: impl Iterator<Item = f32>) -> f64 {
+    let sum: f64 = values.map(|v| f64::from(v) * f64::from(v)).sum();
     if sum.is_finite() { sum.sqrt() } else { 0.0 }
 }
 

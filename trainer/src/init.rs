@@ -3,19 +3,18 @@
 use std::path::Path;
 
 use chronibench_protocol::spec::{LoraArgs, Method};
-use chronicals_kernels::KernelPlan;
+use chronicals_kernels::gpu::Elem;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    backend::{Allocator, Backend, View, cpu::CpuBackend},
+    backend::{Backend, View},
     config::ModelConfig,
     error::Error,
-    model::Capacity,
+    formats::write::{self, Entry, Stored},
     params::{Layout, Tensor},
-    weights,
 };
 
 /// Values that one thread draws at a time.
@@ -83,20 +82,26 @@ pub fn fill<B: Backend>(
         .try_for_each(|t| b.write(values.slice(t.offset, t.len()), &draw(t, seed, c.initializer_range)))
 }
 
-/// Writes fresh model weights.
+/// Writes fresh model weights as f32; under `bf16` rounded to what that format holds.
 ///
 /// # Errors
 /// The config cannot be read or the file cannot be written.
-pub fn write_initial_weights(config: &Path, seed: u64, out: &Path) -> Result<(), Error> {
+pub fn write_initial_weights(config: &Path, seed: u64, bf16: bool, out: &Path) -> Result<(), Error> {
     let c = ModelConfig::load(config)?;
-    write(&c, &Layout::model(&c), seed, out)
+    write_drawn(&c, &Layout::model(&c), seed, bf16, out)
 }
 
-/// Writes fresh adapters under PEFT names.
+/// Writes fresh adapters under PEFT names, as [`write_initial_weights`] does.
 ///
 /// # Errors
 /// As [`write_initial_weights`], and when the LoRA settings make no sense.
-pub fn write_initial_adapter(config: &Path, lora: &LoraArgs, seed: u64, out: &Path) -> Result<(), Error> {
+pub fn write_initial_adapter(
+    config: &Path,
+    lora: &LoraArgs,
+    seed: u64,
+    bf16: bool,
+    out: &Path,
+) -> Result<(), Error> {
     let c = ModelConfig::load(config)?;
     if lora.use_dora {
         return Err(Error::new(
@@ -105,15 +110,19 @@ pub fn write_initial_adapter(config: &Path, lora: &LoraArgs, seed: u64, out: &Pa
         )
         .hint("leave use_dora out"));
     }
-    write(&c, &Layout::adapters(&c, lora)?, seed, out)
+    write_drawn(&c, &Layout::adapters(&c, lora)?, seed, bf16, out)
 }
 
-fn write(c: &ModelConfig, layout: &Layout, seed: u64, out: &Path) -> Result<(), Error> {
-    let capacity = Capacity { tokens: 1, row_slots: 1 };
-    let mut b = CpuBackend::new(c, capacity, KernelPlan::default(), Default::default());
-    let values = b.alloc(crate::backend::Component::Weights, layout.len());
-    fill(&mut b, c, layout, values, seed)?;
-    weights::save(&b, &[(layout, values)], out)
+/// Every tensor is drawn when it is written: a model need not fit into memory.
+fn write_drawn(c: &ModelConfig, layout: &Layout, seed: u64, bf16: bool, out: &Path) -> Result<(), Error> {
+    let values = move |t: &Tensor| {
+        let drawn = draw(t, seed, c.initializer_range);
+        if bf16 { Elem::Bf16.decode(&Elem::Bf16.encode(&drawn)) } else { drawn }
+    };
+    let tensors = layout.tensors.iter();
+    let entries: Vec<Entry<'_>> =
+        tensors.map(|t| Entry::new(&t.name, &t.shape, move || Ok(values(t)))).collect();
+    write::tensors(&entries, Stored::F32, out)
 }
 
 /// Tensors that a method trains.

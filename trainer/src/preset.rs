@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use chronibench_protocol::spec::{Dtype, Method, PrecisionArgs, States};
+use chronicals_kernels::gpu::device::first_uuid;
 use nvml_wrapper::Nvml;
 
 use crate::{
@@ -40,11 +41,12 @@ impl Size {
     /// Sizes of the GPUs in common use.
     pub const NAMES: [&'static str; 5] = ["cpu", "24GB", "40GB", "80GB", "141GB"];
 
-    /// The first GPU of this machine by NVML, or the processor where there is none.
+    /// The first GPU that CUDA shows, by NVML, or the processor where there is none.
     pub fn found() -> Self {
         let gpu = || {
             let nvml = Nvml::init().ok()?;
-            let device = nvml.device_by_index(0).ok()?;
+            let shown = first_uuid().and_then(|uuid| nvml.device_by_uuid(uuid).ok());
+            let device = shown.or_else(|| nvml.device_by_index(0).ok())?;
             // What the driver has for itself.
             let bytes = device.memory_info().ok()?.total / 100 * 97;
             Some(Self::Gpu { name: device.name().ok()?, bytes })

@@ -28,7 +28,7 @@ impl Files {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         std::fs::write(&path, CONFIG).unwrap();
-        init::write_initial_weights(&path, 1, &dir.path().join("model.safetensors")).unwrap();
+        init::write_initial_weights(&path, 1, false, &dir.path().join("model.safetensors")).unwrap();
         Self { config: ModelConfig::load(&path).unwrap(), dir }
     }
 
@@ -139,8 +139,8 @@ fn the_same_seed_draws_the_same_weights() {
     let files = Files::new();
     let config = files.dir.path().join("config.json");
     let again = files.dir.path().join("again.safetensors");
-    init::write_initial_weights(&config, 1, &again).unwrap();
+    init::write_initial_weights(&config, 1, false, &again).unwrap();
     assert_eq!(std::fs::read(files.model()).unwrap(), std::fs::read(&again).unwrap());
-    init::write_initial_weights(&config, 2, &again).unwrap();
+    init::write_initial_weights(&config, 2, false, &again).unwrap();
     assert_ne!(std::fs::read(files.model()).unwrap(), std::fs::read(&again).unwrap());
 }

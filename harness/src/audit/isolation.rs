@@ -87,11 +87,11 @@ fn step(bench: &Bench<'_>, turn: Turn<'_>, spec: &Spec, dir: &Path) -> Result<(f
 /// The largest distance between two updates of a tensor, over the length of one. The embedding is left out: rows of other tokens
 /// move there, if only by their decay.
 fn distance(bench: &Bench<'_>, spec: &Spec, one: &Path, other: &Path) -> Result<(f64, String)> {
-    let mut start = super::start(spec).into_iter().map(Weights::open).collect::<Result<Vec<_>>>()?;
-    let (mut one, mut other) = (Weights::open(one)?, Weights::open(other)?);
+    let start = super::start(spec).into_iter().map(Weights::open).collect::<Result<Vec<_>>>()?;
+    let (one, other) = (Weights::open(one)?, Weights::open(other)?);
     let mut worst = (0.0, String::new());
     for t in bench.expect.trainable(&spec.method) {
-        let Some(before) = start.iter_mut().find(|w| w.has(&t)) else { continue };
+        let Some(before) = start.iter().find(|w| w.has(&t)) else { continue };
         if t.name.contains("embed_tokens") || !one.has(&t) || !other.has(&t) {
             continue;
         }

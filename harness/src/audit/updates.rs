@@ -36,24 +36,24 @@ pub fn look(
     reference: Option<(&Path, &Path)>,
 ) -> Result<(Vec<TensorUpdate>, Vec<TensorAgreement>)> {
     let open = |p: &Path| Weights::open(p);
-    let mut start = saved.start.iter().map(|p| open(p)).collect::<Result<Vec<_>>>()?;
-    let mut first = saved.first.map(open).transpose()?;
-    let mut last = open(saved.last)?;
-    let mut reference = reference.map(|(a, b)| Ok((open(a)?, open(b)?))).transpose()?;
+    let start = saved.start.iter().map(|p| open(p)).collect::<Result<Vec<_>>>()?;
+    let first = saved.first.map(open).transpose()?;
+    let last = open(saved.last)?;
+    let reference = reference.map(|(a, b)| Ok((open(a)?, open(b)?))).transpose()?;
     let (mut updates, mut agreements) = (Vec::new(), Vec::new());
     for t in trainable {
-        let Some(before) = start.iter_mut().find(|w| w.has(t)) else { continue };
+        let Some(before) = start.iter().find(|w| w.has(t)) else { continue };
         if !last.has(t) {
             continue;
         }
         let before = before.read(&t.name)?;
         let after = last.read(&t.name)?;
-        let one = match first.as_mut().filter(|w| w.has(t)) {
+        let one = match first.as_ref().filter(|w| w.has(t)) {
             Some(w) => Some(w.read(&t.name)?),
             None => None,
         };
         updates.push(update(Rates::of(spec, t), t, &before, one.as_deref(), &after));
-        if let Some((r_first, r_last)) = reference.as_mut().filter(|(a, b)| a.has(t) && b.has(t)) {
+        if let Some((r_first, r_last)) = reference.as_ref().filter(|(a, b)| a.has(t) && b.has(t)) {
             let (r_one, r_after) = (r_first.read(&t.name)?, r_last.read(&t.name)?);
             let (first_cosine, first_ratio) = match &one {
                 Some(one) => agreement(&before, one, &r_one),

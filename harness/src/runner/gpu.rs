@@ -2,7 +2,7 @@
 
 use chronibench_protocol::record::GpuSample;
 use nvml_wrapper::{
-    Nvml,
+    Device, Nvml,
     bitmasks::device::ThrottleReasons,
     enum_wrappers::device::{Clock, TemperatureSensor},
     enums::device::UsedGpuMemory,
@@ -20,9 +20,10 @@ const SLOWED: ThrottleReasons = ThrottleReasons::HW_SLOWDOWN
     .union(ThrottleReasons::HW_THERMAL_SLOWDOWN)
     .union(ThrottleReasons::HW_POWER_BRAKE_SLOWDOWN);
 
-/// The machine's first GPU.
+/// The GPU that arms run on: the first that CUDA shows.
 pub struct Gpu {
     nvml: Nvml,
+    index: u32,
 }
 
 impl Gpu {
@@ -32,13 +33,21 @@ impl Gpu {
     /// Why there is none, in NVML's words.
     pub fn open() -> Result<Self, NvmlError> {
         let nvml = Nvml::init()?;
-        nvml.device_by_index(0)?;
-        Ok(Self { nvml })
+        let by_uuid = |uuid: String| nvml.device_by_uuid(uuid.as_str())?.index();
+        let index = chronicals_kernels::gpu::device::first_uuid().map(by_uuid).transpose();
+        // Parts of a GPU have UUIDs that NVML knows not as a device's.
+        let index = index.ok().flatten().unwrap_or(0);
+        nvml.device_by_index(index)?;
+        Ok(Self { nvml, index })
+    }
+
+    fn device(&self) -> Result<Device<'_>, NvmlError> {
+        self.nvml.device_by_index(self.index)
     }
 
     /// One look; `None` when the device cannot be read at this moment. A counter that this GPU lacks reads 0.
     pub fn look(&self, pids: &[u32]) -> Option<GpuSample> {
-        let d = self.nvml.device_by_index(0).ok()?;
+        let d = self.device().ok()?;
         let used = |m: &UsedGpuMemory| match m {
             UsedGpuMemory::Used(bytes) => *bytes,
             UsedGpuMemory::Unavailable => 0,
@@ -61,7 +70,7 @@ impl Gpu {
 
     /// What keeps it from being idle, if anything does. A program of another container may be seen by its use of the GPU alone.
     pub fn busy(&self) -> Option<String> {
-        let d = self.nvml.device_by_index(0).ok()?;
+        let d = self.device().ok()?;
         let others = d.running_compute_processes().unwrap_or_default();
         if !others.is_empty() {
             let pids: Vec<String> = others.iter().map(|p| p.pid.to_string()).collect();
@@ -82,7 +91,9 @@ impl Gpu {
     /// Facts for the record.
     pub fn facts(&self) -> Value {
         let count = self.nvml.device_count().unwrap_or(0);
-        let devices: Vec<Value> = (0..count)
+        // The one that is used comes first.
+        let devices: Vec<Value> = std::iter::once(self.index)
+            .chain((0..count).filter(|i| *i != self.index))
             .filter_map(|i| self.nvml.device_by_index(i).ok())
             .map(|d| {
                 json!({

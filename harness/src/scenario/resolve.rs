@@ -7,7 +7,7 @@ use std::{
 
 use chronibench_protocol::{
     digest::sha256_hex,
-    record::{Resolved, ResolvedData, ResolvedModel, Skipped},
+    record::{Case, Resolved, ResolvedData, ResolvedModel, Skipped},
 };
 
 use super::{
@@ -141,20 +141,22 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
     })
 }
 
-type Cases = Vec<chronibench_protocol::record::Case>;
+type Cases = Vec<Case>;
 
 /// Applies the command line's selection; what it leaves out is recorded.
 fn selected(cases: Cases, filter: &Filter, raw: &raw::Raw) -> Result<(Cases, Vec<Skipped>)> {
     let arms: Vec<&str> = raw.arms.keys().collect();
+    // An arm of a sweep, `unsloth@none,full`, or one without a kernel, `chronicals~norm`.
+    let one = |c: &Case| c.id.split('/').next().unwrap_or(&c.id).to_string();
     for arm in &filter.arms {
-        if !arms.contains(&arm.as_str()) {
+        if !arms.contains(&arm.as_str()) && !cases.iter().any(|c| one(c) == *arm) {
             let e = Error::usage(format!("unknown arm '{arm}'"), format!("--arm {arm}"));
             return Err(e.hint(suggestion(arm, &arms)));
         }
     }
-    let arm_ok = |arm: &String| filter.arms.is_empty() || filter.arms.contains(arm);
+    let arm_ok = |c: &Case| filter.arms.is_empty() || filter.arms.iter().any(|a| *a == c.arm || *a == one(c));
     let id_ok = |id: &str| filter.case.as_deref().is_none_or(|part| id.contains(part));
-    let (kept, dropped): (Vec<_>, Vec<_>) = cases.into_iter().partition(|c| arm_ok(&c.arm) && id_ok(&c.id));
+    let (kept, dropped): (Vec<_>, Vec<_>) = cases.into_iter().partition(|c| arm_ok(c) && id_ok(&c.id));
     if kept.is_empty() {
         let at = format!("-k {}", filter.case.as_deref().unwrap_or("(none)"));
         let ids: Vec<String> = dropped.into_iter().map(|c| c.id).collect();

@@ -80,13 +80,19 @@ pub fn build_plan(
 }
 
 /// Fresh model weights.
-pub fn write_weights(config: &Path, seed: u64, out: &Path) -> Result<(), Failure> {
-    chronicals::init::write_initial_weights(config, seed, out).map_err(Failure::from)
+pub fn write_weights(config: &Path, seed: u64, bf16: bool, out: &Path) -> Result<(), Failure> {
+    chronicals::init::write_initial_weights(config, seed, bf16, out).map_err(Failure::from)
 }
 
 /// Fresh adapters.
-pub fn write_adapter(config: &Path, lora: &LoraArgs, seed: u64, out: &Path) -> Result<(), Failure> {
-    chronicals::init::write_initial_adapter(config, lora, seed, out).map_err(Failure::from)
+pub fn write_adapter(
+    config: &Path,
+    lora: &LoraArgs,
+    seed: u64,
+    bf16: bool,
+    out: &Path,
+) -> Result<(), Failure> {
+    chronicals::init::write_initial_adapter(config, lora, seed, bf16, out).map_err(Failure::from)
 }
 
 /// Rounds the weights of a file to bf16; they stay f32 in it.

@@ -58,23 +58,24 @@ fn write_plan(
 fn write_weights(spec: &PrepareSpec, w: &PrepareWeights, tokens: &TokenStore, pad: u32) -> Prepared<()> {
     let failed = |f: Failure| (Exit::Usage, f);
     match &w.pretrain {
-        None => native::write_weights(&spec.config, w.seed, &w.path).map_err(failed)?,
+        None => native::write_weights(&spec.config, w.seed, w.bf16, &w.path).map_err(failed)?,
         Some(pretrain) => {
             let random = w.path.with_extension("random");
-            native::write_weights(&spec.config, w.seed, &random).map_err(failed)?;
+            native::write_weights(&spec.config, w.seed, false, &random).map_err(failed)?;
             // Another order of samples than the trials', which would else begin with batches seen before.
             write_plan(spec, &pretrain.plan, tokens, pad, spec.data.settings.seed.wrapping_add(1))?;
             let trial = pretraining(spec, w, pretrain, &random);
             native::train(&trial, &mut |_| Ok(())).map_err(|(_, f)| failed(f))?;
             std::fs::remove_file(&random).map_err(|e| environment(&e, &random))?;
+            if w.bf16 {
+                native::round_weights(&w.path).map_err(failed)?;
+            }
         }
     }
-    for adapter in &w.adapters {
-        native::write_adapter(&spec.config, &adapter.lora, w.seed, &adapter.path).map_err(failed)?;
-    }
-    // Adapters too: an arm that holds them in bf16 would else have moved them before its first step.
-    let files = w.adapters.iter().map(|a| &a.path).chain([&w.path]);
-    files.filter(|_| w.bf16).try_for_each(|path| native::round_weights(path).map_err(failed))
+    // Adapters are rounded too: an arm that holds them in bf16 would else have moved them before its first step.
+    w.adapters.iter().try_for_each(|a| {
+        native::write_adapter(&spec.config, &a.lora, w.seed, w.bf16, &a.path).map_err(failed)
+    })
 }
 
 /// The pretraining as a trial of the native arm that saves its weights.

@@ -19,6 +19,16 @@ use super::{
 /// Dynamic shared memory that a kernel gets without asking.
 const DEFAULT_SHARED: u32 = 48 << 10;
 
+/// UUID of the GPU that programs on this machine see first, as NVML writes it; none without one. NVML counts all GPUs of a
+/// machine, CUDA those alone that `CUDA_VISIBLE_DEVICES` shows and in an order of its own: only the UUID is common to both.
+pub fn first_uuid() -> Option<String> {
+    library::require(&["libcuda"]).ok()?;
+    result::init().ok()?;
+    let uuid = result::device::get_uuid(result::device::get(0).ok()?).ok()?;
+    let hex: String = uuid.bytes.iter().map(|b| format!("{:02x}", *b as u8)).collect();
+    Some(format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
+}
+
 /// A GPU with a stream of its own. Launches and copies run in the order in which they are given, but for those
 /// [beside the launches](Self::send).
 pub struct Gpu {

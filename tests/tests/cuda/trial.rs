@@ -65,7 +65,7 @@ fn spec(model: &Model, dir: &std::path::Path, of: &Case, states: States, kernels
     let mut method = of.method.clone();
     if let Method::Lora(lora) = &mut method {
         let path = dir.join("adapter.safetensors");
-        chronicals::init::write_initial_adapter(&model.config_path(), lora, 1, &path).unwrap();
+        chronicals::init::write_initial_adapter(&model.config_path(), lora, 1, false, &path).unwrap();
         lora.adapter_weights = Some(path);
     }
     Spec {

@@ -96,8 +96,7 @@ impl Side {
         let dir = tempfile::tempdir().unwrap();
         let (config, weights) = (dir.path().join("config.json"), dir.path().join("model.safetensors"));
         std::fs::write(&config, geometry.config().to_string()).unwrap();
-        init::write_initial_weights(&config, seed, &weights).unwrap();
-        weights::round_to_bf16(&weights).unwrap();
+        init::write_initial_weights(&config, seed, true, &weights).unwrap();
         let data = root().join("data/chat-instruct");
         let job: Job = serde_json::from_value(json!({
             "model": {"config": config},
@@ -125,6 +124,7 @@ impl Side {
                 &side.file("config.json"),
                 lora,
                 seed,
+                false,
                 &side.file("adapters.safetensors"),
             )
             .unwrap();

@@ -9,6 +9,7 @@ use std::{
 };
 
 use half::{bf16, f16};
+use rayon::prelude::*;
 use safetensors::{Dtype, tensor::Metadata};
 use serde::Deserialize;
 
@@ -129,12 +130,12 @@ impl Part {
         let failed = |e| Error::io(&self.path, &e);
         self.file.read_exact_at(&mut bytes, self.start + begin as u64).map_err(failed)?;
         match info.dtype {
-            Dtype::F32 => Ok(bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect()),
+            Dtype::F32 => Ok(bytes.as_chunks::<4>().0.par_iter().map(|&b| f32::from_le_bytes(b)).collect()),
             Dtype::BF16 => {
-                Ok(bytes.as_chunks::<2>().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect())
+                Ok(bytes.as_chunks::<2>().0.par_iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect())
             }
             Dtype::F16 => {
-                Ok(bytes.as_chunks::<2>().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect())
+                Ok(bytes.as_chunks::<2>().0.par_iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect())
             }
             other => Err(Error::new(
                 format!("dtype {other:?} is not supported"),

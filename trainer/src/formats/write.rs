@@ -9,6 +9,7 @@ use std::{
 };
 
 use half::bf16;
+use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensorError};
 use serde_json::json;
 
@@ -46,10 +47,17 @@ impl Stored {
 
     fn encode(self, values: &[f32]) -> Vec<u8> {
         match self {
-            Stored::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Stored::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+            Stored::F32 => side_by_side(values, f32::to_le_bytes),
+            Stored::Bf16 => side_by_side(values, |v| bf16::from_f32(v).to_le_bytes()),
         }
     }
+}
+
+/// The bytes of every value, by all threads: a tensor may have a billion.
+fn side_by_side<const N: usize>(values: &[f32], bytes: impl Fn(f32) -> [u8; N] + Sync) -> Vec<u8> {
+    let mut all = vec![0; N * values.len()];
+    all.as_chunks_mut().0.par_iter_mut().zip(values).for_each(|(to, v)| *to = bytes(*v));
+    all
 }
 
 /// A tensor that is read when it is written.
