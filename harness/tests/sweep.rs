@@ -49,6 +49,18 @@ fn comparisons_take_the_best_valid_cell_and_the_report_shows_all() {
     let before = report;
     chronibench().arg("report").arg(ran.path("")).assert().success();
     assert_eq!(ran.read("report.md"), before);
+    chronibench().arg("verify").arg(ran.path("")).assert().success();
+}
+
+#[test]
+fn one_arm_of_a_sweep_can_be_asked_for() {
+    let ran =
+        Ran::new(&format!("{HEAD}{SWEPT}"), &["--trials", "2", "--arm", "ours", "--arm", "rival@off,two"]);
+    assert_eq!(ran.code, 0, "{}", ran.output);
+    assert_eq!(ran.verdicts("rival@off,two/full/on"), ["VALID"; 2]);
+    assert_eq!(ran.names("events").len(), 4);
+    let ran = Ran::new(&format!("{HEAD}{SWEPT}"), &["--arm", "rival@on,six"]);
+    assert!(ran.output.contains("unknown arm 'rival@on,six'"), "{}", ran.output);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use chronibench_protocol::{
     chain::{Chain, Evidence, Head, follow},
     digest::sha256_hex,
     kernels::ResolvedKernels,
-    record::{Line, Resolved},
+    record::{Case, Line, Resolved},
 };
 use serde::Serialize;
 
@@ -220,22 +220,29 @@ impl Check<'_> {
         Some(named)
     }
 
-    /// Cases of a run of training, or trials of a run of kernels, in their order.
-    fn order(&mut self) -> Option<Vec<String>> {
+    /// Cases of a run of training, or trials of a run of kernels, in their order: what may stand at each place.
+    fn order(&mut self) -> Option<Vec<Vec<String>>> {
         let text = std::fs::read_to_string(self.dir.join(RESOLVED)).ok()?;
-        let order = if is_run(self.dir) {
-            serde_saphyr::from_str::<ResolvedKernels>(&text).map(|r| r.order)
-        } else {
-            serde_saphyr::from_str::<Resolved>(&text).map(|r| r.order)
+        if is_run(self.dir) {
+            let resolved: ResolvedKernels = serde_saphyr::from_str(&text).ok()?;
+            return Some(resolved.order.into_iter().map(|id| vec![id]).collect());
+        }
+        let resolved: Resolved = serde_saphyr::from_str(&text).ok()?;
+        // A sweep's place is its best cell's, which is known when every cell has run.
+        let cells = |id: &str| {
+            let of = |c: &&Case| c.sweep.as_ref().is_some_and(|s| s.of == id);
+            resolved.cases.iter().filter(of).map(|c| c.id.clone()).collect::<Vec<_>>()
         };
-        order.ok()
+        let place = |id: &String| Some(cells(id)).filter(|c| !c.is_empty()).unwrap_or(vec![id.clone()]);
+        Some(resolved.order.iter().map(place).collect())
     }
 
-    fn place(&mut self, at: &str, named: &Named, order: Option<&[String]>) {
+    fn place(&mut self, at: &str, named: &Named, order: Option<&[Vec<String>]>) {
         let Some(position) = named.position else { return };
         let Some(due) = order.and_then(|o| o.get(position as usize)) else { return };
         let is = named.case.as_ref().unwrap_or(&named.id);
-        if is != due {
+        if !due.contains(is) {
+            let due = due.join(" or ");
             self.report(at, format!("it is of {is}, and {due} is due at position {position}"));
         }
     }

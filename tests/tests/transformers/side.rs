@@ -19,7 +19,6 @@ use chronicals::{
     init,
     job::Job,
     model::Setup,
-    weights,
 };
 use chronicals_kernels::gpu::machine::Cuda;
 use safetensors::{Dtype as Stored, SafeTensors};
