@@ -110,7 +110,7 @@ fn environments_are_listed_and_checked() {
     let cache = tempfile::tempdir().unwrap();
     let (code, text) = env(cache.path(), &["list"]);
     assert_eq!(code, 0, "{text}");
-    for name in ["unsloth", "trl", "liger", "llmq", "hf-cpu"] {
+    for name in ["unsloth", "trl", "liger", "llmq", "chronicals-py", "hf-cpu"] {
         assert!(text.contains(&format!("chronibench env sync {name}")), "{text}");
     }
     let (code, text) = env(cache.path(), &["list", "trl"]);
