@@ -1,13 +1,14 @@
 """The package chronicals of arXiv 2601.02609, as published: `ChronicalsTrainer` on a Transformers model, with PEFT's adapters under LoRA.
 
-Of its configuration stays what the specification leaves open. What cannot stay, and why:
+Its configuration keeps its defaults in all that the specification leaves open, but for
 
-- `ce_implementation: cce`, its default, never comes into force in 0.1.4: the trainer imports a name that the module of that loss
-  does not have, takes the loss for missing, and trains on the model's own.
-- `fp8` replaces the parameters of linear layers after the optimizer was given the old ones, so that they would never move.
-- The compiler's warm-up runs five batches and makes one update before the first step. Without it, the first steps compile.
-- Its schedules are other than the harness's; the trainer calls the one that it is given after every update.
-- Checkpoints and reports are the harness's.
+- `fp8`: it replaces the parameters of linear layers after the optimizer was given the old ones, so that they would never move;
+- the compiler's warm-up: it runs five batches and makes one update before the first step. Without it, the first steps compile;
+- its schedules, which are other than the harness's: the trainer calls the one that it is given after every update;
+- checkpoints and reports, which are the harness's.
+
+One default says what is not so: by `ce_implementation` the loss is `cce`, but the trainer of 0.1.4 imports a name that the module of
+that loss does not have, takes the loss for missing, and trains on the model's own, which is Liger's where that patches it.
 
 What differs from other arms and is not told by an option is in `settings`.
 """
