@@ -69,6 +69,8 @@ fn options_are_checked_where_they_stand() {
     assert!(wrong.contains("does not run on cpu") && wrong.contains("cuda"), "{wrong}");
     let wrong = of("runner: hf-cpu, precision: { states: 8bit }").unwrap_err();
     assert!(wrong.contains("8bit") && wrong.contains("f32"), "{wrong}");
+    let wrong = of("runner: chronicals-py").unwrap_err();
+    assert!(wrong.contains("no packing 'bfd'") && wrong.contains("exclude"), "{wrong}");
     let setup = of("runner: hf-cpu, options: { attention: eager }").unwrap();
     let options = &setup.resolved.cases[0].options;
     assert_eq!((&options["attention"], &options["torch_compile"]), (&"eager".into(), &false.into()));
@@ -110,7 +112,7 @@ fn environments_are_listed_and_checked() {
     let cache = tempfile::tempdir().unwrap();
     let (code, text) = env(cache.path(), &["list"]);
     assert_eq!(code, 0, "{text}");
-    for name in ["unsloth", "trl", "liger", "llmq", "hf-cpu"] {
+    for name in ["unsloth", "trl", "liger", "llmq", "chronicals-py", "hf-cpu"] {
         assert!(text.contains(&format!("chronibench env sync {name}")), "{text}");
     }
     let (code, text) = env(cache.path(), &["list", "trl"]);

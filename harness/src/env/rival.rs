@@ -48,11 +48,12 @@ macro_rules! rival {
 }
 
 /// Every rival, in the order in which they are listed.
-pub const RIVALS: [Rival; 6] = [
+pub const RIVALS: [Rival; 7] = [
     rival!("unsloth"),
     rival!("trl"),
     rival!("liger"),
     rival!("llmq"),
+    rival!("chronicals-py"),
     rival!("hf-cpu"),
     rival!("mock-python"),
 ];

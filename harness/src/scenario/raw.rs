@@ -250,6 +250,8 @@ pub enum Runner {
     Unsloth,
     /// LLMQ, in C++ and CUDA.
     Llmq,
+    /// The package `chronicals` of arXiv 2601.02609, as published.
+    ChronicalsPy,
 }
 
 impl Runner {
@@ -265,6 +267,7 @@ impl Runner {
             Runner::Liger => "liger",
             Runner::Unsloth => "unsloth",
             Runner::Llmq => "llmq",
+            Runner::ChronicalsPy => "chronicals-py",
         }
     }
 }
