@@ -1,4 +1,4 @@
-//! The harness's own comparison of the weights before and after a trial, one tensor at a time.
+//! The harness's own comparison of the weights before and after a trial, a few tensors at a time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -142,9 +142,12 @@ fn both(before: &Weights, after: &Weights, name: String) -> Result<TensorChange>
     let (x, y) = (before.bytes(&name)?, after.bytes(&name)?);
     if x == y {
         // Most of a model under LoRA.
-        let (kept, hash) = (one(before, name, Presence::Both)?, hash(&x));
-        let least_bf16_change = least_bf16_change(values(&x));
-        return Ok(TensorChange { least_bf16_change, hashes: Some([hash.clone(), hash]), ..kept });
+        let hash = hash(&x);
+        return Ok(TensorChange {
+            least_bf16_change: least_bf16_change(values(&x)),
+            hashes: Some([hash.clone(), hash]),
+            ..still(shape, &x, name, Presence::Both)
+        });
     }
     let pairs = || values(&x).zip(values(&y));
     let square = |v: f64| v * v;
@@ -164,18 +167,23 @@ fn both(before: &Weights, after: &Weights, name: String) -> Result<TensorChange>
 }
 
 fn one(side: &Weights, name: String, present: Presence) -> Result<TensorChange> {
-    let bytes = side.bytes(&name)?;
-    Ok(TensorChange {
-        shape: side.tensors[&name].shape.clone(),
+    let shape = side.tensors[&name].shape.clone();
+    Ok(still(shape, &side.bytes(&name)?, name, present))
+}
+
+/// A tensor that nothing is known to have moved.
+fn still(shape: Vec<usize>, bytes: &[u8], name: String, present: Presence) -> TensorChange {
+    TensorChange {
+        shape,
         present,
         delta_norm: 0.0,
-        norm: norm(values(&bytes)),
-        finite: values(&bytes).all(f32::is_finite),
+        norm: norm(values(bytes)),
+        finite: values(bytes).all(f32::is_finite),
         changed: 0,
         least_bf16_change: None,
         hashes: None,
         name,
-    })
+    }
 }
 
 /// The least change that moves an element when the sum is rounded to bf16, which has 8 significant bits: for 2^e ≤ |x| < 2^(e+1)

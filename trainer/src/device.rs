@@ -5,10 +5,29 @@ use std::{fmt, str::FromStr};
 use chronibench_protocol::spec::{Dtype, PrecisionArgs, States};
 use chronicals_kernels::{
     KernelPlan, Target,
-    gpu::{Gpu, GpuError, Tracer, compile::Cache, library, machine::Cuda},
+    gpu::{Gpu, GpuError, Tracer, compile::Cache, device::first_uuid, library, machine::Cuda},
 };
+use nvml_wrapper::{Nvml, enums::device::UsedGpuMemory};
 
 use crate::error::Error;
+
+/// NVML's view of the first GPU that CUDA shows.
+pub(crate) fn shown(nvml: &Nvml) -> Option<nvml_wrapper::Device<'_>> {
+    let by_uuid = first_uuid().and_then(|uuid| nvml.device_by_uuid(uuid).ok());
+    by_uuid.or_else(|| nvml.device_by_index(0).ok())
+}
+
+/// What this process has of that GPU, bytes; none where NVML does not tell. Once a GPU is open and before anything is taken, that is
+/// the driver's context and its code.
+pub(crate) fn process_bytes() -> Option<u64> {
+    let nvml = Nvml::init().ok()?;
+    let processes = shown(&nvml)?.running_compute_processes().ok()?;
+    let own = processes.iter().find(|p| p.pid == std::process::id())?;
+    match own.used_gpu_memory {
+        UsedGpuMemory::Used(bytes) => Some(bytes),
+        UsedGpuMemory::Unavailable => None,
+    }
+}
 
 /// A device as settings name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,6 @@
 use std::{fmt, str::FromStr};
 
 use chronibench_protocol::spec::{Dtype, Method, PrecisionArgs, States};
-use chronicals_kernels::gpu::device::first_uuid;
 use nvml_wrapper::Nvml;
 
 use crate::{
@@ -12,6 +11,7 @@ use crate::{
         plan::{self, Gpu},
     },
     config::ModelConfig,
+    device::shown,
     error::Error,
     memory::{self, Accounting, elements_for, gigabytes},
     model::{Capacity, Level, Setup},
@@ -45,8 +45,7 @@ impl Size {
     pub fn found() -> Self {
         let gpu = || {
             let nvml = Nvml::init().ok()?;
-            let shown = first_uuid().and_then(|uuid| nvml.device_by_uuid(uuid).ok());
-            let device = shown.or_else(|| nvml.device_by_index(0).ok())?;
+            let device = shown(&nvml)?;
             // What the driver has for itself.
             let bytes = device.memory_info().ok()?.total / 100 * 97;
             Some(Self::Gpu { name: device.name().ok()?, bytes })

@@ -20,7 +20,7 @@ use crate::{
         loss_options,
     },
     config::ModelConfig,
-    device::{Device, check_cpu_precision, lacking},
+    device::{Device, check_cpu_precision, lacking, process_bytes},
     error::Error,
     fit::{Batches, fit},
     memory::peak_rss_bytes,
@@ -44,7 +44,9 @@ pub fn run(spec: &Spec, emit: Emit<'_>) -> Result<(), Error> {
         Device::Cpu => on_cpu(spec, &inputs, |backend, _| backend, emit),
         Device::Cuda(ordinal) => {
             let machine = Cuda::open(ordinal).map_err(lacking)?;
-            on_gpu(spec, &inputs, machine, emit)
+            // The products' workspace is there already, and in the plan.
+            let driver = process_bytes().map(|all| all.saturating_sub(machine.workspace_bytes() as u64));
+            on_gpu(spec, &inputs, machine, driver, emit)
         }
     }
 }
@@ -72,7 +74,7 @@ pub fn run_on<D: Machine>(spec: &Spec, machine: D, emit: Emit<'_>) -> Result<(),
     if inputs.device == Device::Cpu {
         return Err(Error::new("device cpu is not a GPU", "spec.device").hint("use device: cuda"));
     }
-    on_gpu(spec, &inputs, machine, emit)
+    on_gpu(spec, &inputs, machine, None, emit)
 }
 
 fn on_cpu<B: Backend>(
@@ -84,10 +86,16 @@ fn on_cpu<B: Backend>(
     check_cpu_precision(spec.precision, "spec.precision")?;
     let Inputs { config, batches, kernels, .. } = inputs;
     let backend = CpuBackend::new(config, batches.capacity(), *kernels, loss_options(&spec.train));
-    trial(spec, inputs, wrap(backend, config), emit)
+    trial(spec, inputs, wrap(backend, config), None, emit)
 }
 
-fn on_gpu<D: Machine>(spec: &Spec, inputs: &Inputs, machine: D, emit: Emit<'_>) -> Result<(), Error> {
+fn on_gpu<D: Machine>(
+    spec: &Spec,
+    inputs: &Inputs,
+    machine: D,
+    driver: Option<u64>,
+    emit: Emit<'_>,
+) -> Result<(), Error> {
     let options = Options {
         config: &inputs.config,
         capacity: inputs.batches.capacity(),
@@ -96,10 +104,17 @@ fn on_gpu<D: Machine>(spec: &Spec, inputs: &Inputs, machine: D, emit: Emit<'_>) 
         precision: spec.precision,
         seed: 0,
     };
-    trial(spec, inputs, CudaBackend::new(machine, &options)?, emit)
+    trial(spec, inputs, CudaBackend::new(machine, &options)?, driver, emit)
 }
 
-fn trial<B: Backend>(spec: &Spec, inputs: &Inputs, backend: B, emit: Emit<'_>) -> Result<(), Error> {
+/// `driver` is what the driver has of the device before anything is taken.
+fn trial<B: Backend>(
+    spec: &Spec,
+    inputs: &Inputs,
+    backend: B,
+    driver: Option<u64>,
+    emit: Emit<'_>,
+) -> Result<(), Error> {
     let mut emit = |e: Event| {
         emit(e).map_err(|e| {
             Error::new(format!("cannot write events: {e}"), "the event file").hint("check the disk")
@@ -110,7 +125,7 @@ fn trial<B: Backend>(spec: &Spec, inputs: &Inputs, backend: B, emit: Emit<'_>) -
     emit(Event::Hello(hello(spec, inputs, backend.about(), &chosen)))?;
     let mut trainer = inputs.trainer(spec, backend, chosen.level)?;
     trainer.rehearse(&inputs.batches)?;
-    emit(Event::Ready(ready(inputs, &trainer)))?;
+    emit(Event::Ready(ready(inputs, &trainer, driver)))?;
     let gemm = steps(spec, inputs, &mut trainer, &mut emit)?;
     let peak_rss_bytes = peak_rss_bytes();
     if let Some(path) = &spec.save_weights {
@@ -259,12 +274,14 @@ fn settings(spec: &Spec, inputs: &Inputs) -> BTreeMap<String, serde_json::Value>
     all
 }
 
-fn ready<B: Backend>(inputs: &Inputs, trainer: &Trainer<B>) -> Ready {
+fn ready<B: Backend>(inputs: &Inputs, trainer: &Trainer<B>, driver: Option<u64>) -> Ready {
+    let mut planned_bytes = trainer.backend().planned_bytes();
+    planned_bytes.extend(driver.map(|bytes| ("driver".to_string(), bytes)));
     Ready {
         trainable: trainer.trainable().infos(),
         total_params: trainer.total_params(),
         tokens_sha256: inputs.batches.tokens().sha256(),
-        planned_bytes: trainer.backend().planned_bytes(),
+        planned_bytes,
     }
 }
 

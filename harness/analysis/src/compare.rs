@@ -101,7 +101,10 @@ impl<'a> Side<'a> {
             // What a program calls by its own name (`optim: adamw_8bit`) says more than the name that all share (`optimizer`).
             all.extend(same.into_iter().chain(renamed).map(|(setting, _)| setting));
             all.insert("device".into(), hello.device.clone().into());
-            all.insert("threads".into(), hello.threads.into());
+            // Those of the host do no part of a GPU's work.
+            if hello.device == "cpu" {
+                all.insert("threads".into(), hello.threads.into());
+            }
             let p = &hello.precision;
             for (name, value) in
                 [("weights", &p.weights), ("master", &p.master), ("moments", &p.moments), ("grads", &p.grads)]

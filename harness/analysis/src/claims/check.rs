@@ -80,7 +80,8 @@ fn formula_finding(claim: &Claim, f: &Formula, runs: &Runs) -> Finding {
                 let missing = match value {
                     Value::Figure(x) => format!("no run of '{}' has {}", x.scenario, x.case),
                     Value::Ratio(x) => {
-                        format!("no run compares {} with {} ({})", x.ratio_of, x.over, x.method)
+                        let Ratio { ratio_of, over, method, scenario } = x;
+                        format!("no run of '{scenario}' compares {ratio_of} with {over} ({method})")
                     }
                     Value::Number(_) => name.clone(),
                 };
@@ -175,6 +176,9 @@ fn figure(f: &Figure, dir: &str, run: &RunSummary) -> Option<Known> {
 }
 
 fn ratio(r: &Ratio, dir: &str, run: &RunSummary) -> Option<Known> {
+    if run.name != r.scenario {
+        return None;
+    }
     let is = |id: &str, arm: &str| {
         let of = |c: &&CaseSummary| c.id == id;
         let case = run.cases.iter().find(of);

@@ -160,6 +160,8 @@ pub struct Ratio {
     pub over: String,
     /// Value of the axis `method` of both.
     pub method: String,
+    /// Name of the scenario in which they are compared.
+    pub scenario: String,
 }
 
 /// What the author expects.
