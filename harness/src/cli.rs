@@ -122,7 +122,7 @@ pub struct Cases {
     /// Only cases whose id contains this.
     #[arg(short = 'k', value_name = "TEXT")]
     pub case: Option<String>,
-    /// Only this arm, or one of its sweep as `ARM@SETTINGS` (may be repeated).
+    /// Only this arm, or one of its sweep, ARM@CELL (may be repeated).
     #[arg(long = "arm", value_name = "NAME")]
     pub arms: Vec<String>,
 }
