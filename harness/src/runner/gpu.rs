@@ -26,6 +26,15 @@ pub struct Gpu {
     index: u32,
 }
 
+/// NVML counts all GPUs of a machine, CUDA those alone that `CUDA_VISIBLE_DEVICES` lists, by number or by the beginning of a UUID.
+/// Numbers are NVML's where GPUs are of one kind, or `CUDA_DEVICE_ORDER` is `PCI_BUS_ID`; else CUDA counts from the fastest.
+fn first_shown(listed: Option<&str>, uuids: &[String]) -> u32 {
+    let first = listed.and_then(|l| l.split(',').next()).map_or("", str::trim);
+    let numbered = first.parse().ok().filter(|i| *i < uuids.len());
+    let named = || uuids.iter().position(|uuid| !first.is_empty() && uuid.starts_with(first));
+    numbered.or_else(named).unwrap_or(0) as u32
+}
+
 impl Gpu {
     /// Opens NVML and checks that there is a device.
     ///
@@ -33,10 +42,9 @@ impl Gpu {
     /// Why there is none, in NVML's words.
     pub fn open() -> Result<Self, NvmlError> {
         let nvml = Nvml::init()?;
-        let by_uuid = |uuid: String| nvml.device_by_uuid(uuid.as_str())?.index();
-        let index = chronicals_kernels::gpu::device::first_uuid().map(by_uuid).transpose();
-        // Parts of a GPU have UUIDs that NVML knows not as a device's.
-        let index = index.ok().flatten().unwrap_or(0);
+        let uuid = |i| nvml.device_by_index(i).and_then(|d| d.uuid()).unwrap_or_default();
+        let uuids: Vec<String> = (0..nvml.device_count()?).map(uuid).collect();
+        let index = first_shown(std::env::var("CUDA_VISIBLE_DEVICES").ok().as_deref(), &uuids);
         nvml.device_by_index(index)?;
         Ok(Self { nvml, index })
     }
@@ -108,5 +116,27 @@ impl Gpu {
             })
             .collect();
         json!({ "driver": self.nvml.sys_driver_version().ok(), "devices": devices })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_gpu_that_is_listed_is_looked_at() {
+        let uuids = ["GPU-aa01", "GPU-bb02", "GPU-bc03"].map(String::from);
+        let cases = [
+            (None, 0),
+            (Some("2,0"), 2),
+            (Some(" 1"), 1),
+            (Some("GPU-bc,GPU-aa"), 2),
+            (Some(""), 0),
+            (Some("-1"), 0),
+            (Some("7"), 0),
+        ];
+        for (listed, index) in cases {
+            assert_eq!(first_shown(listed, &uuids), index, "{listed:?}");
+        }
     }
 }
