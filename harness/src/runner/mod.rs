@@ -76,7 +76,7 @@ impl<'a> Turn<'a> {
     pub fn arm(&self) -> &'a str {
         match &self.case.sweep {
             None => &self.case.arm,
-            Some(_) => self.case.id.split('/').next().expect("a split has a first part"),
+            Some(_) => crate::scenario::label(self.case),
         }
     }
 

@@ -22,7 +22,7 @@ use crate::error::{AtPath, Error, Result};
 
 pub use kernels::{Offer, Seams};
 pub use raw::Raw;
-pub use resolve::{Filter, Setup};
+pub use resolve::{Filter, Setup, label};
 pub use source::Source;
 
 /// A scenario file, read and typed but not yet checked against the world.

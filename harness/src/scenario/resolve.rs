@@ -143,18 +143,22 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
 
 type Cases = Vec<Case>;
 
+/// The arm of a case with its sweep's values, `unsloth@none,full`, or the seam that it is without, `chronicals~norm`.
+pub fn label(case: &Case) -> &str {
+    case.id.split('/').next().expect("a split has a first part")
+}
+
 /// Applies the command line's selection; what it leaves out is recorded.
 fn selected(cases: Cases, filter: &Filter, raw: &raw::Raw) -> Result<(Cases, Vec<Skipped>)> {
     let arms: Vec<&str> = raw.arms.keys().collect();
-    // An arm of a sweep, `unsloth@none,full`, or one without a kernel, `chronicals~norm`.
-    let one = |c: &Case| c.id.split('/').next().unwrap_or(&c.id).to_string();
     for arm in &filter.arms {
-        if !arms.contains(&arm.as_str()) && !cases.iter().any(|c| one(c) == *arm) {
+        if !arms.contains(&arm.as_str()) && !cases.iter().any(|c| label(c) == arm) {
             let e = Error::usage(format!("unknown arm '{arm}'"), format!("--arm {arm}"));
             return Err(e.hint(suggestion(arm, &arms)));
         }
     }
-    let arm_ok = |c: &Case| filter.arms.is_empty() || filter.arms.iter().any(|a| *a == c.arm || *a == one(c));
+    let arm_ok =
+        |c: &Case| filter.arms.is_empty() || filter.arms.iter().any(|a| *a == c.arm || a == label(c));
     let id_ok = |id: &str| filter.case.as_deref().is_none_or(|part| id.contains(part));
     let (kept, dropped): (Vec<_>, Vec<_>) = cases.into_iter().partition(|c| arm_ok(c) && id_ok(&c.id));
     if kept.is_empty() {

@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use chronibench_protocol::{audit::TensorUpdate, event::Ready};
+use chronibench_protocol::{
+    audit::TensorUpdate,
+    event::{Ready, TensorInfo},
+};
 
 use super::{Audit, Audited, Check, Outcome};
 use crate::judge::some;
@@ -67,13 +70,13 @@ pub(super) fn check(t: &Audited<'_>) -> Option<Check> {
     Some(Check::new(Audit::Update, Outcome::Failed, format!("{} ({range})", told.join("; "))))
 }
 
-fn elements(ready: &Ready, name: &str) -> usize {
-    ready.trainable.iter().find(|t| t.name == name).map_or(0, |t| t.shape.iter().product())
+fn elements(ready: &Ready, name: &str) -> u64 {
+    ready.trainable.iter().find(|t| t.name == name).map_or(0, TensorInfo::numel)
 }
 
 /// Whether rounding by chance explains the rate: of a norm's 896 weights, whose neighbours in bf16 are hundreds of updates
 /// away, two or three move in a step, and now and then eight.
-fn is_chance(u: &TensorUpdate, elements: usize, ratio: f64) -> bool {
+fn is_chance(u: &TensorUpdate, elements: u64, ratio: f64) -> bool {
     let moved = u.first_moved * elements as f64;
     let expected = moved / ratio;
     u.too_coarse >= MOSTLY && (moved - expected).abs() <= CHANCE * expected.sqrt()
@@ -82,7 +85,7 @@ fn is_chance(u: &TensorUpdate, elements: usize, ratio: f64) -> bool {
 /// What is wrong with a tensor's update; a sound first update adds its rate to `ratios`.
 fn fault(
     u: &TensorUpdate,
-    elements: usize,
+    elements: u64,
     waits: bool,
     steps: u32,
     ratios: &mut Vec<f64>,
@@ -131,7 +134,7 @@ mod tests {
     use super::*;
 
     /// A tensor of bf16, of which so many elements moved in the first step.
-    fn rounded(moved: f64, elements: usize, ratio: f64) -> TensorUpdate {
+    fn rounded(moved: f64, elements: u64, ratio: f64) -> TensorUpdate {
         TensorUpdate {
             name: "model.norm.weight".into(),
             expected: 1e-5,
