@@ -31,14 +31,17 @@ fn stored(out: &Path) -> BTreeMap<String, Vec<u8>> {
     whole.map(|n| (n.clone(), std::fs::read(events.join(&n)).unwrap())).collect()
 }
 
+/// Begins the run, or goes on with it: a kill may come before it has a folder.
+fn run(file: &Path, out: &Path) -> Command {
+    let how = if out.join("events").is_dir() { "--resume" } else { "--out" };
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("chronibench"));
+    command.arg("run").arg(file).arg(how).arg(out);
+    command
+}
+
 /// Begins or goes on with the run, and kills it after `delay`; whether it was killed.
 fn killed(file: &Path, out: &Path, delay: Duration) -> bool {
-    let how = if out.join("events").is_dir() { "--resume" } else { "--out" };
-    let mut run = Command::new(assert_cmd::cargo::cargo_bin!("chronibench"))
-        .arg("run")
-        .arg(file)
-        .arg(how)
-        .arg(out)
+    let mut run = run(file, out)
         .stderr(std::fs::File::create(file.with_extension("stderr")).unwrap())
         .stdout(Stdio::null())
         .spawn()
@@ -87,7 +90,7 @@ fn a_run_that_is_killed_again_and_again_loses_and_repeats_nothing() {
             kills += 1;
             moments.push(before.len());
             if kills >= KILLS {
-                let resumed = chronibench().arg("run").arg(&file).arg("--resume").arg(&out).output().unwrap();
+                let resumed = run(&file, &out).output().unwrap();
                 assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
                 for (name, bytes) in &before {
                     assert_eq!(stored(&out).get(name), Some(bytes), "{name} was lost or ran again");
