@@ -5,6 +5,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashSet},
     ops::Range,
+    rc::Rc,
     thread::ThreadId,
 };
 
@@ -27,7 +28,9 @@ pub struct Training {
     pub(super) streams: Shared,
     /// What is being captured.
     capture: RefCell<Option<Capture>>,
-    taken: Cell<usize>,
+    taken: Rc<Cell<usize>>,
+    /// The most that tuning found taken, its operands included.
+    peak_of_tuning: Cell<usize>,
     tuned: RefCell<HashSet<Product>>,
     /// Whether it has nothing that watches.
     blind: bool,
@@ -75,9 +78,14 @@ impl Training {
         self.streams.writers()
     }
 
-    /// Bytes allocated so far.
+    /// Bytes that are allocated.
     pub fn taken(&self) -> usize {
         self.taken.get()
+    }
+
+    /// The most bytes that were allocated while a product was tuned, with the operands that a GPU takes for it.
+    pub fn peak_of_tuning(&self) -> usize {
+        self.peak_of_tuning.get()
     }
 
     /// Where products are tuned ahead, none may be forgotten.
@@ -178,8 +186,16 @@ impl Machine for Training {
 
     fn tune(&self, product: &Product) -> Result<(), GpuError> {
         self.idle("tuning")?;
-        self.tuned.borrow_mut().insert(*product);
+        if self.tuned.borrow_mut().insert(*product) {
+            let [a, b, c] = product.spans();
+            let operands = (a + b) * product.elem.bytes() + (c + product.n) * product.out.bytes();
+            self.peak_of_tuning.set(self.peak_of_tuning.get().max(self.taken.get() + operands));
+        }
         Ok(())
+    }
+
+    fn is_tuned(&self, product: &Product) -> bool {
+        self.tuned.borrow().contains(product)
     }
 
     fn load(&self, _: Entry) -> Result<(), GpuError> {
@@ -201,7 +217,8 @@ impl Machine for Training {
     fn alloc(&self, bytes: usize) -> Result<Memory, GpuError> {
         self.idle("an allocation")?;
         self.taken.set(self.taken.get() + bytes);
-        Ok(Memory { block: Block::new(&vec![0; bytes]), streams: self.streams.clone() })
+        let (streams, taken) = (self.streams.clone(), self.taken.clone());
+        Ok(Memory { block: Block::new(&vec![0; bytes]), streams, taken })
     }
 
     fn ptr(&self, memory: &Memory) -> Ptr {

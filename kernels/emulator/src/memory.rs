@@ -1,6 +1,10 @@
 //! Memory of the machine and of the host, and marks that say when either may be touched.
 
-use std::ops::{Deref, DerefMut, Range};
+use std::{
+    cell::Cell,
+    ops::{Deref, DerefMut, Range},
+    rc::Rc,
+};
 
 use chronicals_kernels::gpu::{GpuError, Ptr, Wait};
 
@@ -104,10 +108,13 @@ impl Drop for Host {
 pub struct Memory {
     pub(super) block: Block,
     pub(super) streams: Shared,
+    /// Bytes of the machine that are taken.
+    pub(super) taken: Rc<Cell<usize>>,
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        self.taken.set(self.taken.get() - self.block.len());
         // A failure is told to whoever waits next.
         let _ = self.streams.finish();
     }

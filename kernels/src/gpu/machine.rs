@@ -42,6 +42,9 @@ pub trait Machine {
     /// As [`Products::product`].
     fn tune(&self, product: &Product) -> Result<(), GpuError>;
 
+    /// Whether [`tune`](Self::tune) needs no memory for operands any more.
+    fn is_tuned(&self, product: &Product) -> bool;
+
     /// Compiles and loads a kernel, which its first launch would do.
     ///
     /// # Errors

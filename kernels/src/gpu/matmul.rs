@@ -143,6 +143,11 @@ impl<'a> Matmul<'a> {
         self.plan(product).map(drop)
     }
 
+    /// Whether somebody did so before.
+    pub fn is_tuned(&self, product: &Product) -> bool {
+        self.algorithms.borrow().get(&product.name()).is_some()
+    }
+
     /// The fastest candidate on random operands.
     fn fastest(&self, plan: &Plan) -> Result<sys::cublasLtMatmulAlgo_t, GpuError> {
         let p = &plan.product;

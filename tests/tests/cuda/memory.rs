@@ -66,6 +66,9 @@ pub fn taken(_: &dyn Fn() -> Training) {
         assert_eq!(trainer.backend().device().taken() as u64, planned);
         trainer.rehearse(&batches).unwrap();
         assert!(trainer.backend().launches().is_empty(), "a rehearsal runs nothing");
+        let device = trainer.backend().device();
+        assert_eq!(device.taken() as u64, planned, "what a rehearsal borrows is there again");
+        assert!(device.peak_of_tuning() as u64 <= planned, "operands lie in memory of the steps");
         (0..3).for_each(|s| drop(trainer.train_step(&batches.step(s).unwrap()).unwrap()));
         assert_eq!(trainer.backend().device().taken() as u64, planned, "a step takes nothing");
     });

@@ -198,7 +198,8 @@ pub trait Backend: Allocator {
     /// The device has no room, or no kernels for the model.
     fn prepare(&mut self, model: &Model) -> Result<(), Error>;
 
-    /// Readies what a step on a batch of such a shape needs, so that none waits for it; trains nothing.
+    /// Readies what a step on a batch of such a shape needs, so that none waits for it; trains nothing. Before the first step: what
+    /// gradients and activations hold may be lost.
     ///
     /// # Errors
     /// The device fails.

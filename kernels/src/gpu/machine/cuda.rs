@@ -61,6 +61,10 @@ impl Machine for Cuda {
         self.products.tune(product)
     }
 
+    fn is_tuned(&self, product: &Product) -> bool {
+        self.products.is_tuned(product)
+    }
+
     fn load(&self, entry: Entry) -> Result<(), GpuError> {
         self.gpu.load(entry)
     }

@@ -2,7 +2,7 @@
 
 use chronibench_protocol::spec::States;
 use chronicals_kernels::{
-    gpu::{Elem, GpuError, Machine, Ptr, le_bytes},
+    gpu::{Elem, GpuError, Machine, Product, Ptr, le_bytes},
     lora::cuda as lora,
 };
 
@@ -26,9 +26,15 @@ pub(super) struct Buffer<M> {
     /// None where there was no room, which is the backend's first failure.
     pub memory: Option<M>,
     pub elem: Elem,
+    component: Component,
+    bytes: usize,
     /// Its bytes are codes and scales.
     coded: bool,
 }
+
+/// What holds nothing before the first step.
+const OF_STEPS: [Component; 4] =
+    [Component::Gradients, Component::Activations, Component::Statistics, Component::Logits];
 
 /// f32 masters of one buffer, which is their copy in the element type.
 pub(super) struct Masters<M> {
@@ -75,6 +81,27 @@ impl<D: Machine> CudaBackend<D> {
         }
         self.own = Some(own);
         Ok(())
+    }
+
+    /// Tunes products, before the first step. Their operands lie where gradients and activations will: what is not needed at the same
+    /// time is not taken twice, and the plan stays what is taken.
+    ///
+    /// # Errors
+    /// There is no room, even so, or a product has no algorithm.
+    pub(super) fn tune(&mut self, products: &[Product]) -> Result<(), GpuError> {
+        let device = self.device.clone();
+        let tune = || products.iter().try_for_each(|p| device.tune(p));
+        if products.iter().all(|p| device.is_tuned(p)) {
+            return tune();
+        }
+        let lent = |b: &Buffer<_>| b.memory.is_some() && OF_STEPS.contains(&b.component);
+        let lent: Vec<usize> = (0..self.buffers.len()).filter(|i| lent(&self.buffers[*i])).collect();
+        lent.iter().for_each(|i| self.buffers[*i].memory = None);
+        let tuned = tune();
+        for i in lent {
+            self.buffers[i].memory = Some(device.alloc(self.buffers[i].bytes)?);
+        }
+        tuned
     }
 
     fn filled(&mut self, bytes: &[u8]) -> Result<D::Memory, GpuError> {
@@ -135,7 +162,7 @@ impl<D: Machine> CudaBackend<D> {
     /// Memory of a whole buffer, and its bytes.
     fn whole(&self, view: View) -> Result<(&D::Memory, usize), Error> {
         self.check()?;
-        let Buffer { memory, elem, coded } = &self.buffers[view.buffer];
+        let Buffer { memory, elem, coded, .. } = &self.buffers[view.buffer];
         let bytes = if *coded {
             self.formats.bytes(Component::OptimizerStates, view.len)
         } else {
@@ -166,7 +193,7 @@ impl<D: Machine> Allocator for CudaBackend<D> {
             None
         });
         let coded = component == Component::OptimizerStates && self.formats.states == States::Eight;
-        self.buffers.push(Buffer { memory, elem: self.formats.elem(component), coded });
+        self.buffers.push(Buffer { memory, elem: self.formats.elem(component), component, bytes, coded });
         View { buffer: self.buffers.len() - 1, offset: 0, len }
     }
 

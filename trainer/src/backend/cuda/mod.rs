@@ -20,8 +20,8 @@
 //! | `plan` | bytes by component without a device |
 //!
 //! All memory is taken before the first step. Kernels that run one after another share their scratch. Products of a shape are
-//! tuned once on a kind of GPU, which takes operands and frees them again: in a rehearsal of the batches to come, or else when the
-//! first such batch is there.
+//! tuned once on a kind of GPU, which takes operands and frees them again: in a rehearsal of the batches to come, where they lie in
+//! memory that the steps need later, or else when the first such batch is there.
 
 #![allow(non_snake_case)] // x_TD is tokens × hidden; see the crate's legend
 
@@ -43,6 +43,7 @@ mod submit;
 mod update;
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     rc::Rc,
 };
@@ -51,7 +52,7 @@ use chronibench_protocol::spec::{PrecisionArgs, States};
 use chronicals_kernels::{
     KernelPlan, Seam, Variant,
     attention::cuda::Path,
-    gpu::{Elem, GpuError, Machine, Ptr, machine::Cuda},
+    gpu::{Elem, GpuError, Machine, Product, Ptr, machine::Cuda},
     linear_ce, qk_rope,
 };
 
@@ -106,7 +107,8 @@ pub struct CudaBackend<D: Machine> {
     graphs: BTreeMap<Key, Kept<D::Graph>>,
     /// Shapes that were rehearsed.
     rehearsed: BTreeSet<batch::Shape>,
-    rehearses: bool,
+    /// Products of the rehearsal that goes on.
+    rehearsal: Option<RefCell<Vec<Product>>>,
     buffers: Vec<Buffer<D::Memory>>,
     masters: Option<Masters<D::Memory>>,
     own: Option<Own<D>>,
@@ -196,7 +198,7 @@ impl<D: Machine> CudaBackend<D> {
             tables: qk_rope::Tables::new(&o.config.inv_freq, o.capacity.row_slots),
             graphs: BTreeMap::new(),
             rehearsed: BTreeSet::new(),
-            rehearses: false,
+            rehearsal: None,
             buffers: Vec::new(),
             masters: None,
             own: None,

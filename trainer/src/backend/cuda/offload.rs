@@ -30,7 +30,7 @@ impl<D: Machine> CudaBackend<D> {
 
     /// Copies the rows in use, there or back.
     pub(super) fn beside(&mut self, view: View, place: HostPlace, to_host: bool) {
-        if self.failed.is_some() || self.rehearses {
+        if self.failed.is_some() || self.rehearsal.is_some() {
             return;
         }
         let elem = self.buffers[view.buffer].elem.bytes();

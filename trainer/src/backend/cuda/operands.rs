@@ -20,8 +20,10 @@ impl<D: Machine> CudaBackend<D> {
     pub(super) fn run(&mut self, launch: impl FnOnce(&Self, &Logged<'_>) -> Result<(), GpuError>) {
         if self.failed.is_none() {
             let (launcher, products) = (self.device.launcher(), self.device.products());
-            let rehearsal: Option<&dyn Rehearsal> = if self.rehearses { Some(&*self.device) } else { None };
-            let record = self.record.calls_of(&*self.device, self.shape.pairs).filter(|_| !self.rehearses);
+            let load = |entry| self.device.load(entry);
+            let rehearsal = self.rehearsal.as_ref().map(|products| Rehearsal { load: &load, products });
+            let record =
+                self.record.calls_of(&*self.device, self.shape.pairs).filter(|_| rehearsal.is_none());
             let on = Logged { launcher, products, rehearsal, record, log: &self.log, plan: self.plan };
             self.failed = launch(self, &on).err();
         }

@@ -4,7 +4,7 @@
 //! format of its component, 16-byte aligned since widths are multiples of 8; buffers live as long as the backend; the
 //! launcher and the products are of the device that has them; the batch was checked when it was uploaded.
 
-use std::collections::BTreeMap;
+use std::{cell::RefCell, collections::BTreeMap};
 
 use chronicals_data::batch::Batch;
 use chronicals_kernels::{
@@ -67,7 +67,7 @@ impl<D: Machine> Backend for CudaBackend<D> {
         if !self.rehearsed.insert(batch::Shape { loss_tokens: 0, pairs: 0, ..shape }) {
             return Ok(());
         }
-        (self.shape, self.rehearses) = (shape, true);
+        (self.shape, self.rehearsal) = (shape, Some(RefCell::default()));
         step::forward(self, model, step::Purpose::Training);
         // Products of the first micro-batch, then of the others.
         for first in [true, false] {
@@ -75,7 +75,10 @@ impl<D: Machine> Backend for CudaBackend<D> {
             step::backward(self, model);
         }
         self.update(&model.groups, model.grads);
-        self.rehearses = false;
+        let products = self.rehearsal.take().expect("begun above").into_inner();
+        if self.failed.is_none() {
+            self.failed = self.tune(&products).err();
+        }
         self.check()
     }
 

@@ -95,27 +95,17 @@ fn label(kernel: &str, plan: KernelPlan) -> String {
     }
 }
 
-/// What takes the place of launches where nothing is to run.
-pub(super) trait Rehearsal {
-    fn load(&self, entry: Entry) -> Result<(), GpuError>;
-    fn tune(&self, product: &Product) -> Result<(), GpuError>;
-}
-
-impl<D: Machine> Rehearsal for D {
-    fn load(&self, entry: Entry) -> Result<(), GpuError> {
-        Machine::load(self, entry)
-    }
-
-    fn tune(&self, product: &Product) -> Result<(), GpuError> {
-        Machine::tune(self, product)
-    }
+/// What takes the place of launches where nothing is to run: kernels are loaded, and products noted.
+pub(super) struct Rehearsal<'a> {
+    pub load: &'a dyn Fn(Entry) -> Result<(), GpuError>,
+    pub products: &'a RefCell<Vec<Product>>,
 }
 
 /// A device whose launches are logged.
 pub(super) struct Logged<'a> {
     pub launcher: &'a dyn Launcher,
     pub products: &'a dyn Products,
-    pub rehearsal: Option<&'a dyn Rehearsal>,
+    pub rehearsal: Option<Rehearsal<'a>>,
     pub record: Option<Calls<'a>>,
     pub log: &'a Log,
     pub plan: KernelPlan,
@@ -123,8 +113,8 @@ pub(super) struct Logged<'a> {
 
 impl Launcher for Logged<'_> {
     unsafe fn launch(&self, entry: Entry, grid: Grid, args: &[Arg]) -> Result<(), GpuError> {
-        if let Some(rehearsal) = self.rehearsal {
-            return rehearsal.load(entry);
+        if let Some(rehearsal) = &self.rehearsal {
+            return (rehearsal.load)(entry);
         }
         // SAFETY: the caller's promise is the same.
         self.recorded(Asked::Kernel(entry), || unsafe { self.launcher.launch(entry, grid, args) })?;
@@ -133,8 +123,8 @@ impl Launcher for Logged<'_> {
     }
 
     unsafe fn launch_early(&self, entry: Entry, grid: Grid, args: &[Arg]) -> Result<(), GpuError> {
-        if let Some(rehearsal) = self.rehearsal {
-            return rehearsal.load(entry);
+        if let Some(rehearsal) = &self.rehearsal {
+            return (rehearsal.load)(entry);
         }
         // SAFETY: the caller's promise is the same.
         self.recorded(Asked::Kernel(entry), || unsafe { self.launcher.launch_early(entry, grid, args) })?;
@@ -161,8 +151,9 @@ impl Launcher for Logged<'_> {
 
 impl Products for Logged<'_> {
     unsafe fn product(&self, p: &Product, a: Ptr, b: Ptr, bias: Ptr, c: Ptr) -> Result<(), GpuError> {
-        if let Some(rehearsal) = self.rehearsal {
-            return rehearsal.tune(p);
+        if let Some(rehearsal) = &self.rehearsal {
+            rehearsal.products.borrow_mut().push(*p);
+            return Ok(());
         }
         // SAFETY: the caller's promise is the same.
         self.recorded(Asked::Product(p), || unsafe { self.products.product(p, a, b, bias, c) })?;
