@@ -13,6 +13,8 @@ def check(trial):
     """Refuses what LLMQ would train as something else."""
     if trial.train["weight_decay"]:
         raise cb.Failure("LLMQ decays its embedding by a rule of its own", "train.weight_decay", "set it to 0 where LLMQ is compared")
+    if trial.train["adam_epsilon"] != 1e-8:
+        raise cb.Failure("LLMQ's AdamW has an epsilon of its own, 1e-8", "train.adam_epsilon", "leave it out where LLMQ is compared")
     for name in ("label_smoothing_factor", "z_loss"):
         if trial.train[name]:
             raise cb.Failure(f"{name} is not a part of LLMQ's loss", f"train.{name}", "set it to 0 where rivals are compared")
