@@ -29,7 +29,8 @@ use crate::{
     trainer::Trainer,
 };
 
-const FORMAT: &str = "chronicals.checkpoint/1";
+/// 2: adapters lie all A, then all B.
+const FORMAT: &str = "chronicals.checkpoint/2";
 const STATE: &str = "trainer_state.json";
 const PREFIX: &str = "checkpoint-";
 /// Of folders that are being filled or removed.

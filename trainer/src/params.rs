@@ -6,11 +6,7 @@
 
 use chronibench_protocol::{event::TensorInfo, spec::LoraArgs};
 
-use crate::{
-    config::ModelConfig,
-    error::Error,
-    lora::{Adapters, Size},
-};
+use crate::{config::ModelConfig, error::Error, lora::Adapters};
 
 /// One tensor of a [`Layout`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,30 +116,28 @@ impl Layout {
         l
     }
 
-    /// LoRA adapters; of every run of projections with one input and adapters of one size first all `A`, then all `B`; behind
-    /// them DoRA's magnitudes, which are vectors.
+    /// LoRA adapters: all `A`, all `B`, then DoRA's magnitudes, which are vectors, so that a group of parameters lies together; in
+    /// each, projections with one input and adapters of one size are neighbours.
     ///
     /// # Errors
     /// See [`Adapters::of`].
     pub fn adapters(c: &ModelConfig, lora: &LoraArgs) -> Result<Self, Error> {
         let adapters = Adapters::of(c, lora)?;
         let mut l = Self::default();
+        let mut each = Vec::new();
         for layer in 0..c.layers {
-            for (Size { r, .. }, names) in PROJECTION_GROUPS.iter().flat_map(|g| adapters.runs(layer, g)) {
-                for name in &names {
-                    l.push(adapter(layer, name, 'A'), &[r, projection_shape(c, name).1], "lora_A");
-                }
-                for name in &names {
-                    l.push(adapter(layer, name, 'B'), &[projection_shape(c, name).0, r], "lora_B");
-                }
+            for (size, names) in PROJECTION_GROUPS.iter().flat_map(|g| adapters.runs(layer, g)) {
+                each.extend(names.into_iter().map(|name| (layer, size.r, name)));
             }
         }
-        for layer in (0..c.layers).filter(|_| lora.use_dora) {
-            for (_, names) in PROJECTION_GROUPS.iter().flat_map(|g| adapters.runs(layer, g)) {
-                for name in &names {
-                    l.push(magnitude(layer, name), &[projection_shape(c, name).0], "lora_magnitude");
-                }
-            }
+        for &(layer, r, name) in &each {
+            l.push(adapter(layer, name, 'A'), &[r, projection_shape(c, name).1], "lora_A");
+        }
+        for &(layer, r, name) in &each {
+            l.push(adapter(layer, name, 'B'), &[projection_shape(c, name).0, r], "lora_B");
+        }
+        for &(layer, _, name) in each.iter().filter(|_| lora.use_dora) {
+            l.push(magnitude(layer, name), &[projection_shape(c, name).0], "lora_magnitude");
         }
         Ok(l)
     }

@@ -67,6 +67,7 @@ fn norm<B: Testbed>(
 ) -> Result<(), GpuError> {
     const MAX_NORM: f32 = 1.0;
     let clip = Operand::output(on, Elem::F32, cuda::CLIP_BYTES / 4)?;
+    let norms = Operand::output(on, Elem::F32, 1)?;
     let scratch = Operand::output(on, Elem::F32, cuda::norm_scratch_floats(on.launcher().processors()))?;
     let subject = Subject {
         on,
@@ -87,8 +88,9 @@ fn norm<B: Testbed>(
     };
     // SAFETY: the operands have `n` elements and outlive the measurement.
     subject.variant(f, FUSED, |_| unsafe {
-        let (g, scratch, clip) = (Grads::F32(grads.ptr(on)), scratch.ptr(on), clip.ptr(on));
-        cuda::norm(on.launcher(), Elem::Bf16, g, n, MAX_NORM, scratch, clip)
+        let g = Grads::F32(grads.ptr(on));
+        let [scratch, clip, norms] = [&scratch, &clip, &norms].map(|operand| operand.ptr(on));
+        cuda::norm(on.launcher(), Elem::Bf16, g, &[n], MAX_NORM, scratch, clip, norms)
     })
 }
 

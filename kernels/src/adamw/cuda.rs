@@ -214,9 +214,17 @@ pub fn hyper_bytes(groups: &[Group], seed: u32) -> Vec<u8> {
     bytes
 }
 
+/// Most groups whose norms [`norm`] tells apart.
+pub const NORM_GROUPS: usize = 3;
+
+/// Blocks of the norm that a device has at a time.
+fn norm_blocks(processors: u32) -> usize {
+    (processors * NORM_BLOCKS) as usize
+}
+
 /// Floats of scratch that [`norm`] needs.
 pub fn norm_scratch_floats(processors: u32) -> usize {
-    (processors * NORM_BLOCKS) as usize
+    NORM_GROUPS * norm_blocks(processors)
 }
 
 /// Scales of 8-bit moments.
@@ -228,39 +236,50 @@ fn check(n: usize) {
     assert!(n > 0 && n.is_multiple_of(8), "an arena of {n} is no multiple of 8");
 }
 
-/// Norm of `n` gradients and `min(1, max_norm/(norm + 1e-6))` into `clip` ([`CLIP_BYTES`]: norm, factor); the factor is 1 if
-/// `max_norm` is 0 or the norm is NaN. The same bits every time on devices of as many multiprocessors.
+/// Norm of all gradients and `min(1, max_norm/(norm + 1e-6))` into `clip` ([`CLIP_BYTES`]: norm, factor), and the norms of the
+/// groups that end at `ends` into `norms` (f32); the factor is 1 if `max_norm` is 0 or the norm is NaN. The same bits every time on
+/// devices of as many multiprocessors.
 ///
 /// # Safety
-/// As [`Launcher::launch`]: `grads` has `n` elements, 16-byte aligned, and `scratch` [`norm_scratch_floats`].
+/// As [`Launcher::launch`]: `grads` has as many elements as the last of `ends`, 16-byte aligned, `scratch`
+/// [`norm_scratch_floats`], and `norms` a float for each group.
 ///
 /// # Errors
 /// As [`Launcher::launch`].
+#[allow(clippy::too_many_arguments)] // the operands of the equation
 pub unsafe fn norm(
     on: &dyn Launcher,
     elem: Elem,
     grads: Grads,
-    n: usize,
+    ends: &[usize],
     max_norm: f32,
     scratch: Ptr,
     clip: Ptr,
+    norms: Ptr,
 ) -> Result<(), GpuError> {
-    check(n);
+    let groups = ends.len();
+    assert!((1..=NORM_GROUPS).contains(&groups), "{groups} groups have no kernel");
+    assert!(ends.is_sorted(), "groups are not in order");
+    ends.iter().for_each(|end| check(*end));
     let (g, of_elem) = grads.parts();
     let name = if of_elem { "adamw_norm_elem" } else { "adamw_norm_f32" };
-    let blocks = n.div_ceil(8 * THREADS as usize).min(norm_scratch_floats(on.processors())) as u32;
-    let grid = Grid { blocks: (blocks, 1), threads: THREADS, shared: 0 };
-    let args = [Arg::Ptr(g), Arg::Ptr(scratch), Arg::I64(n as i64)];
+    let n = ends[groups - 1];
+    let begins = std::iter::once(&0).chain(ends);
+    let longest = begins.zip(ends).map(|(begin, end)| end - begin).max().expect("there is a group");
+    let blocks = longest.div_ceil(8 * THREADS as usize).min(norm_blocks(on.processors())) as u32;
+    let grid = Grid { blocks: (blocks, groups as u32), threads: THREADS, shared: 0 };
+    let [a, b, c] = [0, 1, 2].map(|i| Arg::I64(ends.get(i).map_or(n, |end| *end) as i64));
     let gradient = if of_elem { elem.bytes() } else { 4 };
-    on.costs(Cost::bytes((gradient * n + 4 * blocks as usize) as u64));
-    // SAFETY: the caller's promise is the same; there are no more blocks than scratch has floats.
-    unsafe { on.launch(UNIT.entry(name, elem), grid, &args)? };
-    let args = [Arg::Ptr(scratch), Arg::Ptr(clip), Arg::I32(blocks as i32), Arg::F32(max_norm)];
-    on.costs(Cost::bytes(4 * u64::from(blocks) + CLIP_BYTES as u64));
+    let parts = 4 * groups * blocks as usize;
+    on.costs(Cost::bytes((gradient * n + parts) as u64));
+    // SAFETY: the caller's promise is the same; a group has no more blocks than its part of the scratch has floats.
+    unsafe { on.launch(UNIT.entry(name, elem), grid, &[Arg::Ptr(g), Arg::Ptr(scratch), a, b, c])? };
+    let pointers = [scratch, clip, norms].map(Arg::Ptr);
+    let sizes = [Arg::I32(groups as i32), Arg::I32(blocks as i32), Arg::F32(max_norm)];
+    on.costs(Cost::bytes((parts + CLIP_BYTES + 4 * groups) as u64));
+    let grid = Grid { blocks: (1, 1), threads: THREADS, shared: 0 };
     // SAFETY: as above.
-    unsafe {
-        on.launch(UNIT.entry("adamw_clip", elem), Grid { blocks: (1, 1), threads: THREADS, shared: 0 }, &args)
-    }
+    unsafe { on.launch(UNIT.entry("adamw_clip", elem), grid, &[pointers, sizes].concat()) }
 }
 
 /// One step of AdamW for `n` parameters in `groups` groups. `hyper` holds [`hyper_bytes`] of as many; gradients are scaled

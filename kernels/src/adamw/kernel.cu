@@ -40,13 +40,21 @@ __device__ __forceinline__ float squares(const float4& x, const u16*) {
 
 #define NORM_LOADS 4
 
-// part_G[block] = its sum of squares, in an order that depends on the grid alone. A thread adds a few thousand squares at
+// Where the groups of an arena end whose norms are told apart: multiples of 8, as many as the grid has rows.
+struct Ends {
+    i64 end[3];
+};
+
+// part_GB[group][block] = its sum of squares, in an order that depends on the grid alone. A thread adds a few thousand squares at
 // most, in four sums, which f32 does to 1e-6.
 template <class T>
-__device__ __forceinline__ void norm_partial(const T* g, float* part_G, i64 n) {
+__device__ __forceinline__ void norm_partial(const T* g, float* part_GB, const Ends& ends) {
     __shared__ float scratch[WARP];
-    const float4* packs = (const float4*)g;
-    const i64 count = n / (16 / (int)sizeof(T)), stride = (i64)gridDim.x * blockDim.x;
+    const int group = blockIdx.y;
+    const i64 begin = group == 0 ? 0 : group == 1 ? ends.end[0] : ends.end[1];
+    const i64 end = group == 0 ? ends.end[0] : group == 1 ? ends.end[1] : ends.end[2];
+    const float4* packs = (const float4*)(g + begin);
+    const i64 count = (end - begin) / (16 / (int)sizeof(T)), stride = (i64)gridDim.x * blockDim.x;
     float sum[NORM_LOADS] = {};
     i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     for (; i + (NORM_LOADS - 1) * stride < count; i += NORM_LOADS * stride) {
@@ -58,31 +66,42 @@ __device__ __forceinline__ void norm_partial(const T* g, float* part_G, i64 n) {
     }
     for (; i < count; i += stride) sum[0] += squares(packs[i], g);
     const float total = block_sum((sum[0] + sum[1]) + (sum[2] + sum[3]), scratch);
-    if (threadIdx.x == 0) part_G[blockIdx.x] = total;
+    if (threadIdx.x == 0) part_GB[(i64)group * gridDim.x + blockIdx.x] = total;
 }
 
-extern "C" __global__ void adamw_norm_f32(const float* __restrict__ g, float* __restrict__ part_G, i64 n) {
-    norm_partial(g, part_G, n);
+extern "C" __global__ void adamw_norm_f32(const float* __restrict__ g, float* __restrict__ part_GB, i64 end0, i64 end1,
+                                          i64 end2) {
+    norm_partial(g, part_GB, Ends{{end0, end1, end2}});
 }
 
-extern "C" __global__ void adamw_norm_elem(const elem* __restrict__ g, float* __restrict__ part_G, i64 n) {
-    norm_partial(g, part_G, n);
+extern "C" __global__ void adamw_norm_elem(const elem* __restrict__ g, float* __restrict__ part_GB, i64 end0, i64 end1,
+                                           i64 end2) {
+    norm_partial(g, part_GB, Ends{{end0, end1, end2}});
 }
 
 #define CLIP_THREADS 256
 
-// One block of CLIP_THREADS: the norm, and the factor of PyTorch's clip_grad_norm_, which is 1 where the norm is NaN.
-extern "C" __global__ void adamw_clip(const float* __restrict__ part_G, Clip* __restrict__ clip, int G, float max_norm) {
+// One block of CLIP_THREADS: the norms of G groups of B parts each, the norm of all, and the factor of PyTorch's clip_grad_norm_,
+// which is 1 where the norm is NaN.
+extern "C" __global__ void adamw_clip(const float* __restrict__ part_GB, Clip* __restrict__ clip, float* __restrict__ norm_G,
+                                      int G, int B, float max_norm) {
     __shared__ double partial[CLIP_THREADS];
-    double sum = 0.0;
-    for (int i = threadIdx.x; i < G; i += CLIP_THREADS) sum += (double)part_G[i];
-    partial[threadIdx.x] = sum;
-    for (int half = CLIP_THREADS / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if ((int)threadIdx.x < half) partial[threadIdx.x] += partial[threadIdx.x + half];
+    double all = 0.0;
+    for (int group = 0; group < G; group++) {
+        double sum = 0.0;
+        for (int i = threadIdx.x; i < B; i += CLIP_THREADS) sum += (double)part_GB[group * B + i];
+        __syncthreads();  // the group before is added up
+        partial[threadIdx.x] = sum;
+        for (int half = CLIP_THREADS / 2; half > 0; half /= 2) {
+            __syncthreads();
+            if ((int)threadIdx.x < half) partial[threadIdx.x] += partial[threadIdx.x + half];
+        }
+        if (threadIdx.x != 0) continue;
+        norm_G[group] = (float)sqrt(partial[0]);
+        all += partial[0];
     }
     if (threadIdx.x != 0) return;
-    const double norm = sqrt(partial[0]), factor = (double)max_norm / (norm + 1e-6);
+    const double norm = sqrt(all), factor = (double)max_norm / (norm + 1e-6);
     clip->norm = (float)norm;
     clip->factor = max_norm > 0.0f && factor < 1.0 ? (float)factor : 1.0f;
 }

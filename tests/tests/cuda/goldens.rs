@@ -80,6 +80,29 @@ fn ten_steps_of<D: Machine>(machine: &dyn Fn() -> D, golden: &Golden, cases: Vec
     }
 }
 
+/// A step says of each group what the gradients' own values say.
+pub fn norms_by_group<D: Machine>(machine: &dyn Fn() -> D) {
+    let golden = Golden::load(VARIANT_FAMILY);
+    for (_, case) in cases() {
+        let batches = golden.batches(Geometry::Packed, 2);
+        let backend = case.on(machine(), &golden.config, &batches);
+        let mut trainer = golden.trainer_on(&case, &batches, backend);
+        // The first update moves B, without which A has no gradient.
+        trainer.train_step(&batches.step(0).unwrap()).unwrap();
+        let second = batches.step(1).unwrap();
+        let (_, grads) = trainer.gradients(&second.micro_batches).unwrap();
+        let report = trainer.train_step(&second).unwrap();
+        let tensors = &trainer.trainable().tensors;
+        assert!(report.grad_norm_by_group.keys().eq(report.lr.keys()), "{}", case.prefix());
+        for (group, norm) in &report.grad_norm_by_group {
+            let own = tensors.iter().filter(|t| t.group == group).flat_map(|t| wide(&grads[&t.name]));
+            let expected = own.map(|g| g * g).sum::<f64>().sqrt();
+            assert!(expected > 0.0);
+            assert_close(&format!("{}{group}", case.prefix()), &[*norm], &[expected], GRADIENT);
+        }
+    }
+}
+
 pub fn smoothing_and_z_loss<D: Machine>(machine: &dyn Fn() -> D) {
     let golden = Golden::load("qwen3");
     let batches = golden.batches(Geometry::Packed, 1);

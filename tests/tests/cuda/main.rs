@@ -60,7 +60,7 @@ fn gpu_0() -> Cuda {
 }
 
 checks! {
-    goldens { gradients, ten_steps, smoothing_and_z_loss }
+    goldens { gradients, ten_steps, norms_by_group, smoothing_and_z_loss }
     agreement { gradients_f32, gradients_bf16, eager_f32, eager_bf16, odd_adapters, ten_steps_f32, ten_steps_bf16, packed_as_alone }
     feed { as_step_by_step, failures; whenever_copies_arrive, eager_whenever_copies_arrive, ahead }
     graphs { replays, eager_replays, one_graph_a_shape, evaluation_between; log }

@@ -185,8 +185,12 @@ pub(super) mod scalars {
     pub const CLIP: usize = 16;
     /// Factor of the loss's gradient, f32.
     pub const SCALE: usize = 32;
+    /// Norms of groups, f32.
+    pub const NORMS: usize = 36;
     /// Hyper-parameters of the update; what is before it begins a step.
     pub const HYPER: usize = 48;
+
+    const _: () = assert!(NORMS + 4 * chronicals_kernels::adamw::cuda::NORM_GROUPS <= HYPER);
 
     /// Bytes for so many groups.
     pub fn bytes(groups: usize) -> usize {

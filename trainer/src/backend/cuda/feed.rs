@@ -238,13 +238,18 @@ impl<D: Machine> CudaBackend<D> {
         if let Err(e) = mark.map_or(Ok(()), |mark| mark.wait()) {
             self.failed.get_or_insert(e);
         }
-        let (loss, norm) = (&host[scalars::LOSS..][..8], &host[scalars::CLIP..][..4]);
-        let stats = StepStats {
-            loss_sum: f64::from_le_bytes(loss.try_into().expect("eight bytes")),
+        let loss = host[scalars::LOSS..][..8].try_into().expect("eight bytes");
+        let number =
+            |at: usize| f64::from(f32::from_le_bytes(host[at..][..4].try_into().expect("four bytes")));
+        let mut stats = StepStats {
+            loss_sum: f64::from_le_bytes(loss),
             loss_tokens: reading.loss_tokens,
-            grad_norm: f32::from_le_bytes(norm.try_into().expect("four bytes")).into(),
+            grad_norm: number(scalars::CLIP),
             ..StepStats::default()
         };
+        for (i, (name, _)) in self.own().groups.iter().enumerate() {
+            stats.add_group(name, number(scalars::NORMS + 4 * i).powi(2));
+        }
         self.feed_mut().readings.push(host);
         self.check().map(|()| stats)
     }

@@ -14,6 +14,7 @@ use super::{
     gradients::Written,
     offload::places,
     plan::{BATCH, KEPT, MASTERS, SCRATCH},
+    update::names,
 };
 use crate::{
     backend::{Allocator, Component, View, check_stored},
@@ -69,6 +70,7 @@ impl<D: Machine> CudaBackend<D> {
             sin: self.filled(&sin)?,
             segments: Vec::new(),
             trains_table: model.embed.grad.is_some(),
+            groups: names(&model.groups),
             written: Written::of(model),
             places: self.take_places(places(model), extras.entry)?,
             feed,

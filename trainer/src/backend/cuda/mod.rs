@@ -140,6 +140,8 @@ struct Own<D: Machine> {
     /// Segments of adapters as the kernels read them, once for each list that occurs.
     segments: Vec<(Vec<chronicals_kernels::lora::Segment>, D::Memory)>,
     trains_table: bool,
+    /// Names of groups, and where they end.
+    groups: Vec<(&'static str, usize)>,
     written: gradients::Written,
     /// Of activations, on the host. Memory of the device goes before: it waits for what is on its way.
     places: Vec<offload::Place<D>>,

@@ -34,6 +34,12 @@ pub(super) fn check_groups(model: &Model) -> Result<(), Error> {
     Ok(())
 }
 
+/// Names of groups and where they end: those of one name, which differ in decay alone, lie together and have one norm.
+pub(super) fn names(groups: &[Group]) -> Vec<(&'static str, usize)> {
+    let runs = groups.chunk_by(|a, b| a.name == b.name);
+    runs.filter_map(|run| run.last()).map(|g| (g.name, g.grad.offset + g.grad.len)).collect()
+}
+
 /// The hyper-parameters of a step as the kernels read them.
 pub(super) fn hyper_bytes(groups: &[Group], u: &Update, seed: u32) -> Vec<u8> {
     let group = |g: &Group| cuda::Group {
@@ -71,12 +77,14 @@ impl<D: Machine> CudaBackend<D> {
         let Some(first) = groups.first() else { return };
         self.run(|b, on| {
             let (own, elem, n) = (b.own(), b.elem(), grads.len);
-            let (clip, gradients) = (b.scalar(scalars::CLIP), Grads::F32(b.at(grads)));
+            let ends: Vec<usize> = own.groups.iter().map(|(_, end)| *end).collect();
+            let (clip, norms) = (b.scalar(scalars::CLIP), b.scalar(scalars::NORMS));
+            let gradients = Grads::F32(b.at(grads));
             let (state, scratch) = (b.state(first, n), b.ptr(&own.scratch, 0));
             // SAFETY: the arena has n parameters in the formats of its state; the hyper-parameters are those of `schedule`,
             // for the same groups; the scratch is large enough for every kernel.
             unsafe {
-                cuda::norm(on, elem, gradients, n, b.max_norm, scratch, clip)?;
+                cuda::norm(on, elem, gradients, &ends, b.max_norm, scratch, clip, norms)?;
                 let hyper = b.scalar(scalars::HYPER);
                 if b.is_eager(Seam::Optimizer) {
                     return cuda_eager::update(
