@@ -131,7 +131,10 @@ fn lists_without_bytes_in_parquets_metadata_are_refused() {
     let list = [&[0xa9, 0xf1][..], &MANY, &[0]].concat();
     let set_in_a_struct = [&[0xac, 0x1a, 0xf2][..], &MANY, &[0, 0]].concat();
     let map = [&[0xab][..], &MANY, &[0x12, 0]].concat();
-    for metadata in [list, set_in_a_struct, map] {
+    // Behind an integer that the library reads however long it is, and as deep as it goes: 64 below what it knows of a column.
+    let behind = [&[0xa6][..], &[0x80; 12], &[0, 0x19, 0xf1], &MANY, &[0]].concat();
+    let deep = [&[0x49, 0x1c, 0x19, 0x1c, 0x3c, 0xac][..], &[0x1c; 62], &[0x19, 0xf1], &MANY].concat();
+    for metadata in [list, set_in_a_struct, map, behind, deep] {
         let e = told(&metadata);
         assert!(e.contains("data.parquet") && e.contains("2147483647 values without any bytes"), "{e}");
     }

@@ -3,6 +3,7 @@
 mod bad;
 mod files;
 mod noise;
+mod pages;
 mod shapes;
 
 use std::path::{Path, PathBuf};

@@ -1,11 +1,13 @@
 //! Files of objects. Memory is bounded by one record, whatever the size of the file; only a JSON file that wraps its records
-//! into one object is read whole.
+//! into one object is read whole, and Parquet by pages.
 
 mod csv;
 mod footer;
 mod json;
 mod jsonl;
+mod pages;
 mod parquet;
+mod thrift;
 
 use std::{
     fs::File,

@@ -1,4 +1,5 @@
-//! Parquet, row by row: one page of every column is in memory at a time.
+//! Parquet, row by row: a page of every column is in memory at a time, and [`pages`] says how large they may be together. A row of lists
+//! has as many pages as it needs, and is not bounded: a few bytes of a page can repeat a value for a billion times.
 
 use std::{
     fs::File,
@@ -17,12 +18,17 @@ use parquet::{
 };
 use serde_json::{Number, Value};
 
-use super::{Next, Object, footer};
+use super::{
+    Next, Object, footer,
+    pages::{self, DAMAGED},
+};
 use crate::records::error::{Place, RecordError, Unit, io};
 
 const COMPRESSIONS: &str =
     "write it anew with snappy, zstd or gzip, e.g. `df.to_parquet(path, compression=\"zstd\")`";
-const DAMAGED: &str = "check that it is whole, or write it anew";
+
+/// Records that the library unpacks of a column at once. It holds all the pages that they come from, and is no slower for one.
+const BATCH: usize = 1;
 
 pub(super) struct Rows {
     path: Arc<str>,
@@ -36,18 +42,14 @@ impl Rows {
         let name: Arc<str> = path.display().to_string().into();
         let wrong = |what, hint| RecordError::File { path: name.to_string(), what, hint };
         footer::check(&file).map_err(|what| wrong(what, DAMAGED))?;
-        let opened = guarded(|| {
-            let reader = SerializedFileReader::new(file)?;
-            let unknown = unknown_compression(&reader);
-            Ok((unknown, RowIter::from_file_into(Box::new(reader))))
-        });
-        match opened {
-            Ok((None, rows)) => Ok(Self { path: name, rows, row: 0 }),
-            Ok((Some(compression), _)) => {
-                Err(wrong(format!("it is compressed with {compression:?}"), COMPRESSIONS))
-            }
-            Err(e) => Err(wrong(format!("it is no Parquet file that can be read: {e}"), DAMAGED)),
+        let reader = guarded(|| SerializedFileReader::new(file.try_clone()?))
+            .map_err(|e| wrong(format!("it is no Parquet file that can be read: {e}"), DAMAGED))?;
+        if let Some(compression) = unknown_compression(&reader) {
+            return Err(wrong(format!("it is compressed with {compression:?}"), COMPRESSIONS));
         }
+        pages::check(&file, reader.metadata()).map_err(|(what, hint)| wrong(what, hint))?;
+        let rows = RowIter::from_file_into(Box::new(reader)).with_batch_size(BATCH);
+        Ok(Self { path: name, rows, row: 0 })
     }
 
     fn malformed(&self, what: String, hint: &'static str) -> RecordError {
