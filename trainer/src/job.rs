@@ -241,6 +241,7 @@ impl Job {
     /// # Errors
     /// Whatever is wrong with config, data, tokenizer or settings.
     pub fn inputs(&self) -> Result<Inputs, Error> {
+        self.check_places()?;
         let device: Device = self.device.parse()?;
         let config = ModelConfig::load(&self.model.config)?;
         let kernels = device.kernels(&self.kernels, "kernels")?;
@@ -293,6 +294,8 @@ impl Job {
             ("frozen weights", json!(frozen)),
             ("tokens", json!(i.batches.tokens().sha256())),
             ("batches", json!(sha256_hex(&plan))),
+            ("kernels", json!(format!("{:?}", i.kernels))),
+            ("held-out tokens", json!(i.evaluation.as_ref().map(|(batches, _)| batches.tokens().sha256()))),
         ];
         Ok(named.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
     }

@@ -60,7 +60,9 @@ impl Progress {
     ///
     /// As in Transformers, any lower loss is the new best, but only one lower by more than `threshold` makes patience begin anew.
     pub fn evaluated(&mut self, step: u32, loss: f64, threshold: f64) -> bool {
-        let gain = self.best.map_or(f64::INFINITY, |b| b.loss - loss);
+        // A loss that is no number is no gain.
+        let gain =
+            loss.is_finite().then(|| self.best.map_or(f64::INFINITY, |b| b.loss - loss)).unwrap_or(0.0);
         self.without_improvement =
             if gain > 0.0 && gain > threshold { 0 } else { self.without_improvement + 1 };
         if gain > 0.0 {
@@ -111,6 +113,7 @@ mod tests {
         assert!(p.evaluated(4, 2.0, 0.1));
         assert!(!p.is_exhausted(Some(1)));
         assert_eq!(p.best(), Some(Best { step: 4, loss: 2.0 }));
+        assert!(!Progress::default().evaluated(1, f64::NAN, 0.0), "what is no number is never the best");
     }
 
     #[test]

@@ -22,9 +22,25 @@ pub fn load<B: Backend>(b: &mut B, layout: &Layout, values: View, path: &Path) -
     let file = formats::open(path)?;
     check(&*file, layout)?;
     for t in &layout.tensors {
-        b.write(values.slice(t.offset, t.len()), &file.read(&t.name)?)?;
+        b.write(values.slice(t.offset, t.len()), &read(&*file, &t.name)?)?;
     }
     Ok(())
+}
+
+/// A tensor, all of whose values are numbers.
+///
+/// # Errors
+/// One is not, or it cannot be read.
+pub fn read(file: &dyn Tensors, name: &str) -> Result<Vec<f32>, Error> {
+    let values = file.read(name)?;
+    match values.iter().position(|x| !x.is_finite()) {
+        None => Ok(values),
+        Some(i) => Err(Error::new(
+            format!("value {i} of the weights is {}", values[i]),
+            format!("{name} in {}", file.place()),
+        )
+        .hint("take weights from before the training that left these diverged")),
+    }
 }
 
 /// As [`load`], from whichever of `files` has a tensor. What else they have is not looked at: files hold model and adapters together.
@@ -38,7 +54,7 @@ pub fn load_from<B: Backend>(b: &mut B, layout: &Layout, values: View, files: &[
         let file =
             file.ok_or_else(|| Error::new("no file of weights", t.name.clone()).hint("name at least one"))?;
         check_tensor(&**file, t)?;
-        b.write(values.slice(t.offset, t.len()), &file.read(&t.name)?)?;
+        b.write(values.slice(t.offset, t.len()), &read(&**file, &t.name)?)?;
     }
     Ok(())
 }

@@ -156,6 +156,29 @@ fn a_signal_saves_and_the_training_goes_on_to_the_bit() {
     }
 }
 
+/// Lines of many steps lose none of them where a signal ends the training in between.
+#[test]
+fn every_step_is_in_the_metrics_of_an_interrupted_training() {
+    let (whole, stopped) =
+        (job(METHODS[1], "logging_steps: 5000\n"), job(METHODS[1], "logging_steps: 5000\n"));
+    [&whole, &stopped].iter().for_each(|dir| edit(dir, "max_steps: 6", "max_steps: 2000"));
+    stderr(chronicals().current_dir(&whole).args(TRAIN), 0);
+    let mut child = start(&stopped, &TRAIN);
+    let begun = Instant::now();
+    let metrics = stopped.path().join("out/metrics.csv");
+    wait_for(&mut child, || metrics.exists() && begun.elapsed() > Duration::from_millis(300));
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "it ended before the signal");
+    stderr(chronicals().current_dir(&stopped).args(RESUME), 0);
+    let slots = |dir: &TempDir| -> Vec<u64> {
+        let lines = outcome(dir).1;
+        lines.iter().map(|line| line["tokens"]["slots"].as_u64().unwrap()).collect()
+    };
+    let (all, parts) = (slots(&whole), slots(&stopped));
+    assert_eq!((all.len(), parts.len()), (1, 2));
+    assert_eq!(parts.iter().sum::<u64>(), all[0]);
+}
+
 #[test]
 fn a_full_disk_is_told_and_loses_nothing() {
     let (whole, full) = (job(METHODS[0], "save_steps: 2\n"), job(METHODS[0], "save_steps: 2\n"));

@@ -312,7 +312,7 @@ impl TrainArgs {
     /// decay reaches zero one step *after* the last, so that no step is wasted at rate 0.
     pub fn lr_factor(&self, step: u32, total: u32) -> f64 {
         if step < self.warmup_steps {
-            return f64::from(step + 1) / f64::from(self.warmup_steps + 1);
+            return (f64::from(step) + 1.0) / (f64::from(self.warmup_steps) + 1.0);
         }
         let progress =
             f64::from(step - self.warmup_steps) / f64::from(total.saturating_sub(self.warmup_steps).max(1));

@@ -62,6 +62,13 @@ pub struct Options {
     pub chunk_rows: Option<usize>,
 }
 
+impl Options {
+    /// The cross-entropy alone, which is what an evaluation tells and perplexity is made of.
+    pub fn plain(self) -> Self {
+        Self { label_smoothing: 0.0, z_loss: 0.0, ..self }
+    }
+}
+
 /// What a call adds to the loss of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sums {

@@ -75,9 +75,15 @@ pub fn resumed<D: Machine>(machine: &dyn Fn() -> D) {
                 Ok(())
             };
             fit(&mut first, &batches, 4, &mut keep).unwrap();
-            let saved =
-                checkpoint::save(&first, dir.path(), &identity, &Default::default(), Default::default())
-                    .unwrap();
+            let saved = checkpoint::save(
+                &first,
+                dir.path(),
+                &identity,
+                &Default::default(),
+                Default::default(),
+                |_| Ok(()),
+            )
+            .unwrap();
             checkpoint::load(&mut second, &saved, &identity).unwrap();
             fit(&mut second, &batches, 6, &mut keep).unwrap();
             assert!(losses == resumed, "{precision:?} {}", case.prefix());

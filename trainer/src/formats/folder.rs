@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     Tensors, gguf, hub, open,
-    peft::AdapterConfig,
+    peft::{self, AdapterConfig},
     write::{self, Entry, Folder, Stored},
 };
 use crate::{
@@ -128,7 +128,7 @@ impl Source {
         let entry = |t: &crate::params::Tensor| {
             let (name, shape) = (t.name.clone(), t.shape.clone());
             Entry::new(&t.name, &t.shape, move || {
-                let mut values = self.tensors.read(&name)?;
+                let mut values = weights::read(&*self.tensors, &name)?;
                 adapter.map_or(Ok(()), |a| a.add(&name, &shape, &mut values))?;
                 Ok(values)
             })
@@ -179,6 +179,13 @@ pub fn finish(
     if let Some(lora) = lora {
         AdapterConfig::new(lora, Some(from)).save(out)?;
     } else {
+        // What an earlier training or export left would be read in place of the model.
+        for name in [peft::CONFIG, peft::WEIGHTS, super::INDEX] {
+            let path = out.join(name);
+            if path.exists() {
+                std::fs::remove_file(&path).map_err(|e| Error::io(&path, &e))?;
+            }
+        }
         let text = std::fs::read_to_string(config).map_err(|e| Error::io(config, &e))?;
         let value = serde_json::from_str(&text)
             .map_err(|e| Error::new(e.to_string(), config.display().to_string()))?;
@@ -206,7 +213,7 @@ impl Adapter {
     pub fn open(folder: &Path, model: &ModelConfig) -> Result<Self, Error> {
         let lora = AdapterConfig::load(folder)?.lora(folder)?;
         let layout = Layout::adapters(model, &lora)?;
-        let tensors = open(&folder.join(super::peft::WEIGHTS))?;
+        let tensors = open(&folder.join(peft::WEIGHTS))?;
         weights::check(&*tensors, &layout)?;
         let adapters = Adapters::of(model, &lora)?;
         let mut parts = BTreeMap::new();

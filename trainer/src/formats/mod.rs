@@ -57,7 +57,10 @@ pub fn open(path: &Path) -> Result<Box<dyn Tensors>, Error> {
 }
 
 /// Names of weights in a folder, the first that is there.
-const USUAL: [&str; 3] = ["model.safetensors.index.json", "model.safetensors", "adapter_model.safetensors"];
+const USUAL: [&str; 3] = [INDEX, "model.safetensors", "adapter_model.safetensors"];
+
+/// The index of a model in several files.
+const INDEX: &str = "model.safetensors.index.json";
 
 /// The file of weights that a path means: itself, or the one in a folder.
 ///

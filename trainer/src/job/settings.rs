@@ -1,5 +1,7 @@
 //! Settings that are checked against each other, and what follows from them.
 
+use std::path::Path;
+
 use chronibench_protocol::event::Precision;
 
 use super::Job;
@@ -9,10 +11,44 @@ use crate::{
 };
 
 impl Job {
+    /// What is written does not go over what is read.
+    pub(super) fn check_places(&self) -> Result<(), Error> {
+        let Some(weights) = &self.model.weights else { return Ok(()) };
+        let folder = if weights.is_dir() { weights } else { weights.parent().unwrap_or(Path::new("")) };
+        let whole = |path: &Path| path.canonicalize().ok();
+        if whole(&self.output_dir).is_some_and(|out| whole(folder) == Some(out)) {
+            return Err(Error::new(
+                "the folder holds the model that is trained",
+                format!("output_dir, {}", self.output_dir.display()),
+            )
+            .hint("give a folder of its own: what is written would go over the model's files"));
+        }
+        Ok(())
+    }
+
+    /// Numbers of steps between things, and of things, of which 0 says nothing.
+    fn check_counts(&self) -> Result<(), Error> {
+        let counts = [
+            ("logging_steps", Some(self.logging_steps), "give 1 for a line of every step"),
+            ("save_steps", self.save_steps, "leave it out for no checkpoints"),
+            ("save_total_limit", self.save_total_limit, "leave it out to keep all checkpoints"),
+            ("eval_steps", self.eval_steps, "leave it out to evaluate after the last step alone"),
+        ];
+        match counts.iter().find(|(_, n, _)| *n == Some(0)) {
+            Some((name, _, hint)) => Err(Error::new("it is 0", *name).hint(*hint)),
+            None => Ok(()),
+        }
+    }
+
     /// What stops early or looks for the best has evaluations to go by.
     pub(super) fn check_stopping(&self, evaluates: bool) -> Result<(), Error> {
         let refuse = |what: &str, at: &str, hint: &str| Err(Error::new(what, at).hint(hint));
+        self.check_counts()?;
         let in_range = |x: f64| x >= 0.0 && x.is_finite();
+        let without_data = [("eval_steps", self.eval_steps.is_some()), ("eval_on_start", self.eval_on_start)];
+        if let Some((name, _)) = without_data.iter().find(|(_, on)| *on && !evaluates) {
+            return refuse("nothing is held out", name, "set data.validation_split or data.validation_path");
+        }
         let asked = [
             ("load_best_model_at_end", self.load_best_model_at_end),
             ("early_stopping_patience", self.early_stopping_patience.is_some()),

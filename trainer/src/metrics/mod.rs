@@ -7,6 +7,7 @@ mod flops;
 mod tensorboard;
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     fs::{File, OpenOptions},
     io::{BufWriter, Write},
@@ -54,6 +55,10 @@ pub struct Options {
 #[derive(Default)]
 struct Gathered {
     steps: u32,
+    /// The last of them, its gradient's norm and rates.
+    last: u32,
+    grad_norm: f64,
+    lr: BTreeMap<String, f64>,
     loss: f64,
     tokens: TokenCounts,
     flops: f64,
@@ -131,10 +136,20 @@ impl Metrics {
         g.loss += r.loss;
         g.tokens += r.tokens;
         g.flops += flops;
-        if !((step + 1).is_multiple_of(self.options.every.max(1)) || last) {
+        (g.last, g.grad_norm, g.lr) = (step, r.grad_norm, r.lr.clone());
+        if (step + 1).is_multiple_of(self.options.every.max(1)) || last { self.flush() } else { Ok(()) }
+    }
+
+    /// Writes the line of the steps since the last one, if there are any: for a training that ends here.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn flush(&mut self) -> Result<(), Error> {
+        let g = std::mem::take(&mut self.gathered);
+        if g.steps == 0 {
             return Ok(());
         }
-        let g = std::mem::take(&mut self.gathered);
+        let step = g.last;
         let seconds = self.last.elapsed().as_secs_f64();
         self.last = Instant::now();
         self.totals.steps += g.steps;
@@ -147,8 +162,8 @@ impl Metrics {
         let mut line = json!({
             "step": step,
             "loss": loss,
-            "grad_norm": r.grad_norm,
-            "lr": r.lr,
+            "grad_norm": g.grad_norm,
+            "lr": g.lr,
             "tokens": g.tokens,
             "seconds": seconds,
             "tokens_per_second": speed,
@@ -157,18 +172,18 @@ impl Metrics {
             line["mfu"] = mfu.into();
         }
         self.jsonl.line(&line.to_string())?;
-        let lr = r.lr.values().copied().next().unwrap_or_default();
+        let lr = g.lr.values().copied().next().unwrap_or_default();
         if let Some(csv) = &mut self.csv {
             let TokenCounts { slots, real, loss: learned } = g.tokens;
             let mfu = mfu.map_or(String::new(), |m| m.to_string());
             csv.line(&format!(
                 "{step},{loss},{},{lr},{slots},{real},{learned},{seconds},{speed},{mfu},,",
-                r.grad_norm
+                g.grad_norm
             ))?;
         }
         let mut scalars = vec![
             ("train/loss", loss),
-            ("train/grad_norm", r.grad_norm),
+            ("train/grad_norm", g.grad_norm),
             ("train/learning_rate", lr),
             ("train/tokens_per_second", speed),
         ];

@@ -329,7 +329,7 @@ impl Backend for CpuBackend {
             &self.get(head.value),
             &self.batch.labels,
             self.loss_shape(),
-            self.loss_options,
+            self.loss_options.plain(),
         );
         self.add_loss(sums);
     }

@@ -346,9 +346,9 @@ impl<D: Machine> Backend for CudaBackend<D> {
             // SAFETY: see the module.
             unsafe {
                 if b.is_eager(Seam::Loss) {
-                    return linear_ce_eager::forward(on, on, &operands, &plan, b.loss);
+                    return linear_ce_eager::forward(on, on, &operands, &plan, b.loss.plain());
                 }
-                linear_ce::forward(on, on, &operands, &plan, b.loss)
+                linear_ce::forward(on, on, &operands, &plan, b.loss.plain())
             }
         });
     }

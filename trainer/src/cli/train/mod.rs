@@ -8,7 +8,7 @@ use chronibench_protocol::spec::Method;
 use chronicals::{
     Error, Trainer,
     backend::Backend,
-    checkpoint,
+    checkpoint::{self, Identity},
     device::Device,
     formats::folder,
     job::{Inputs, Job},
@@ -59,9 +59,9 @@ an adapter that PEFT loads (adapter_model.safetensors, adapter_config.json); and
   early_stopping_patience: 3                            # end after so many evaluations without improvement
   early_stopping_threshold: 0.01                        # of so much
   max_loss_rise: 3.0                                    # the default: give up when the loss rises by so many nats
-folders checkpoint-50 and so on, from which a training that ended early goes on, to the bit. Ctrl-C ends the step at hand, writes a
+folders checkpoint-50 and so on, from which a training that ended early goes on, to the bit, and which are models or adapters too. Ctrl-C ends the step at hand, writes a
 checkpoint and exits with 130, and so does a termination signal; a second one ends at once.
-  chronicals train --config train.yaml --resume                 # from the newest checkpoint, or from the beginning
+  chronicals train --config train.yaml --resume                 # from its newest checkpoint, or from the beginning
   chronicals train --config train.yaml --resume-from out/checkpoint-50
 
 Where a step goes:
@@ -75,7 +75,7 @@ pub struct Args {
     /// YAML file that describes the training
     #[arg(long)]
     config: PathBuf,
-    /// Goes on from the newest checkpoint in output_dir; begins where there is none
+    /// Goes on from the newest checkpoint in output_dir that is of this training; begins where there is none
     #[arg(long)]
     resume: bool,
     /// Goes on from this checkpoint
@@ -105,11 +105,8 @@ impl Args {
     }
 
     /// The checkpoint to go on from.
-    fn checkpoint(&self, job: &Job) -> Result<Option<PathBuf>, Error> {
-        if self.resume {
-            return Ok(checkpoint::all(&job.output_dir)?.into_values().next_back());
-        }
-        Ok(self.resume_from.clone())
+    fn checkpoint(&self, job: &Job, identity: &Identity) -> Result<Option<PathBuf>, Error> {
+        if self.resume { checkpoint::newest(&job.output_dir, identity) } else { Ok(self.resume_from.clone()) }
     }
 }
 
@@ -123,7 +120,6 @@ struct Profiling<'a> {
 pub fn run(args: &Args) -> Result<(), Exit> {
     let job = Job::load(&args.config).map_err(Exit::usage)?;
     let profiling = args.profile(&job).map_err(Exit::usage)?;
-    let from = args.checkpoint(&job).map_err(Exit::usage)?;
     if let Some(n) = job.threads {
         rayon::ThreadPoolBuilder::new().num_threads(n).build_global().map_err(|e| {
             Exit::usage(
@@ -135,7 +131,7 @@ pub fn run(args: &Args) -> Result<(), Exit> {
     let inputs = job.inputs().map_err(Exit::usage)?;
     match inputs.device {
         Device::Cpu => {
-            let trainer = train(&job, &inputs, job.on_cpu(&inputs).map_err(Exit::usage)?, from, profiling)?;
+            let trainer = train(&job, &inputs, job.on_cpu(&inputs).map_err(Exit::usage)?, args, profiling)?;
             if let Some(peak) = peak_rss_bytes() {
                 report_memory(&trainer, peak.saturating_sub(before), "measured above the start");
             }
@@ -145,7 +141,7 @@ pub fn run(args: &Args) -> Result<(), Exit> {
             let gpu = backend.device().gpu();
             let used = || gpu.memory().ok().map(|(free, total)| (total - free) as u64);
             let before = used();
-            let trainer = train(&job, &inputs, backend, from, profiling)?;
+            let trainer = train(&job, &inputs, backend, args, profiling)?;
             if let Some((before, after)) = before.zip(used()) {
                 let what =
                     format!("taken on the device above {} MB of driver and libraries", before / 1_000_000);
@@ -160,7 +156,7 @@ fn train<B: Backend>(
     job: &Job,
     inputs: &Inputs,
     mut backend: B,
-    from: Option<PathBuf>,
+    args: &Args,
     profiling: Option<Profiling<'_>>,
 ) -> Result<Trainer<B>, Exit> {
     if let Some(Profiling { dir, options }) = &profiling {
@@ -168,15 +164,17 @@ fn train<B: Backend>(
         std::fs::create_dir_all(dir).map_err(|e| Exit::usage(Error::io(dir, &e)))?;
         backend.profile(options).map_err(Exit::usage)?;
     }
+    let _taken = checkpoint::take(&job.output_dir).map_err(Exit::usage)?;
     let chosen = job.choose(inputs, &backend).map_err(Exit::usage)?;
     eprintln!("recompute: {} ({})", chosen.level, chosen.why);
     let mut trainer = job.trainer(inputs, backend, chosen.level).map_err(Exit::usage)?;
     let about = trainer.backend().about();
     let identity = job.identity(inputs, &about.precision).map_err(Exit::usage)?;
     let mut progress = Progress::default();
-    if let Some(dir) = &from {
-        progress = checkpoint::load(&mut trainer, dir, &identity).map_err(Exit::usage)?;
+    if let Some(dir) = args.checkpoint(job, &identity).map_err(Exit::usage)? {
+        progress = checkpoint::load(&mut trainer, &dir, &identity).map_err(Exit::usage)?;
         eprintln!("resumed from {}, after step {}", dir.display(), trainer.step());
+        bring_best(job, &progress, &dir).map_err(Exit::usage)?;
     }
     let metrics = job.metrics(&about.device, &about.precision);
     let mut session =
@@ -203,6 +201,19 @@ fn train<B: Backend>(
         write_profile(&mut trainer, dir).map_err(Exit::failed)?;
     }
     Ok(trainer)
+}
+
+/// What is to be loaded in the end comes along where a training goes on in another folder.
+fn bring_best(job: &Job, progress: &Progress, from: &Path) -> Result<(), Error> {
+    let Some(best) = progress.best().filter(|_| job.load_best_model_at_end) else { return Ok(()) };
+    let beside = from.parent().unwrap_or(Path::new(""));
+    if !checkpoint::bring(best.step, beside, &job.output_dir)? {
+        let missing = checkpoint::place(beside, best.step);
+        let what = format!("the best checkpoint so far is not there: {}", missing.display());
+        return Err(Error::new(what, "load_best_model_at_end")
+            .hint("put it back, or set load_best_model_at_end: false to end with the last"));
+    }
+    Ok(())
 }
 
 fn write_profile<B: Backend>(trainer: &mut Trainer<B>, dir: &Path) -> Result<(), Error> {

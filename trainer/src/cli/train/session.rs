@@ -1,12 +1,14 @@
 //! The steps of a training, with evaluations and checkpoints between them, until the last or until something ends it.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, path::Path};
 
+use chronibench_protocol::{init::InitLora, spec::Method};
 use chronicals::{
     Error, Trainer,
     backend::Backend,
     checkpoint::{self, Identity, Keep},
     fit,
+    formats::folder,
     job::{Inputs, Job},
     metrics::{Flops, Metrics, Options},
     progress::Progress,
@@ -22,6 +24,8 @@ pub struct Session<'a> {
     inputs: &'a Inputs,
     identity: Identity,
     progress: Progress,
+    /// The step of the checkpoint that was written last.
+    saved: Option<u32>,
     metrics: Metrics,
     flops: Flops,
     bar: ProgressBar,
@@ -42,10 +46,9 @@ impl<'a> Session<'a> {
     ) -> Result<Self, Error> {
         let flops = Flops::of(&inputs.config, &job.method)?;
         let metrics = Metrics::open(&job.output_dir, step, metrics)?;
-        checkpoint::sweep(&job.output_dir)?;
         let bar = progress_bar(inputs.batches.steps().into());
         bar.set_position(step.into());
-        Ok(Self { job, inputs, identity, progress, metrics, flops, bar })
+        Ok(Self { job, inputs, identity, progress, saved: None, metrics, flops, bar })
     }
 
     /// Trains to the end, and puts the best parameters in place where that is asked for.
@@ -56,7 +59,7 @@ impl<'a> Session<'a> {
         interrupt::install();
         self.steps(trainer).map_err(|e| Exit::failed(self.with_last_good(e)))?;
         if interrupt::requested() && trainer.step() < self.inputs.batches.steps() {
-            let saved = self.save(trainer).map_err(Exit::failed)?;
+            let saved = self.flush_and_save(trainer).map_err(Exit::failed)?;
             return Err(Exit::interrupted(
                 Error::new("interrupted", format!("after step {}", trainer.step()))
                     .hint(format!("{saved} has all of it: go on with --resume")),
@@ -78,7 +81,7 @@ impl<'a> Session<'a> {
         }
         while trainer.step() < all && !interrupt::requested() && !self.is_exhausted() {
             let next = |every: Option<u32>| {
-                let every = every.unwrap_or(all).max(1);
+                let every = every.unwrap_or(all);
                 (trainer.step() / every + 1).saturating_mul(every).min(all)
             };
             let to = next(self.job.save_steps).min(next(self.job.eval_steps));
@@ -102,7 +105,7 @@ impl<'a> Session<'a> {
     /// What is due behind a step.
     fn between<B: Backend>(&mut self, trainer: &mut Trainer<B>, last: bool) -> Result<(), Error> {
         let step = trainer.step();
-        let is_due = |every: Option<u32>| every.is_some_and(|n| step.is_multiple_of(n.max(1)) || last);
+        let is_due = |every: Option<u32>| every.is_some_and(|n| step.is_multiple_of(n) || last);
         let best = (last || is_due(self.job.eval_steps)) && self.evaluate(trainer)?;
         let ends = self.is_exhausted() && self.job.save_steps.is_some();
         if is_due(self.job.save_steps) || ends || (best && self.job.load_best_model_at_end) {
@@ -131,10 +134,29 @@ impl<'a> Session<'a> {
         Ok(best)
     }
 
-    fn save<B: Backend>(&self, trainer: &Trainer<B>) -> Result<String, Error> {
-        let best = self.progress.best().filter(|_| self.job.load_best_model_at_end).map(|b| b.step);
-        let keep = Keep { newest: self.job.save_total_limit, best };
-        let saved = checkpoint::save(trainer, &self.job.output_dir, &self.identity, &self.progress, keep)?;
+    /// Saves where a signal ended the steps.
+    fn flush_and_save<B: Backend>(&mut self, trainer: &Trainer<B>) -> Result<String, Error> {
+        self.metrics.flush()?;
+        let there = checkpoint::place(&self.job.output_dir, trainer.step());
+        if self.saved == Some(trainer.step()) { Ok(there.display().to_string()) } else { self.save(trainer) }
+    }
+
+    fn save<B: Backend>(&mut self, trainer: &Trainer<B>) -> Result<String, Error> {
+        let job = self.job;
+        let best = self.progress.best().filter(|_| job.load_best_model_at_end).map(|b| b.step);
+        let keep = Keep { newest: job.save_total_limit, best };
+        // A checkpoint is a model or an adapter too; under PiSSA it is none, as the weights below are not those of the model.
+        let lora = match &job.method {
+            Method::Full {} => Some(None),
+            Method::Lora(lora) if lora.init_lora_weights == InitLora::default() => Some(Some(lora)),
+            Method::Lora(_) => None,
+        };
+        let beside = |at: &Path| match lora {
+            Some(lora) => folder::finish(&job.model.config, job.data.tokenizer.as_deref(), lora, at),
+            None => Ok(()),
+        };
+        let saved = checkpoint::save(trainer, &job.output_dir, &self.identity, &self.progress, keep, beside)?;
+        self.saved = Some(trainer.step());
         Ok(saved.display().to_string())
     }
 
@@ -143,8 +165,17 @@ impl<'a> Session<'a> {
             return Ok(());
         };
         if best.step != trainer.step() {
-            let place = checkpoint::place(&self.job.output_dir, best.step);
-            trainer.load_trainable(&place.join(trainer.trainable_file()))?;
+            let file = checkpoint::place(&self.job.output_dir, best.step).join(trainer.trainable_file());
+            if !file.exists() {
+                // Hours of training are not given up for a folder that somebody took away.
+                self.tell(&format!(
+                    "warning: the best was that after step {}, whose checkpoint {} is gone: the last is kept",
+                    best.step,
+                    file.display()
+                ));
+                return Ok(());
+            }
+            trainer.load_trainable(&file)?;
         }
         self.tell(&format!("the best is that after step {}: held-out loss {:.4}", best.step, best.loss));
         Ok(())
@@ -157,9 +188,9 @@ impl<'a> Session<'a> {
     /// A training that failed may go on from what was good.
     fn with_last_good(&self, e: Error) -> Error {
         self.bar.finish_and_clear();
-        match checkpoint::all(&self.job.output_dir).ok().and_then(|all| all.into_values().next_back()) {
-            Some(last) => e.hinted(format!("the last checkpoint is {}", last.display())),
-            None => e,
+        match checkpoint::newest(&self.job.output_dir, &self.identity) {
+            Ok(Some(last)) => e.hinted(format!("the last checkpoint is {}", last.display())),
+            _ => e,
         }
     }
 
