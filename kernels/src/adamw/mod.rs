@@ -9,7 +9,7 @@
 //! ```
 //!
 //! * Shapes: one contiguous segment of parameters, `p`, `g`, `m` and `v` of the same length; f32. What every element shares
-//!   is computed in f64, as PyTorch does, and rounded once.
+//!   is computed in f64 and rounded once, as PyTorch does, but from rates, decays and ε in f32 ([`Hyper`]), which PyTorch has in f64.
 //! * `p`, `m` and `v` are updated in place. `g` is consumed: `clip_grad_norm_` scales it in place, the fused pass does not.
 //! * Fused: one pass over the four arrays. Eager: the passes of `torch.optim.AdamW(foreach=True)` after
 //!   `clip_grad_norm_`.
