@@ -1,14 +1,17 @@
 //! GGUF against llama.cpp's own package (`tests/goldens/make_gguf.py`).
 
-use chronicals::formats::{
-    folder::Source,
-    gguf::{Kind, Model},
+use chronicals::{
+    data::tokenizer::{TextTokenizer, TokenizerArgs},
+    formats::{
+        folder::Source,
+        gguf::{Kind, Model},
+    },
 };
 use safetensors::SafeTensors;
 
 use super::{
     assert_same, golden, open,
-    written::{Gguf, number, text, texts},
+    written::{Gguf, number, text, texts, truth},
 };
 
 #[test]
@@ -73,9 +76,8 @@ fn an_imported_folder_is_whole() {
     Source::open(&out, None).unwrap();
 }
 
-/// The tokenizer that ships, by way of GGUF.
-#[test]
-fn a_tokenizer_survives_the_way_through_gguf() {
+/// The tokenizer that ships, and as much of it as GGUF has, but for how words are split and what is put in front.
+fn tokenizer() -> (serde_json::Value, Gguf) {
     let path = golden("../../data/chat-instruct/tokenizer.json");
     let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     let vocab = json["model"]["vocab"].as_object().unwrap();
@@ -86,19 +88,66 @@ fn a_tokenizer_survives_the_way_through_gguf() {
         (0..tokens.len() as i32).flat_map(|id| if id < 2 { 3i32 } else { 1 }.to_le_bytes()).collect();
     let file = Gguf::small("qwen2")
         .value("tokenizer.ggml.model", text("gpt2"))
-        .value("tokenizer.ggml.pre", text("gpt-2"))
         .value("tokenizer.ggml.tokens", texts(tokens.iter().copied()))
         .value("tokenizer.ggml.merges", texts(merges.iter().map(String::as_str)))
         .value("tokenizer.ggml.token_type", super::written::array(5, tokens.len() as u64, &kinds))
         .value("tokenizer.ggml.eos_token_id", number(0));
-    let dir = tempfile::tempdir().unwrap();
+    (json, file)
+}
+
+fn opened(dir: &tempfile::TempDir, file: &Gguf) -> Model {
     let path = dir.path().join("tokenizer.gguf");
     std::fs::write(&path, file.bytes()).unwrap();
-    let file = Model::open(&path).unwrap();
+    Model::open(&path).unwrap()
+}
+
+#[test]
+fn a_tokenizer_survives_the_way_through_gguf() {
+    let (json, file) = tokenizer();
+    let dir = tempfile::tempdir().unwrap();
+    let file = opened(&dir, &file.value("tokenizer.ggml.pre", text("gpt-2")));
     let made = file.tokenizer().unwrap();
     assert_eq!(file.tokenizer_config()["eos_token"], "<|endoftext|>");
     for part in ["model", "pre_tokenizer", "normalizer", "added_tokens"] {
         assert_eq!(made[part], json[part], "{part}");
+    }
+}
+
+/// As llama.cpp: what the file says, else what such tokenizers do.
+#[test]
+fn texts_begin_with_a_token_where_the_tokenizer_puts_one() {
+    let dir = tempfile::tempdir().unwrap();
+    for (pre, says, expected) in [
+        ("llama-bpe", None, true),
+        ("llama-bpe", Some(true), true),
+        ("llama-bpe", Some(false), false),
+        ("gpt-2", None, false),
+        ("gpt-2", Some(true), true),
+        ("gpt-2", Some(false), false),
+    ] {
+        let (_, file) = tokenizer();
+        let mut file = file.value("tokenizer.ggml.pre", text(pre));
+        if let Some(says) = says {
+            file = file.value("tokenizer.ggml.add_bos_token", truth(says));
+        }
+        let nameless = opened(&dir, &file).tokenizer();
+        assert_eq!(
+            nameless.is_err_and(|e| e.to_string().contains("does not name")),
+            expected,
+            "{pre} {says:?}"
+        );
+
+        let made = opened(&dir, &file.value("tokenizer.ggml.bos_token_id", number(1)));
+        for (name, text) in [
+            ("tokenizer.json", made.tokenizer().unwrap().to_string()),
+            ("tokenizer_config.json", serde_json::Value::Object(made.tokenizer_config()).to_string()),
+        ] {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        let read = TextTokenizer::load(dir.path(), &TokenizerArgs::default()).unwrap();
+        assert_eq!(read.bos(), if expected { &[1][..] } else { &[] }, "{pre} {says:?}");
+        let config = made.tokenizer_config();
+        assert_eq!(config.get("add_bos_token").is_some_and(|v| v == true), expected, "{pre} {says:?}");
     }
 }
 

@@ -11,6 +11,10 @@ pub fn number(n: u32) -> Value {
     Value(4, n.to_le_bytes().to_vec())
 }
 
+pub fn truth(is: bool) -> Value {
+    Value(7, vec![is.into()])
+}
+
 pub fn array(kind: u32, count: u64, bytes: &[u8]) -> Value {
     let mut all = kind.to_le_bytes().to_vec();
     all.extend(count.to_le_bytes());

@@ -39,6 +39,41 @@ fn style(pre: &str) -> Option<(Json, Json, bool)> {
     }
 }
 
+/// Whether a text begins with the token of that name, as llama.cpp takes it: where the file does not say, Llama 3's texts do.
+fn adds_bos(values: &BTreeMap<String, Value>) -> Option<bool> {
+    match values.get("tokenizer.ggml.add_bos_token") {
+        Some(Value::Bool(adds)) => Some(*adds),
+        _ => {
+            let pre = values.get("tokenizer.ggml.pre").and_then(Value::text);
+            (pre == Some("llama-bpe")).then_some(true)
+        }
+    }
+}
+
+/// A special token of the file, `bos` and the like, by its id.
+fn special<'a>(values: &'a BTreeMap<String, Value>, key: &str) -> Option<(u64, &'a str)> {
+    let id = values.get(&format!("tokenizer.ggml.{key}_token_id")).and_then(Value::unsigned)?;
+    let tokens = values.get("tokenizer.ggml.tokens").and_then(Value::array)?;
+    Some((id, tokens.get(usize::try_from(id).ok()?)?.text()?))
+}
+
+/// What is put around a text: nothing, or a token in front, in the words of Llama 3's own file.
+fn post_processor(values: &BTreeMap<String, Value>) -> Result<Json, String> {
+    if adds_bos(values) != Some(true) {
+        return Ok(byte_level(false));
+    }
+    let (id, bos) = special(values, "bos").ok_or("its texts begin with a token that it does not name")?;
+    let begin = |side: u8| json!({"SpecialToken": {"id": bos, "type_id": side}});
+    let text = |name: &str, side: u8| json!({"Sequence": {"id": name, "type_id": side}});
+    let template = json!({
+        "type": "TemplateProcessing",
+        "single": [begin(0), text("A", 0)],
+        "pair": [begin(0), text("A", 0), begin(1), text("B", 1)],
+        "special_tokens": {bos: {"id": bos, "ids": [id], "tokens": [bos]}},
+    });
+    Ok(json!({"type": "Sequence", "processors": [byte_level(false), template]}))
+}
+
 /// `tokenizer.json`.
 pub(super) fn make(values: &BTreeMap<String, Value>) -> Result<Json, String> {
     let of = |key: &str| values.get(&format!("tokenizer.ggml.{key}"));
@@ -79,7 +114,7 @@ pub(super) fn make(values: &BTreeMap<String, Value>) -> Result<Json, String> {
     let vocab: Map<String, Json> = tokens.iter().enumerate().map(|(id, t)| (t.clone(), id.into())).collect();
     Ok(json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
-        "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": byte_level(false),
+        "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": post_processor(values)?,
         "decoder": byte_level(true),
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
@@ -91,16 +126,13 @@ pub(super) fn make(values: &BTreeMap<String, Value>) -> Result<Json, String> {
 
 /// `tokenizer_config.json`: special tokens and the chat template, whatever the kind of tokenizer.
 pub(super) fn settings(values: &BTreeMap<String, Value>) -> Map<String, Json> {
-    let of = |key: &str| values.get(&format!("tokenizer.{key}"));
-    let tokens = of("ggml.tokens").and_then(Value::array).unwrap_or(&[]);
     let mut config = Map::new();
     config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
     config.insert("clean_up_tokenization_spaces".into(), false.into());
     for (name, key) in
         [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")]
     {
-        let id = of(&format!("ggml.{key}_token_id")).and_then(Value::unsigned);
-        if let Some(token) = id.and_then(|id| tokens.get(usize::try_from(id).ok()?)?.text()) {
+        if let Some((_, token)) = special(values, key) {
             config.insert(name.into(), token.into());
         }
     }
@@ -109,10 +141,10 @@ pub(super) fn settings(values: &BTreeMap<String, Value>) -> Map<String, Json> {
     {
         config.insert("pad_token".into(), eos);
     }
-    if let Some(Value::Bool(adds)) = of("ggml.add_bos_token") {
-        config.insert("add_bos_token".into(), (*adds).into());
+    if let Some(adds) = adds_bos(values) {
+        config.insert("add_bos_token".into(), adds.into());
     }
-    if let Some(template) = of("chat_template").and_then(Value::text) {
+    if let Some(template) = values.get("tokenizer.chat_template").and_then(Value::text) {
         config.insert("chat_template".into(), template.into());
     }
     config
