@@ -2,7 +2,7 @@
 
 use chronibench_protocol::{
     init::InitLora,
-    spec::{LoraArgs, Method, PrecisionArgs},
+    spec::{Dtype, LoraArgs, Method, PrecisionArgs},
 };
 use chronicals::{
     Trainer,
@@ -144,7 +144,7 @@ fn a_gpu_without_kernels_for_magnitudes_says_so() {
     let (golden, case) = Golden::variant("dora");
     let batches = golden.batches(Geometry::Packed, 1);
     let setup = case.setup(&golden.config, &batches);
-    let formats = Formats::from(PrecisionArgs::default());
+    let formats = Formats::from(PrecisionArgs { dtype: Some(Dtype::F32), states: None });
     let e = plan::bytes(&setup, Default::default(), formats, Gpu::HOPPER).unwrap_err().to_string();
     assert!(e.contains("DoRA has no kernels on a GPU") && e.contains("use_dora: false"), "{e}");
 }

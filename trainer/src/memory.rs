@@ -44,11 +44,35 @@ impl Plan {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Elements(pub BTreeMap<Component, u64>);
 
+/// Tokens of a micro-batch, at most: kernels count them in 32 bits.
+const MAX_TOKENS: usize = i32::MAX as usize - 1;
+
+/// Values of the widest activation of all blocks, at most: what a step takes can then be added up in 64 bits.
+const MAX_VALUES: u128 = 1 << 56;
+
+/// What can be counted, whether or not any machine has room for it.
+///
+/// # Errors
+/// A micro-batch of more tokens, or with more activations.
+pub fn check_capacity(c: &ModelConfig, capacity: Capacity) -> Result<(), Error> {
+    let widths = [c.vocab_size, c.hidden_size, 2 * c.intermediate_size, c.qkv_width()];
+    let widest = widths.into_iter().max().expect("a few");
+    let values = [capacity.tokens, c.layers, widest].into_iter().map(|n| n as u128).product::<u128>();
+    let what = match capacity.tokens {
+        n if n > MAX_TOKENS => format!("more than {MAX_TOKENS} tokens"),
+        n if values > MAX_VALUES => format!("{n} tokens is too large to be counted for this model"),
+        _ => return Ok(()),
+    };
+    Err(Error::new(format!("a micro-batch of {what}"), "rows and slots of a micro-batch")
+        .hint("take fewer rows, or shorter ones"))
+}
+
 /// Counts what [`Model::build`] would allocate, and the loss's temporary memory.
 ///
 /// # Errors
-/// The method's settings make no sense.
+/// The method's settings make no sense, or [the micro-batch](check_capacity) does not.
 pub fn elements(setup: &Setup<'_>, loss: linear_ce::Options) -> Result<Elements, Error> {
+    check_capacity(setup.config, setup.capacity)?;
     let mut dry = DryRun::default();
     Model::build(&mut dry, setup)?;
     let (c, tokens) = (setup.config, setup.capacity.tokens);
@@ -137,7 +161,7 @@ pub fn elements_for(
     row_slots: usize,
     recompute: Level,
 ) -> Result<Elements, Error> {
-    let capacity = Capacity { tokens: rows * row_slots, row_slots };
+    let capacity = Capacity { tokens: rows.saturating_mul(row_slots), row_slots };
     let setup = Setup { config: c, method, capacity, plan: Default::default(), recompute, offload: false };
     elements(&setup, Default::default())
 }

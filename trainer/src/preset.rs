@@ -162,7 +162,7 @@ fn planned(
         let elements = elements_for(c, method, rows, row_slots, recompute)?;
         return Ok((Accounting::CPU.bytes(&elements).values().sum(), 0));
     }
-    let capacity = Capacity { tokens: rows * row_slots, row_slots };
+    let capacity = Capacity { tokens: rows.saturating_mul(row_slots), row_slots };
     let setup = Setup { config: c, method, capacity, plan: Default::default(), recompute, offload: false };
     let formats = Formats::from(PrecisionArgs { dtype: Some(Dtype::Bf16), states });
     let bytes = plan::bytes(&setup, Default::default(), formats, Gpu::HOPPER)?.total();

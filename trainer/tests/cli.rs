@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{chronicals, job, stderr};
+use common::{chronicals, for_gpu, job, stderr};
 
 #[test]
 fn trains_and_saves_a_model_and_an_adapter() {
@@ -63,6 +63,7 @@ fn the_first_level_of_recomputation_that_fits_is_taken_and_changes_no_loss() {
 #[test]
 fn memory_lists_every_level() {
     let dir = job("{type: full}", "");
+    for_gpu(&dir);
     let config = dir.path().join("config.json");
     for rule in ["cpu", "cuda"] {
         let mut command = chronicals();
@@ -79,8 +80,34 @@ fn memory_lists_every_level() {
     assert!(text.contains("page-locked on host"), "{text}");
     let text = stderr(chronicals().args(["memory", "--offload", "--model"]).arg(&config), 2);
     assert!(text.contains("--accounting cuda"), "{text}");
-    let text = stderr(chronicals().args(["memory", "--params", "7e9", "--memory-limit-gb", "40"]), 2);
-    assert!(text.contains("--memory-limit-gb"), "{text}");
+}
+
+#[test]
+fn memory_that_cannot_be_counted_is_told_before_anything_is_printed() {
+    let dir = job("{type: full}", "");
+    let config = dir.path().join("config.json");
+    let of_model = ["memory", "--model", config.to_str().unwrap()];
+    let cuda = [&of_model[..], &["--accounting", "cuda"]].concat();
+    let refused = |begin: &[&str], more: &[&str], word: &str| {
+        let output = chronicals().args(begin).args(more).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{more:?}: {text}");
+        assert!(output.stdout.is_empty() && text.contains(word), "{word} in {text}");
+    };
+    let params = ["memory", "--params", "7e9"];
+    refused(&params, &["--method", "lora"], "--method");
+    refused(&params, &["--memory-limit-gb", "40"], "--memory-limit-gb");
+    refused(&params, &["--accounting", "cuda"], "--model");
+    refused(&cuda, &[], "head_dim 8 has no kernels on a GPU");
+    for_gpu(&dir);
+    for rows in ["17000000", "18446744073709551615"] {
+        let many = ["--rows", rows, "--row-slots", "128"];
+        refused(&cuda, &many, "more than 2147483646 tokens");
+        refused(&of_model, &many, "more than 2147483646 tokens");
+    }
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace(r#""hidden_size":16"#, r#""hidden_size":36"#)).unwrap();
+    refused(&cuda, &[], "hidden_size 36 has no kernels on a GPU");
 }
 
 #[test]
@@ -134,6 +161,7 @@ fn a_gpu_that_is_not_there_is_the_machines_fault() {
 #[test]
 fn memory_of_a_gpu_is_counted_without_one() {
     let dir = job("{type: full}", "");
+    for_gpu(&dir);
     let config = dir.path().join("config.json");
     let run = |states: &str| {
         let mut command = chronicals();

@@ -2,11 +2,12 @@
 
 mod common;
 
-use common::{METHODS, chronicals, data, job, stderr};
+use common::{METHODS, chronicals, data, for_gpu, job, stderr};
 
 #[test]
 fn what_is_written_can_be_read_and_what_is_wrong_is_told() {
     let dir = job(METHODS[0], "");
+    for_gpu(&dir);
     stderr(chronicals().current_dir(&dir).args(["train", "--config", "job.yaml"]), 0);
     let records = data("train.jsonl");
     let init = |more: &[&str], code| {
@@ -42,6 +43,13 @@ fn what_is_written_can_be_read_and_what_is_wrong_is_told() {
         let error = init(more, 2);
         assert!(error.contains(word), "{word} in {error}");
     }
+    let config = dir.path().join("out/config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    value["head_dim"] = 36.into();
+    std::fs::write(&config, value.to_string()).unwrap();
+    let error = init(&["--gpu", "80GB", "--out", "a.yaml"], 2);
+    assert!(error.contains("head_dim 36 has no kernels on a GPU"), "{error}");
     assert!(!dir.path().join("a.yaml").exists());
 }
 

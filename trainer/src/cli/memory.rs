@@ -32,8 +32,8 @@ pub struct Args {
     /// Hugging Face config.json
     #[arg(long, required_unless_present = "params", conflicts_with = "params")]
     model: Option<PathBuf>,
-    /// Number of parameters, for states alone, e.g. 7e9
-    #[arg(long)]
+    /// Number of parameters, for states of full fine-tuning alone, e.g. 7e9
+    #[arg(long, conflicts_with_all = ["method", "r", "rows", "row_slots", "dtype", "states", "loss_chunk_rows"])]
     params: Option<f64>,
     /// What trains
     #[arg(long, value_enum, default_value = "full")]
@@ -102,49 +102,54 @@ enum Rule {
 
 /// Prints the plan, of every level of recomputation where it tells them apart.
 pub fn run(args: &Args) -> Result<(), Error> {
-    if args.offload && args.accounting != Rule::Cuda {
-        return Err(Error::new("a processor has no other memory to move activations to", "--offload")
-            .hint("use --accounting cuda"));
-    }
+    check(args)?;
     let (title, elements) = count(args)?;
+    let plans = plans(args, &elements)?;
     println!("{title}\n");
-    let limit = match args.memory_limit_gb {
-        Some(gb) if args.model.is_none() || args.accounting == Rule::Paper => {
-            return Err(Error::new(
-                format!("{gb} GB limit nothing: this plan has no levels"),
-                "--memory-limit-gb",
-            )
-            .hint("give --model config.json and --accounting cpu or cuda"));
-        }
-        limit => limit,
-    };
-    match (&args.model, args.accounting) {
-        (None, Rule::Cuda) => {
-            return Err(Error::new(
-                "a GPU's memory cannot be counted from a number of parameters",
-                "--params",
-            )
-            .hint("give --model config.json"));
-        }
-        (None, _) | (_, Rule::Paper) => {
-            let rule = if args.accounting == Rule::Paper { Accounting::PAPER } else { Accounting::CPU };
-            table(&[("", Plan { bytes: rule.bytes(&elements), host_bytes: 0 })]);
-        }
-        (Some(path), Rule::Cpu | Rule::Cuda) => {
-            let config = ModelConfig::load(path)?;
-            let plans: Vec<Plan> =
-                Level::ALL.map(|level| plan(args, &config, level)).into_iter().collect::<Result<_, _>>()?;
-            let columns = Level::ALL.map(Level::name).into_iter().zip(plans);
-            let columns: Vec<(&str, Plan)> = columns.collect();
-            println!("{:<22} recompute", "");
-            table(&columns);
-            limit.into_iter().for_each(|gb| println!("\n{}", first_within(&columns, gb)));
-        }
+    if plans.len() > 1 {
+        println!("{:<22} recompute", "");
+    }
+    table(&plans);
+    if let Some(gb) = args.memory_limit_gb {
+        println!("\n{}", first_within(&plans, gb));
     }
     for line in left_out(args, &elements) {
         println!("\n{line}");
     }
     Ok(())
+}
+
+/// What does not go together, before anything is printed.
+fn check(args: &Args) -> Result<(), Error> {
+    if args.offload && args.accounting != Rule::Cuda {
+        return Err(Error::new("a processor has no other memory to move activations to", "--offload")
+            .hint("use --accounting cuda"));
+    }
+    if args.model.is_none() && args.accounting == Rule::Cuda {
+        return Err(Error::new("a GPU's memory cannot be counted from a number of parameters", "--params")
+            .hint("give --model config.json"));
+    }
+    match args.memory_limit_gb {
+        Some(gb) if args.model.is_none() || args.accounting == Rule::Paper => {
+            Err(Error::new(format!("{gb} GB limit nothing: this plan has no levels"), "--memory-limit-gb")
+                .hint("give --model config.json and --accounting cpu or cuda"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The plan of every level of recomputation, or one where they are not told apart.
+fn plans(args: &Args, elements: &Elements) -> Result<Vec<(&'static str, Plan)>, Error> {
+    match (&args.model, args.accounting) {
+        (None, _) | (_, Rule::Paper) => {
+            let rule = if args.accounting == Rule::Paper { Accounting::PAPER } else { Accounting::CPU };
+            Ok(vec![("", Plan { bytes: rule.bytes(elements), host_bytes: 0 })])
+        }
+        (Some(path), Rule::Cpu | Rule::Cuda) => {
+            let config = ModelConfig::load(path)?;
+            Level::ALL.into_iter().map(|level| Ok((level.name(), plan(args, &config, level)?))).collect()
+        }
+    }
 }
 
 /// A row for each component, a column for each plan.
@@ -178,7 +183,7 @@ fn first_within(columns: &[(&str, Plan)], gb: f64) -> String {
 
 fn plan(args: &Args, config: &ModelConfig, recompute: Level) -> Result<Plan, Error> {
     let (_, method) = method(args);
-    let capacity = Capacity { tokens: args.rows * args.row_slots, row_slots: args.row_slots };
+    let capacity = Capacity { tokens: args.rows.saturating_mul(args.row_slots), row_slots: args.row_slots };
     let setup = Setup {
         config,
         method: &method,

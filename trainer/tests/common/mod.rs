@@ -33,6 +33,13 @@ pub fn job(method: &str, extra: &str) -> tempfile::TempDir {
     dir
 }
 
+/// Gives the model of a job heads that a GPU has kernels for.
+pub fn for_gpu(dir: &tempfile::TempDir) {
+    let heads = r#""head_dim":64,"num_attention_heads""#;
+    let config = CONFIG.replace(r#""num_attention_heads""#, heads);
+    std::fs::write(dir.path().join("config.json"), config).unwrap();
+}
+
 pub fn stderr(command: &mut Command, code: i32) -> String {
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();

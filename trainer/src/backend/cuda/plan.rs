@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use chronicals_kernels::linear_ce;
+use chronicals_kernels::{attention::cuda::Path, linear_ce};
 
 use super::{
-    Buckets, Formats,
+    Buckets, Formats, check_model,
     extents::{Extents, Extras, adapters},
     failure,
     offload::places,
@@ -13,7 +13,7 @@ use super::{
 use crate::{
     backend::{Allocator, Component, View},
     error::Error,
-    memory::Plan,
+    memory::{Plan, check_capacity},
     model::{Model, Setup},
 };
 
@@ -62,12 +62,17 @@ impl Allocator for DryRun {
 /// Bytes by component of what a backend would take.
 ///
 /// # Errors
-/// The method's settings make no sense, or it has no kernels.
+/// The method's settings make no sense, it or the model has no kernels, or [the micro-batch](check_capacity) cannot be counted.
 pub fn bytes(setup: &Setup<'_>, loss: linear_ce::Options, formats: Formats, gpu: Gpu) -> Result<Plan, Error> {
+    check_capacity(setup.config, setup.capacity)?;
+    let path = Path::ALL.into_iter().rfind(|path| path.elem() == formats.elem);
+    let path = setup.plan.path().or(path).expect("every element type has a path");
+    check_model(setup.config, setup.plan, path)?;
     count(setup, &extents(setup, loss, formats, gpu), gpu.workspace_bytes)
 }
 
-/// Bytes that it needs outside of that plan, about: machine code, captured graphs, and operands of tuning, which go again.
+/// Bytes that it needs outside of that plan, about: machine code, captured graphs, and operands of tuning, which go again. For what
+/// [`bytes`] has counted.
 pub fn outside_bytes(setup: &Setup<'_>, loss: linear_ce::Options, formats: Formats, gpu: Gpu) -> u64 {
     outside(setup, &extents(setup, loss, formats, gpu))
 }
