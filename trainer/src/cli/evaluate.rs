@@ -24,16 +24,20 @@ use chronicals::{
 };
 use chronicals_data::{plan::evaluation_plan, tokenizer::TextTokenizer};
 
+use super::data::Samples;
+
 /// Arguments of `evaluate`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   chronicals evaluate --model smollm2 --text \"The capital of France is Paris.\"
   chronicals evaluate --model smollm2 --data held-out.jsonl --max-length 1024
   chronicals evaluate --model smollm2 --adapter out --data held-out.jsonl --assistant-only-loss --device cuda
+  chronicals evaluate --model smollm2 --data held-out.jsonl --completion-only-loss false
   chronicals evaluate --model smollm2 --data held-out.jsonl --per-token > tokens.jsonl
-Prints the mean loss over the tokens that count, and e to it. With --per-token that goes to the standard error, and the standard output has
-a JSON object a line for every token: sample and position, both from 0, id, text, log_probability in nats (null for the first of a sample,
-which nothing comes before), and whether it is learned.")]
+A text begins with the token that the tokenizer puts in front, if any. Of data the tokens count that a training with these settings would learn:
+of records with a prompt what follows it. Prints the mean loss over the tokens that count, and e to it. With --per-token that goes to the standard error, and the
+standard output has a JSON object a line for every token: sample and position, both from 0, id, token, log_probability in nats (null for the
+first of a sample, which nothing comes before), and whether it is learned.")]
 pub struct Args {
     /// Hugging Face folder, or repository in the hub's cache
     #[arg(long)]
@@ -41,24 +45,17 @@ pub struct Args {
     /// Folder of a LoRA adapter
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// A text, as it is
-    #[arg(long, conflicts_with = "data", required_unless_present = "data")]
+    /// A text, of which every token counts
+    #[arg(long, conflicts_with_all = ["data", "Samples"], required_unless_present = "data")]
     text: Option<String>,
     /// JSON Lines, JSON, CSV or Parquet file
     #[arg(long)]
     data: Option<PathBuf>,
-    /// Shape of the records; recognised when left out
-    #[arg(long, requires = "data")]
-    format: Option<String>,
+    #[command(flatten)]
+    samples: Samples,
     /// Longest sample, tokens; longer ones are cut
-    #[arg(long, default_value_t = 1024)]
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..))]
     max_length: u32,
-    /// Count what the assistant says only
-    #[arg(long, requires = "data")]
-    assistant_only_loss: bool,
-    /// Count what follows the prompt only
-    #[arg(long, requires = "data")]
-    completion_only_loss: bool,
     /// Rows of a batch
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     rows: u32,
@@ -88,30 +85,43 @@ pub fn run(a: &Args) -> Result<(), Error> {
 fn batches(a: &Args, folder: &Path, config: &ModelConfig) -> Result<(Batches, TextTokenizer), Error> {
     let mut data = JobData::of(a.data.clone().unwrap_or_default(), a.max_length);
     data.tokenizer = Some(folder.to_path_buf());
-    data.format = a.format.clone();
-    data.assistant_only_loss = a.assistant_only_loss;
-    data.completion_only_loss = a.completion_only_loss.then_some(true);
+    a.samples.set(&mut data)?;
     let tokenizer = data.tokenizer()?;
     let tokens = match &a.text {
-        Some(text) => of_text(text, &tokenizer)?,
-        None => data.dataset(&tokenizer, 0)?.train,
+        Some(text) => of_text(text, a.max_length, &tokenizer)?,
+        None => {
+            let read = data.dataset(&tokenizer, 0)?;
+            eprintln!("data: {}\n{}", read.recognised, read.report);
+            read.train
+        }
     };
     let longest = tokens.lengths().into_iter().max().unwrap_or(0) as u32;
+    let positions = config.max_positions;
+    if longest as usize > positions {
+        let what = format!("a sample has {longest} tokens, the model has {positions} positions");
+        let at = a.data.as_ref().map_or("--text".into(), |path| path.display().to_string());
+        return Err(Error::new(what, at)
+            .hint(format!("give --max-length {positions} or less: longer samples are then cut")));
+    }
     let rows = a.rows.min(tokens.len() as u32);
-    let length = a.max_length.max(longest);
-    let plan = evaluation_plan(&tokens.lengths(), Packing::None, rows, length, tokenizer.pad().id)
+    let plan = evaluation_plan(&tokens.lengths(), Packing::None, rows, a.max_length, tokenizer.pad().id)
         .map_err(|e| told(&e, Path::new("the batches")))?;
     let batches = Batches::new(tokens, plan, config, &tokenizer.path().display().to_string())?;
     Ok((batches, tokenizer))
 }
 
-fn of_text(text: &str, tokenizer: &TextTokenizer) -> Result<TokenStore, Error> {
-    let mut ids = tokenizer.encode(vec![text.into()]).map_err(|e| told(&e, tokenizer.path()))?;
-    let ids = ids.pop().unwrap_or_default();
+/// One sample, which begins as all others of the tokenizer do.
+fn of_text(text: &str, max_length: u32, tokenizer: &TextTokenizer) -> Result<TokenStore, Error> {
+    let ids = tokenizer.encode(vec![text.into()]).map_err(|e| told(&e, tokenizer.path()))?;
+    let mut ids = [tokenizer.bos(), &ids.concat()].concat();
     if ids.len() < 2 {
         return Err(
             Error::new("a text of less than two tokens has no loss", "--text").hint("give a longer one")
         );
+    }
+    if ids.len() > max_length as usize {
+        eprintln!("the text is cut from {} tokens to --max-length {max_length}", ids.len());
+        ids.truncate(max_length as usize);
     }
     let mut tokens = TokenStore::new();
     tokens.push(&ids, &vec![1; ids.len()]);

@@ -18,8 +18,27 @@ fn ok(dir: &tempfile::TempDir, args: &[&str]) -> String {
 
 /// What `evaluate` prints for the loss.
 fn loss(text: &str) -> f64 {
-    let rest = text.split("loss ").nth(1).unwrap_or_else(|| panic!("no loss in: {text}"));
-    rest.split_whitespace().next().unwrap().parse().unwrap()
+    let mut numbers = text.split("loss ").filter_map(|rest| rest.split_whitespace().next()?.parse().ok());
+    numbers.next().unwrap_or_else(|| panic!("no loss in: {text}"))
+}
+
+/// The model of the goldens with that tokenizer, and with a token that begins every text where `begins`.
+fn with_tokenizer(begins: bool) -> tempfile::TempDir {
+    let dir = llama();
+    let mut made: serde_json::Value = serde_json::from_str(&tokenizer()).unwrap();
+    if begins {
+        made["post_processor"] = serde_json::json!({
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "~", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"~": {"id": "~", "ids": [94], "tokens": ["~"]}},
+        });
+    }
+    let settings = r#"{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<3>"}"#;
+    for (name, text) in [("tokenizer.json", made.to_string()), ("tokenizer_config.json", settings.into())] {
+        std::fs::write(dir.path().join("model").join(name), text).unwrap();
+    }
+    dir
 }
 
 /// A tokenizer of the vocabulary of the goldens: a token for each of the 96 characters from the space on, but for the one that ends.
@@ -35,10 +54,7 @@ fn tokenizer() -> String {
 
 #[test]
 fn an_adapter_beside_the_model_and_merged_into_it_say_the_same() {
-    let dir = llama();
-    std::fs::write(dir.path().join("model/tokenizer.json"), tokenizer()).unwrap();
-    let settings = r#"{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<3>"}"#;
-    std::fs::write(dir.path().join("model/tokenizer_config.json"), settings).unwrap();
+    let dir = with_tokenizer(false);
     let text = ["--text", "The capital of France is Paris."];
     let merged = ["merge", "--model", "model", "--adapter", "adapter", "merged", "--dtype", "f32"];
     assert!(ok(&dir, &merged).contains("wrote merged:"));
@@ -88,10 +104,7 @@ fn mistakes_are_told_with_the_exit_code_of_usage() {
 
 #[test]
 fn every_token_is_told_with_its_probability() {
-    let dir = llama();
-    std::fs::write(dir.path().join("model/tokenizer.json"), tokenizer()).unwrap();
-    let settings = r#"{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<3>"}"#;
-    std::fs::write(dir.path().join("model/tokenizer_config.json"), settings).unwrap();
+    let dir = with_tokenizer(false);
     let records = "{\"prompt\": \"The sky is\", \"completion\": \" blue.\"}\n{\"prompt\": \"Two\", \"completion\": \" and two\"}\n";
     std::fs::write(dir.path().join("data.jsonl"), records).unwrap();
     let data =
@@ -116,4 +129,57 @@ fn every_token_is_told_with_its_probability() {
     let mean = -learned.iter().sum::<f64>() / learned.len() as f64;
     let told = loss(&String::from_utf8_lossy(&output.stderr));
     assert!((mean - told).abs() < 1e-4, "{mean} and {told}");
+}
+
+#[test]
+fn a_text_begins_as_samples_do_and_is_as_long_as_they_may_be() {
+    let evaluate = ["evaluate", "--model", "model"];
+    let of = |dir: &_, more: &[&str]| ok(dir, &[&evaluate, more].concat());
+    let (plain, begun) = (with_tokenizer(false), with_tokenizer(true));
+    assert!(of(&plain, &["--text", "Berlin"]).contains("over 5 tokens"));
+    let text = of(&begun, &["--text", "Berlin", "--per-token"]);
+    let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    assert!(first["id"] == 94 && text.contains("over 6 tokens"), "{text}");
+    std::fs::write(begun.path().join("data.jsonl"), "{\"text\": \"Berlin\"}").unwrap();
+    let same = of(&begun, &["--data", "data.jsonl", "--max-length", "7"]);
+    assert_eq!(loss(&same), loss(&text));
+    let cut = of(&begun, &["--text", "Berlin", "--max-length", "4"]);
+    assert!(cut.contains("over 3 tokens") && cut.contains("cut from 7 tokens"), "{cut}");
+
+    let long = "a".repeat(1100);
+    std::fs::write(begun.path().join("data.jsonl"), format!("{{\"text\": \"{long}\"}}")).unwrap();
+    for (from, samples) in [(["--text", long.as_str()], 1101), (["--data", "data.jsonl"], 1102)] {
+        let args = [&evaluate[..], &from, &["--max-length", "2000"]].concat();
+        let output = chronicals(&begun, &args);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        let said = format!("{samples} tokens, the model has 1024 positions");
+        assert!(text.contains(&said) && text.contains("--max-length 1024"), "{text}");
+        assert!(of(&begun, &from).contains("over 1023 tokens"));
+    }
+}
+
+#[test]
+fn data_are_evaluated_as_they_were_learned() {
+    let dir = with_tokenizer(false);
+    let records = "{\"question\": \"The sky is\", \"completion\": \" blue.\"}\n";
+    std::fs::write(dir.path().join("data.jsonl"), records).unwrap();
+    std::fs::write(dir.path().join("turns.jinja"), "{% for m in messages %}[{{ m.content }}]{% endfor %}")
+        .unwrap();
+    let data = ["evaluate", "--model", "model", "--data", "data.jsonl", "--column", "prompt=question"];
+    for (more, tokens) in [
+        (&[][..], 7),
+        (&["--completion-only-loss"], 7),
+        (&["--completion-only-loss", "false"], 16),
+        // The turn in brackets; the prompt's is not learned.
+        (&["--template", "chat", "--chat-template-path", "turns.jinja"], 8),
+    ] {
+        let text = ok(&dir, &[&data, more].concat());
+        assert!(text.contains(&format!("over {tokens} tokens")), "{more:?}: {text}");
+    }
+    let output = chronicals(&dir, &["evaluate", "--model", "model", "--text", "a", "--template", "chat"]);
+    assert_eq!(output.status.code(), Some(2));
+    let help = ok(&dir, &["evaluate", "--help"]);
+    let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("id, token, log_probability"), "{help}");
 }

@@ -42,6 +42,16 @@ struct Source {
     /// tokenizer.json or its folder; a job has its own
     #[arg(long, short)]
     tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    samples: Samples,
+    /// Longest sample, tokens; without it, and without a job, nothing is cut
+    #[arg(long)]
+    max_length: Option<u32>,
+}
+
+/// From records to samples, and what of these is learned, or counts where nothing learns.
+#[derive(clap::Args)]
+pub struct Samples {
     /// Shape of the records: messages, sharegpt, prompt_completion, alpaca, text; else recognised
     #[arg(long)]
     format: Option<String>,
@@ -54,15 +64,24 @@ struct Source {
     /// Jinja file in place of the tokenizer's chat template
     #[arg(long, value_name = "FILE")]
     chat_template_path: Option<PathBuf>,
-    /// Learn what the assistant says only
+    /// Loss on what the assistant says only
     #[arg(long)]
     assistant_only_loss: bool,
-    /// Learn what follows the prompt only; `false` learns every token
+    /// Loss on what follows the prompt only, as it is for records with a prompt when left out; `false`: on every token
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     completion_only_loss: Option<bool>,
-    /// Longest sample, tokens; without it, and without a job, nothing is cut
-    #[arg(long)]
-    max_length: Option<u32>,
+}
+
+impl Samples {
+    /// Sets what is given.
+    pub fn set(&self, data: &mut JobData) -> Result<(), Error> {
+        data.assistant_only_loss |= self.assistant_only_loss;
+        data.completion_only_loss = self.completion_only_loss.or(data.completion_only_loss);
+        data.template = self.template.clone().unwrap_or_else(|| data.template.clone());
+        data.chat_template_path = self.chat_template_path.clone().or(data.chat_template_path.take());
+        data.format = self.format.clone().or(data.format.take());
+        self.columns.iter().try_for_each(|column| set(data, column))
+    }
 }
 
 /// Settings of the data, and of the batches where a job says them.
@@ -89,16 +108,8 @@ impl Source {
         };
         let data = &mut settings.data;
         data.max_length = self.max_length.unwrap_or(data.max_length);
-        data.assistant_only_loss |= self.assistant_only_loss;
-        data.completion_only_loss = self.completion_only_loss.or(data.completion_only_loss);
-        data.template = self.template.clone().unwrap_or_else(|| data.template.clone());
-        for (mine, given) in
-            [(&mut data.tokenizer, &self.tokenizer), (&mut data.chat_template_path, &self.chat_template_path)]
-        {
-            *mine = given.clone().or(mine.take());
-        }
-        data.format = self.format.clone().or(data.format.take());
-        self.columns.iter().try_for_each(|column| set(data, column))?;
+        data.tokenizer = self.tokenizer.clone().or(data.tokenizer.take());
+        self.samples.set(data)?;
         if data.tokenizer.is_none() {
             return Err(Error::new("no tokenizer is named", "--tokenizer")
                 .hint("name the model's folder or its tokenizer.json, or give a job's YAML file instead of a data set"));
