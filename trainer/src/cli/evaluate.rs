@@ -16,7 +16,7 @@ use chronicals::{
     config::ModelConfig,
     device::Device,
     evaluate::{Evaluate, on_device, setup},
-    fit::{self, Batches},
+    fit::{self, Batches, Evaluation},
     formats::{hub, peft::AdapterConfig},
     job::{JobData, told},
     lora,
@@ -146,29 +146,34 @@ impl Evaluate for Run<'_> {
             Some(dir) => trainer.load_adapters(dir)?,
             None => trainer.init_adapters(setup.config, 0)?,
         }
-        let e = fit::evaluate(&mut trainer, self.batches)?;
-        let sum =
-            format!("loss {:.4} over {} tokens, perplexity {:.4}", e.loss(), e.loss_tokens, e.perplexity());
+        let sum = |e: Evaluation| {
+            format!("loss {:.4} over {} tokens, perplexity {:.4}", e.loss(), e.loss_tokens, e.perplexity())
+        };
         match self.per_token {
-            None => println!("{sum}"),
-            Some(tokenizer) => {
-                self.tokens(&mut trainer, tokenizer)?;
-                eprintln!("{sum}");
-            }
+            None => println!("{}", sum(fit::evaluate(&mut trainer, self.batches)?)),
+            Some(tokenizer) => eprintln!("{}", sum(self.tokens(&mut trainer, tokenizer)?)),
         }
         Ok(())
     }
 }
 
 impl Run<'_> {
-    /// Prints every token.
-    fn tokens<B: Backend>(&self, trainer: &mut Trainer<B>, tokenizer: &TextTokenizer) -> Result<(), Error> {
+    /// Prints every token; the loss of all.
+    fn tokens<B: Backend>(
+        &self,
+        trainer: &mut Trainer<B>,
+        tokenizer: &TextTokenizer,
+    ) -> Result<Evaluation, Error> {
+        let head = trainer.head()?;
+        let mut all = Evaluation { loss_sum: 0.0, loss_tokens: 0 };
         let mut out = std::io::stdout().lock();
         let failed = |e: std::io::Error| Error::io(Path::new("the standard output"), &e);
         for (step, plan) in self.batches.plan().steps.iter().enumerate() {
             let batches = self.batches.step(step as u32)?.micro_batches;
             for (batch, micro) in batches.iter().zip(&plan.micro_batches) {
-                let found = trainer.log_probabilities(batch)?;
+                let (loss, found) = trainer.log_probabilities(batch, &head)?;
+                all.loss_sum += loss.loss_sum;
+                all.loss_tokens += loss.loss_tokens;
                 for (samples, row) in micro.rows.iter().zip(found.chunks(batch.row_slots)) {
                     let mut slots = row.iter();
                     for sample in samples {
@@ -186,6 +191,7 @@ impl Run<'_> {
                 }
             }
         }
-        out.flush().map_err(failed)
+        out.flush().map_err(failed)?;
+        Ok(all)
     }
 }

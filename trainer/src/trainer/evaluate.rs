@@ -66,16 +66,27 @@ impl<B: Backend> Trainer<B> {
         Ok(Evaluation { loss_sum, loss_tokens })
     }
 
-    /// Logarithm of the probability that the model gives each token of a batch after those before it in its document, nats: `[T]`,
-    /// `None` for the first of a document. Whether a token is learned makes no difference. Logits are made on the host, in f32, from the
-    /// rows and the head that are on the device.
+    /// The LM head on the host, `[V, D]`, for [`log_probabilities`](Self::log_probabilities) of many batches.
     ///
     /// # Errors
     /// The device fails.
-    pub fn log_probabilities(&mut self, batch: &Batch) -> Result<Vec<Option<f64>>, Error> {
-        self.evaluate_each(std::iter::once(Ok(batch.clone())))?;
-        let (b, m) = (&self.backend, &self.model);
-        let (head, y) = (b.read(m.head.value)?, b.read(m.y)?);
+    pub fn head(&self) -> Result<Vec<f32>, Error> {
+        self.backend.read(self.model.head.value)
+    }
+
+    /// Loss of a batch, and the logarithm of the probability that the model gives each of its tokens after those before it in its
+    /// document, nats: `[T]`, `None` for the first of a document. Whether a token is learned makes no difference to that. Logits are made
+    /// on the host, in f32, from the rows that are on the device and its [head](Self::head).
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn log_probabilities(
+        &mut self,
+        batch: &Batch,
+        head: &[f32],
+    ) -> Result<(Evaluation, Vec<Option<f64>>), Error> {
+        let loss = self.evaluate_each(std::iter::once(Ok(batch.clone())))?;
+        let y = self.backend.read(self.model.y)?;
         let hidden = self.layout.get("model.norm.weight").expect("every model has one").len();
         let vocab = head.len() / hidden;
         let mut all = vec![None; batch.ids.len()];
@@ -86,13 +97,13 @@ impl<B: Backend> Trainer<B> {
                 let (from, n) = (rows[0], rows.len());
                 let mut logits = vec![0.0; n * vocab];
                 let x = &y[from * hidden..(from + n) * hidden];
-                linear_forward(&mut logits, x, &head, n, vocab, hidden, 0.0);
+                linear_forward(&mut logits, x, head, n, vocab, hidden, 0.0);
                 for (slot, row) in rows.iter().zip(logits.chunks(vocab)) {
                     all[slot + 1] = Some(log_softmax(row, batch.ids[slot + 1] as usize));
                 }
             }
         }
-        Ok(all)
+        Ok((loss, all))
     }
 }
 
