@@ -183,3 +183,17 @@ fn data_are_evaluated_as_they_were_learned() {
     let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(words.contains("id, token, log_probability"), "{help}");
 }
+
+#[test]
+fn a_chat_template_that_is_not_used_is_told() {
+    let dir = with_tokenizer(false);
+    let records = "{\"prompt\": \"The sky is\", \"completion\": \" blue.\"}\n";
+    std::fs::write(dir.path().join("data.jsonl"), records).unwrap();
+    let show = ["data", "show", "data.jsonl", "--tokenizer", "model"];
+    let of = |more: &[&str]| ok(&dir, &[&show, more].concat()).contains("is not used");
+    assert!(!of(&[]), "there is none");
+    let turns = "{% for m in messages %}[{{ m.content }}]{% endfor %}";
+    std::fs::write(dir.path().join("model/chat_template.jinja"), turns).unwrap();
+    assert!(of(&[]));
+    assert!(!of(&["--template", "chat"]) && !of(&["--template", "plain"]));
+}

@@ -5,7 +5,9 @@ use std::io::IsTerminal;
 use chronicals::{
     Error,
     data::{
+        dataset::{Recognised, recognise},
         records::{Located, Records},
+        template::Template,
         tokenize::{Overlong, TokenizeArgs, read},
         tokenizer::TextTokenizer,
     },
@@ -55,9 +57,9 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let tokenize = data.tokenize_args()?;
     let at = |e: &dyn std::fmt::Display| told(e, &data.path);
     let records = Records::open(&data.path, &data.read_args()).map_err(|e| at(&e))?;
-    let recognised =
-        chronicals::data::dataset::recognise(&records, &tokenizer, &tokenize).map_err(|e| at(&e))?;
+    let recognised = recognise(&records, &tokenizer, &tokenize).map_err(|e| at(&e))?;
     super::heading(&data.path, &recognised);
+    hint(&recognised, &tokenizer, tokenize.template);
     let paint = match args.color {
         Color::Always => true,
         Color::Never => false,
@@ -76,6 +78,21 @@ pub fn run(args: &Args) -> Result<(), Error> {
         println!("\nno record is left behind the first {}", args.skip);
     }
     Ok(())
+}
+
+/// Says that there is a chat template, where nobody chose to do without it.
+fn hint(recognised: &Recognised, tokenizer: &TextTokenizer, asked: Template) {
+    let pairs = matches!(recognised.template, Template::Alpaca | Template::Plain);
+    let chat = || tokenizer.chat_template().ok().flatten();
+    if asked == Template::Auto
+        && pairs
+        && let Some(chat) = chat()
+    {
+        println!(
+            "the chat template of {} is not used: with template: chat each record is a turn of the user and one of the assistant",
+            chat.name()
+        );
+    }
 }
 
 struct Show<'a> {
