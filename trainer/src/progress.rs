@@ -61,8 +61,8 @@ impl Progress {
     /// As in Transformers, any lower loss is the new best, but only one lower by more than `threshold` makes patience begin anew.
     pub fn evaluated(&mut self, step: u32, loss: f64, threshold: f64) -> bool {
         // A loss that is no number is no gain.
-        let gain =
-            loss.is_finite().then(|| self.best.map_or(f64::INFINITY, |b| b.loss - loss)).unwrap_or(0.0);
+        let over = self.best.map_or(f64::INFINITY, |b| b.loss - loss);
+        let gain = if loss.is_finite() { over } else { 0.0 };
         self.without_improvement =
             if gain > 0.0 && gain > threshold { 0 } else { self.without_improvement + 1 };
         if gain > 0.0 {
