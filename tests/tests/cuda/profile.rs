@@ -176,7 +176,14 @@ pub fn the_same(machine: &dyn Fn() -> Training) {
     let run = |by| profiled(machine(), &model, of, &batches, by);
     let [(a, of_a), (b, of_b), (events, of_events)] = [None, Some(By::Cupti), Some(By::Events)].map(run);
     assert!(of_a == losses && of_b == losses && of_events == losses);
-    assert_eq!((a.by, &a.steps, &a.spans), (b.by, &b.steps, &b.spans));
+    // But for copies: whether a batch arrives before a step or in it depends on the thread that prepares it.
+    let told = |p: &Profile| -> Vec<_> {
+        let own = p.spans.iter().filter(|s| !s.name.starts_with("copy"));
+        own.map(|s| (s.step, s.name.clone(), s.in_graph, s.stream, s.end_ns - s.start_ns)).collect()
+    };
+    let steps = |p: &Profile| p.steps.iter().map(|s| s.step).collect::<Vec<_>>();
+    assert_eq!((a.by, steps(&a)), (b.by, steps(&b)));
+    assert!(told(&a) == told(&b), "another profile");
     // What was asked for is the same, in the same order, however the times are taken.
     let asked = |p: &Profile| -> Vec<_> {
         let own = p.spans.iter().filter(|s| !s.name.starts_with("copy"));
