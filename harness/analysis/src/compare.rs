@@ -172,7 +172,7 @@ pub(crate) fn compare(
     out.verdict = Some(if out.reasons.is_empty() { Verdict::Valid } else { Verdict::NotComparable });
     if out.reasons.is_empty() {
         out.speed = speed;
-        out.memory = ratio_estimate(&pairs(|m| m.peak_rss().map(|b| b as f64)));
+        out.memory = ratio_estimate(&pairs(|m| m.peak_memory().map(|b| b as f64)));
     }
     out
 }

@@ -43,15 +43,25 @@ const SOURCE: &str = "NVIDIA's data sheet, dense bf16";
 /// A trial with what was made of it.
 pub type Judged<'a> = (&'a TrialLog, &'a TrialMetrics, Verdict);
 
-/// Efficiency of a case from its trials; `audit` is its audit trial, whose findings may hold a measured peak. `None` where nothing
-/// of it is known.
-pub fn efficiency(trials: &[Judged<'_>], audit: Option<&TrialLog>) -> Option<Efficiency> {
+/// The name of the GPU of a run, by whichever arm tells it: one peak holds for all of them.
+pub fn gpu<'a>(logs: impl Iterator<Item = &'a TrialLog>) -> Option<&'a str> {
+    logs.filter_map(|log| Some(log.hello.as_ref()?.event.device.as_str()))
+        .find(|name| peak_of(name).is_some())
+}
+
+fn peak_of(device: &str) -> Option<f64> {
+    PEAKS.iter().find(|(words, _)| words.iter().all(|w| device.contains(w))).map(|(_, peak)| *peak)
+}
+
+/// Efficiency of a case from its trials on `gpu`; `audit` is its audit trial, whose findings may hold a measured peak. `None` where
+/// nothing of it is known.
+pub fn efficiency(trials: &[Judged<'_>], audit: Option<&TrialLog>, gpu: Option<&str>) -> Option<Efficiency> {
     let valid: Vec<_> = trials.iter().filter(|t| t.2 == Verdict::Valid).collect();
     let logs = || valid.iter().map(|t| t.0);
     let powers: Vec<f64> = logs().filter_map(power_w).collect();
     let joules: Vec<f64> =
         valid.iter().filter_map(|t| Some(power_w(t.0)? / t.1.real_tokens_per_s?)).collect();
-    let peak = logs().find_map(data_sheet).or_else(|| logs().chain(audit).find_map(measured));
+    let peak = logs().find_map(|log| data_sheet(log, gpu)).or_else(|| logs().chain(audit).find_map(measured));
     let gflops: Vec<f64> = valid.iter().filter_map(|t| t.1.model_gflops).collect();
     if powers.is_empty() && (peak.is_none() || gflops.is_empty()) {
         return None;
@@ -87,11 +97,12 @@ fn power_w(log: &TrialLog) -> Option<f64> {
     mean(&readings)
 }
 
-/// The peak of the GPU that the arm names, where its weights are bf16.
-fn data_sheet(log: &TrialLog) -> Option<(f64, String)> {
+/// The peak of the GPU that the arm ran on, where its weights are bf16: some arms say `cuda` and no more.
+fn data_sheet(log: &TrialLog, gpu: Option<&str>) -> Option<(f64, String)> {
     let hello = &log.hello.as_ref()?.event;
-    let known = PEAKS.iter().find(|(words, _)| words.iter().all(|w| hello.device.contains(w)))?;
-    (hello.precision.weights == "bf16").then(|| (known.1, SOURCE.to_string()))
+    let name = if hello.device.starts_with("cuda") { gpu? } else { &hello.device };
+    let peak = peak_of(name)?;
+    (hello.precision.weights == "bf16").then(|| (peak, SOURCE.to_string()))
 }
 
 /// The fastest product that the harness measured beside.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     compare::{Compared, Side, compare},
     division,
-    efficiency::{Efficiency, efficiency},
+    efficiency::{Efficiency, efficiency, gpu},
     judge::{
         Judgement,
         audit::{Check, audits_of, judge_with},
@@ -342,7 +342,11 @@ fn case_summary(case: &Case, trials: &[Trial<'_>], audits: &[&TrialLog]) -> Case
         gemm_gflops: middle(&|m| m.gemm_gflops),
         gemm_method: valid.iter().find_map(|m| m.gemm_method.clone()),
         model_gflops: middle(&|m| m.model_gflops),
-        efficiency: efficiency(&judged, audits.iter().copied().find(|a| a.case() == case.id)),
+        efficiency: efficiency(
+            &judged,
+            audits.iter().copied().find(|a| a.case() == case.id),
+            gpu(trials.iter().map(|t| t.log)),
+        ),
         audits: audits_of(
             own.iter().map(|t| t.log).chain(audits.iter().copied().filter(|a| a.case() == case.id)),
         ),

@@ -118,6 +118,12 @@ pub fn for_cases(resolved: &mut Resolved) -> Result<BTreeMap<String, Environment
         let why =
             Skipped { what: case.id, why: format!("{}: {}", why.what, why.why), hint: why.hint.clone() };
         resolved.skipped.push(why);
+        // The place of a sweep goes with its last cell.
+        let Some(sweep) = case.sweep.map(|s| s.of) else { continue };
+        if !resolved.cases.iter().any(|c| c.sweep.as_ref().is_some_and(|s| s.of == sweep)) {
+            resolved.order.retain(|id| *id != sweep);
+            resolved.comparisons.retain(|c| c.case != sweep && c.against != sweep);
+        }
     }
     match missing.into_values().next().filter(|_| resolved.cases.is_empty()) {
         Some(first) => Err(Error::environment(

@@ -75,7 +75,7 @@ pub fn run(args: &GateArgs) -> Result<Exit> {
     output::write(&gate, args.junit.as_deref(), args.comment.as_deref())?;
     output::print(&gate, &out);
     let exit = exit(&gate);
-    if let Some(file) = args.history.as_ref().filter(|_| exit == Exit::Pass) {
+    if let Some(file) = args.history.as_ref().filter(|_| gate.verdict == GateVerdict::Pass) {
         println!("{} cases added to {}", history::add(file, &out)?, file.display());
     }
     if let Some(name) = args.save_baseline.as_ref().filter(|_| gate.verdict == GateVerdict::Pass) {

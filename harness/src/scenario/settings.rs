@@ -126,6 +126,11 @@ pub(super) fn object(s: &Settings) -> Map<String, Value> {
     }
 }
 
+/// Longest time that a trial is given: a year.
+const MOST_SECONDS: f64 = 365.0 * 86_400.0;
+/// Most steps of a trial, untimed and timed.
+const MOST_STEPS: u64 = 10_000_000;
+
 /// Checks what types cannot say about steps and schedule.
 pub fn check_measure(raw: &super::raw::Raw, source: &Source) -> Result<()> {
     let m = &raw.measure;
@@ -139,8 +144,14 @@ pub fn check_measure(raw: &super::raw::Raw, source: &Source) -> Result<()> {
             "e.g. timed_steps: 12 with window_steps: 4",
         );
     }
-    if !(raw.timeout_s.is_finite() && raw.timeout_s > 0.0) {
-        return wrong("timeout_s is not a positive number of seconds", "e.g. timeout_s: 120");
+    if u64::from(m.untimed_steps) + u64::from(m.timed_steps) > MOST_STEPS {
+        return wrong("measure has more than ten million steps", "e.g. untimed_steps: 4 and timed_steps: 12");
+    }
+    if !(raw.timeout_s > 0.0 && raw.timeout_s <= MOST_SECONDS) {
+        return wrong(
+            "timeout_s is not a positive number of seconds, or more than a year",
+            "e.g. timeout_s: 120",
+        );
     }
     if raw.threads == Some(0) {
         return wrong("threads: 0", "at least 1; leave it out to take every core");

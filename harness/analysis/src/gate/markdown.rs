@@ -35,7 +35,7 @@ fn row(case: &CaseGate) -> Vec<String> {
 /// The comment on a pull request, GitHub-flavoured.
 pub fn comment(report: &GateReport) -> String {
     let (mark, said) = match (report.verdict, report.enforced) {
-        (GateVerdict::Pass, _) => ("✅", "no loss of speed"),
+        (GateVerdict::Pass, _) => ("✅", "no loss of speed that matters"),
         (GateVerdict::Fail, true) => ("❌", "slower"),
         (GateVerdict::Fail, false) => ("⚠️", "slower, as far as this machine can tell"),
         (GateVerdict::Inconclusive, _) => ("❔", "inconclusive"),

@@ -215,7 +215,12 @@ impl CaseGate {
         match self.verdict {
             GateVerdict::Invalid => self.reasons.join("; "),
             GateVerdict::Fail => change,
-            _ if look.upper < 0.0 => format!("{change}, less than {} matters", percent(self.min_effect)),
+            _ if look.upper < 0.0 && -look.change < self.min_effect => {
+                format!("{change}, which is less than the {} that matter", percent(self.min_effect))
+            }
+            _ if look.upper < 0.0 => {
+                format!("{change}, and not sure beyond the error that is allowed: more pairs may tell")
+            }
             _ if look.lower > 0.0 => change,
             GateVerdict::Pass => "no difference seen".into(),
             _ => format!("no difference seen, and a loss of {} not excluded", percent(self.min_effect)),

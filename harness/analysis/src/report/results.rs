@@ -151,7 +151,7 @@ pub(super) fn ablation(summary: &RunSummary) -> String {
         "seam off",
         "base",
         "throughput, off over on [95 %]",
-        "peak RSS, off over on",
+        "peak memory, off over on",
         "loss gap first / max",
         "verdict",
     ])];

@@ -55,3 +55,56 @@ fn a_warm_up_ends_where_steps_stop_getting_faster() {
     slower[20..].iter_mut().for_each(|t| *t *= 2.0);
     assert_eq!(warmup_steps(&slower), 0);
 }
+
+/// The same by the definitions: every pair, and every median anew.
+fn by_definition(values: &[f64]) -> Option<(usize, f64)> {
+    let n = values.len();
+    let sign = |a: f64, b: f64| f64::from(u8::from(a > b)) - f64::from(u8::from(a < b));
+    let pairs = |at: usize| -> f64 {
+        values[..at].iter().flat_map(|a| values[at..].iter().map(move |b| sign(*a, *b))).sum()
+    };
+    let k = (1..n).map(|at| pairs(at).abs()).fold(0.0, f64::max);
+    let size = n as f64;
+    let p = (2.0 * (-6.0 * k * k / (size.powi(3) + size.powi(2))).exp()).min(1.0);
+    let median = |part: &[f64]| {
+        let mut sorted = part.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        (sorted[(part.len() - 1) / 2] + sorted[part.len() / 2]) / 2.0
+    };
+    let apart = |part: &[f64]| part.iter().map(|v| (v - median(part)).abs()).sum::<f64>();
+    let misfit = |at: usize| apart(&values[..at]) + apart(&values[at..]);
+    let least = (1..n).map(misfit).fold(f64::INFINITY, f64::min);
+    let at = (1..n).find(|at| misfit(*at) <= least * (1.0 + 1e-10))?;
+    (p <= 0.01).then_some((at, p))
+}
+
+#[test]
+fn a_change_is_where_the_definitions_say() {
+    for seed in 0..200 {
+        let n = 8 + seed as usize % 60;
+        let mut values = noise(seed, n);
+        let at = n / 2 + seed as usize % 3;
+        values[at..].iter_mut().for_each(|v| *v *= 1.0 + 0.02 * (seed % 20) as f64);
+        // Equal values, as of a coarse clock.
+        values.iter_mut().for_each(|v| *v = (*v * 50.0).round() / 50.0);
+        let (found, defined) = (change(&values), by_definition(&values));
+        match (found, defined) {
+            (Some(c), Some((at, p))) => assert_eq!((c.at, c.p), (at, p), "seed {seed}"),
+            (None, Some((at, _))) => {
+                let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+                let change = mean(&values[at..]) / mean(&values[..at]) - 1.0;
+                assert!(change.abs() < 0.06, "seed {seed}: {change}");
+            }
+            (found, None) => assert_eq!(found, None, "seed {seed}"),
+        }
+    }
+}
+
+#[test]
+fn a_long_series_takes_no_long_time() {
+    let mut values = noise(1, 200_000);
+    values[1000..].iter_mut().for_each(|v| *v *= 0.5);
+    let begun = std::time::Instant::now();
+    assert_eq!(warmup_steps(&values), 1000);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
+}
