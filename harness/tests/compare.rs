@@ -82,6 +82,23 @@ fn drawn_out(file: &Path, runs: usize, slower_from: usize) {
 }
 
 #[test]
+fn runs_that_are_added_at_once_are_all_in_the_history() {
+    let dir = common::folder();
+    let name = dir.path().join("history.jsonl").display().to_string();
+    let runs: Vec<Ran> =
+        ["1", "2", "3"].iter().map(|ms| Ran::new(&arms("0.0", ms), &["--trials", "1"])).collect();
+    std::thread::scope(|scope| {
+        for ran in runs.iter().chain(&runs) {
+            let name = &name;
+            scope.spawn(move || {
+                assert_eq!(run(&["history", "add", "--file", name], &[ran.path("")]).0, Some(0))
+            });
+        }
+    });
+    assert_eq!(std::fs::read_to_string(&name).unwrap().lines().count(), 3 * 2);
+}
+
+#[test]
 fn a_history_takes_a_run_once_and_finds_where_it_became_slower() {
     let ran = Ran::new(&arms("0.0", "2"), &["--trials", "1"]);
     let file = ran.dir.path().join("history.jsonl");

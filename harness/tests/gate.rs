@@ -120,9 +120,11 @@ fn only_a_certified_machine_enforces() {
     let gate = |out: &str| {
         place.run(&["gate", "scenario.yaml", "--baseline", &this(), "--candidate", &slower, "--out", out])
     };
-    let advice = gate("advice");
+    let args = ["gate", "scenario.yaml", "--baseline", &this(), "--candidate", &slower, "--out", "advice"];
+    let advice = place.run(&[&args[..], &["--history", "history.jsonl"]].concat());
     assert_eq!(advice.status.code(), Some(0), "{}", text(&advice));
     assert!(text(&advice).contains("FAIL (advice)") && text(&advice).contains("no certificate"));
+    assert!(!place.path("history.jsonl").exists(), "what fails is no history, advice or not");
 
     let few = place.run(&["noise", "scenario.yaml", "--comparisons", "2", "--out", "few"]);
     assert_eq!(few.status.code(), Some(4), "{}", text(&few));
@@ -138,6 +140,10 @@ fn only_a_certified_machine_enforces() {
     );
     let counts = gate("counts");
     assert_eq!(counts.status.code(), Some(1), "{}", text(&counts));
+
+    let short = place.run(&["noise", "scenario.yaml", "--comparisons", "1", "--out", "short"]);
+    assert!(text(&short).contains("the certificate from before stays"), "{}", text(&short));
+    assert_eq!(gate("still").status.code(), Some(1));
 }
 
 #[test]

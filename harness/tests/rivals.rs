@@ -100,6 +100,22 @@ fn what_is_not_installed_is_skipped_and_said() {
     assert!(report.contains("hf/full/on") && report.contains("chronibench env sync hf-cpu"), "{report}");
 }
 
+/// A sweep of which nothing can run leaves no place in the order that waits for it.
+#[test]
+fn a_swept_rival_that_is_not_installed_leaves_a_whole_run() {
+    let dir = folder();
+    let sweep = "sweep: { rows: { two: {}, four: { settings: { per_device_train_batch_size: 4 } } } }";
+    let arms = format!("arms:\n  steady: {{ runner: mock }}\n  hf: {{ runner: hf-cpu, {sweep} }}\n{CELL}");
+    let file = scenario(dir.path(), &format!("{HEAD}{arms}"));
+    let out = dir.path().join("out");
+    let mut command = chronibench();
+    command.env("CHRONICALS_CACHE", dir.path().join("cache"));
+    let ran = command.arg("run").arg(&file).arg("--out").arg(&out).output().unwrap();
+    assert_eq!(ran.status.code(), Some(0), "{}", String::from_utf8_lossy(&ran.stderr));
+    let report = std::fs::read_to_string(out.join("report.md")).unwrap();
+    assert!(report.contains("hf@two/full/on") && !report.contains("partial run"), "{report}");
+}
+
 /// `chronibench env …` with a cache of its own: exit code, standard output and error.
 fn env(cache: &std::path::Path, args: &[&str]) -> (i32, String) {
     let output = chronibench().env("CHRONICALS_CACHE", cache).arg("env").args(args).output().unwrap();

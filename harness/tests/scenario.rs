@@ -59,6 +59,18 @@ fn more_trials_than_anybody_runs() {
     assert!(text.contains("multiply to 16000000000 trials, 100000 at most"), "{text}");
 }
 
+/// Numbers that no clock and no counter holds.
+#[test]
+fn more_time_and_steps_than_anybody_waits_for() {
+    for (from, to, words) in [
+        ("timeout_s: 20", "timeout_s: 1e300", "more than a year"),
+        ("untimed_steps: 2,", "untimed_steps: 4294967295,", "more than ten million steps"),
+    ] {
+        let text = message(from, to);
+        assert!(text.contains(words) && text.starts_with("[exit 2]"), "{text}");
+    }
+}
+
 #[test]
 fn unknown_kernel_seam() {
     let arm = "steady: { runner: native, kernels: { nrom: eager } }";
