@@ -320,6 +320,7 @@ fn case_summary(case: &Case, trials: &[Trial<'_>], audits: &[&TrialLog]) -> Case
     let middle = |f: &dyn Fn(&TrialMetrics) -> Option<f64>| median(&values(f));
     let hello = own.iter().find_map(|t| t.log.hello.as_ref()).map(|h| &h.event);
     let judged: Vec<_> = own.iter().map(|t| (t.log, &t.metrics, t.judgement.verdict)).collect();
+    let audit = || audits.iter().copied().filter(|a| a.case() == case.id);
     CaseSummary {
         id: case.id.clone(),
         arm: case.arm.clone(),
@@ -342,14 +343,8 @@ fn case_summary(case: &Case, trials: &[Trial<'_>], audits: &[&TrialLog]) -> Case
         gemm_gflops: middle(&|m| m.gemm_gflops),
         gemm_method: valid.iter().find_map(|m| m.gemm_method.clone()),
         model_gflops: middle(&|m| m.model_gflops),
-        efficiency: efficiency(
-            &judged,
-            audits.iter().copied().find(|a| a.case() == case.id),
-            gpu(trials.iter().map(|t| t.log)),
-        ),
-        audits: audits_of(
-            own.iter().map(|t| t.log).chain(audits.iter().copied().filter(|a| a.case() == case.id)),
-        ),
+        efficiency: efficiency(&judged, audit().next(), gpu(trials.iter().map(|t| t.log))),
+        audits: audits_of(own.iter().map(|t| t.log).chain(audit())),
         trials: own.iter().map(|t| t.summary()).collect(),
     }
 }
