@@ -2,6 +2,7 @@
 
 use chronibench_protocol::{
     event::Phase,
+    peak::peak_gflops,
     record::{GpuSample, Verdict},
 };
 use serde::{Deserialize, Serialize};
@@ -28,16 +29,6 @@ pub struct Efficiency {
     pub mfu: Option<f64>,
 }
 
-/// Dense bf16 peaks of NVIDIA's data sheets, GFLOP/s, by words of the GPU's name: the first row whose words are all in it counts.
-const PEAKS: [(&[&str], f64); 6] = [
-    (&["H100", "PCIe"], 756.0e3),
-    (&["H100", "NVL"], 835.0e3),
-    (&["H100"], 989.4e3),
-    (&["H200"], 989.4e3),
-    (&["A100"], 312.0e3),
-    (&["L40S"], 362.05e3),
-];
-
 const SOURCE: &str = "NVIDIA's data sheet, dense bf16";
 
 /// A trial with what was made of it.
@@ -46,11 +37,7 @@ pub type Judged<'a> = (&'a TrialLog, &'a TrialMetrics, Verdict);
 /// The name of the GPU of a run, by whichever arm tells it: one peak holds for all of them.
 pub fn gpu<'a>(logs: impl Iterator<Item = &'a TrialLog>) -> Option<&'a str> {
     logs.filter_map(|log| Some(log.hello.as_ref()?.event.device.as_str()))
-        .find(|name| peak_of(name).is_some())
-}
-
-fn peak_of(device: &str) -> Option<f64> {
-    PEAKS.iter().find(|(words, _)| words.iter().all(|w| device.contains(w))).map(|(_, peak)| *peak)
+        .find(|name| peak_gflops(name).is_some())
 }
 
 /// Efficiency of a case from its trials on `gpu`; `audit` is its audit trial, whose findings may hold a measured peak. `None` where
@@ -101,7 +88,7 @@ fn power_w(log: &TrialLog) -> Option<f64> {
 fn data_sheet(log: &TrialLog, gpu: Option<&str>) -> Option<(f64, String)> {
     let hello = &log.hello.as_ref()?.event;
     let name = if hello.device.starts_with("cuda") { gpu? } else { &hello.device };
-    let peak = peak_of(name)?;
+    let peak = peak_gflops(name)?;
     (hello.precision.weights == "bf16").then(|| (peak, SOURCE.to_string()))
 }
 

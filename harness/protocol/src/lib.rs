@@ -16,6 +16,7 @@ pub mod init;
 pub mod kernels;
 pub mod parity;
 pub mod patterns;
+pub mod peak;
 pub mod plan;
 pub mod record;
 pub mod resolved;

@@ -2,13 +2,10 @@
 
 use std::path::Path;
 
-use chronibench_protocol::event::Precision;
+use chronibench_protocol::{event::Precision, peak::peak_gflops};
 
 use super::Job;
-use crate::{
-    error::Error,
-    metrics::{Options, peak_flops},
-};
+use crate::{error::Error, metrics::Options};
 
 impl Job {
     /// What is written does not go over what is read.
@@ -77,7 +74,7 @@ impl Job {
 
     /// What is written of a training on that device.
     pub fn metrics(&self, device: &str, precision: &Precision) -> Options {
-        let known = || peak_flops(device).filter(|_| precision.weights == "bf16");
+        let known = || peak_gflops(device).filter(|_| precision.weights == "bf16").map(|g| g * 1e9);
         Options {
             every: self.logging_steps,
             reports: self.report_to.clone(),

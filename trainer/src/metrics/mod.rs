@@ -19,10 +19,7 @@ use chronibench_protocol::event::TokenCounts;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-pub use self::{
-    flops::{Flops, peak_flops},
-    tensorboard::EventWriter,
-};
+pub use self::{flops::Flops, tensorboard::EventWriter};
 use crate::{error::Error, fit::Evaluation, trainer::StepReport};
 
 /// A kind of file.

@@ -164,13 +164,8 @@ impl<D: Machine> CudaBackend<D> {
     /// Memory of a whole buffer, and its bytes.
     fn whole(&self, view: View) -> Result<(&D::Memory, usize), Error> {
         self.check()?;
-        let Buffer { memory, elem, coded, .. } = &self.buffers[view.buffer];
-        let bytes = if *coded {
-            self.formats.bytes(Component::OptimizerStates, view.len)
-        } else {
-            elem.bytes() * view.len
-        };
-        Ok((memory.as_ref().expect("no failure, no lack of memory"), bytes))
+        let Buffer { memory, bytes, .. } = &self.buffers[view.buffer];
+        Ok((memory.as_ref().expect("no failure, no lack of memory"), *bytes))
     }
 
     pub(super) fn read_stored(&self, view: View) -> Result<Vec<u8>, Error> {
