@@ -39,6 +39,8 @@ code = lambda name: int((out / f"{name}.code").read_text())
 environment = read("noise/environment.json")
 certificate = read("noise/certificate.json")
 gate = read("planted/gate.json")
+for side in ("baseline", "candidate"):
+    gate[side]["name"] = pathlib.Path(gate[side]["name"]).name
 record = {
     "schema": "chronibench.aa/1",
     "scenario": scenario,
