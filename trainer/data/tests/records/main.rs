@@ -2,6 +2,7 @@
 
 mod bad;
 mod files;
+mod lists;
 mod noise;
 mod pages;
 mod shapes;

@@ -1,8 +1,14 @@
 //! Readers never panic, and what they give is what they were given.
 
+use std::sync::LazyLock;
+
+use ::parquet::{
+    basic::{Compression, Encoding},
+    file::properties::WriterVersion,
+};
 use proptest::prelude::*;
 
-use super::*;
+use super::{lists::lists, *};
 
 const ENDINGS: [&str; 6] = ["jsonl", "json", "csv", "tsv", "parquet", "data"];
 
@@ -47,12 +53,23 @@ fn almost() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|parts| parts.concat().into_bytes())
 }
 
-/// A Parquet file with some bytes changed, or cut.
+/// Parquet files of all compressions, and of lists with lengths in front of strings.
+static WHOLE: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
+    let stored = ["none.parquet", "snappy.parquet", "zstd.parquet", "gzip.parquet"];
+    let stored = stored.map(|name| std::fs::read(parquet(name)).unwrap());
+    let encodings = [Some(Encoding::DELTA_LENGTH_BYTE_ARRAY), Some(Encoding::DELTA_BYTE_ARRAY), None];
+    let made = encodings.into_iter().flat_map(|encoding| {
+        [WriterVersion::PARQUET_1_0, WriterVersion::PARQUET_2_0]
+            .map(|version| lists(encoding, Compression::UNCOMPRESSED, version))
+    });
+    stored.into_iter().chain(made).collect()
+});
+
+/// One with some bytes changed, or cut.
 fn damaged() -> impl Strategy<Value = Vec<u8>> {
-    let name = prop::sample::select(vec!["none.parquet", "snappy.parquet", "zstd.parquet", "gzip.parquet"]);
+    let whole = prop::sample::select(WHOLE.clone());
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6);
-    (name, changes, prop::option::of(any::<prop::sample::Index>())).prop_map(|(name, changes, cut)| {
-        let mut bytes = std::fs::read(parquet(name)).unwrap();
+    (whole, changes, prop::option::of(any::<prop::sample::Index>())).prop_map(|(mut bytes, changes, cut)| {
         let length = bytes.len();
         changes.into_iter().for_each(|(at, byte)| bytes[at.index(length)] = byte);
         bytes.truncate(cut.map_or(length, |cut| cut.index(length)));

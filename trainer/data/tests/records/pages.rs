@@ -19,11 +19,11 @@ use flate2::{Compression as Level, write::GzEncoder};
 use super::*;
 
 const ROWS: usize = 1000;
-const DATA: i32 = 0;
-const DICTIONARY: i32 = 2;
-const DATA_V2: i32 = 3;
+pub(crate) const DATA: i32 = 0;
+pub(crate) const DICTIONARY: i32 = 2;
+pub(crate) const DATA_V2: i32 = 3;
 
-fn compressions() -> [Compression; 4] {
+pub(crate) fn compressions() -> [Compression; 4] {
     [
         Compression::UNCOMPRESSED,
         Compression::SNAPPY,
@@ -33,7 +33,7 @@ fn compressions() -> [Compression; 4] {
 }
 
 /// A file as the library writes it, of the columns that `fill` writes.
-fn written(
+pub(crate) fn written(
     schema: &str,
     properties: WriterPropertiesBuilder,
     fill: impl Fn(&mut SerializedRowGroupWriter<'_, &mut Vec<u8>>),
@@ -48,7 +48,7 @@ fn written(
     bytes
 }
 
-fn column(
+pub(crate) fn column(
     group: &mut SerializedRowGroupWriter<'_, &mut Vec<u8>>,
     values: &[ByteArray],
     definitions: Option<&[i16]>,
@@ -117,10 +117,26 @@ fn integers(values: &[i32]) -> Vec<u8> {
 
 /// A page of plain values that declares so many bytes; of version 2, with `levels` that are not compressed in front.
 fn page(kind: i32, declared: i32, levels: i32, values: i32, body: &[u8]) -> Vec<u8> {
+    page_in(0, kind, declared, levels, values, body)
+}
+
+/// The same, in an encoding; levels of version 2 are half of repetitions, half of definitions.
+pub(crate) fn page_in(
+    encoding: i32,
+    kind: i32,
+    declared: i32,
+    levels: i32,
+    values: i32,
+    body: &[u8],
+) -> Vec<u8> {
     let own = match kind {
         DICTIONARY => [&[0x4c], &integers(&[values, 0])[..]].concat(),
-        DATA_V2 => [&[0x5c], &integers(&[values, 0, values, 0, levels, 0])[..], &[0x11]].concat(),
-        _ => [&[0x2c], &integers(&[values, 0, 3, 3])[..]].concat(),
+        DATA_V2 => {
+            let repetitions = levels / 2;
+            let numbers = [values, 0, values, encoding, levels - repetitions, repetitions];
+            [&[0x5c], &integers(&numbers)[..], &[0x11]].concat()
+        }
+        _ => [&[0x2c], &integers(&[values, encoding, 3, 3])[..]].concat(),
     };
     [&integers(&[kind, declared, body.len() as i32])[..], &own, &[0, 0], body].concat()
 }
@@ -133,8 +149,12 @@ fn with_pages(compression: Compression, columns: &[&[u8]]) -> Vec<u8> {
 /// The same, with what the metadata says of their lengths.
 fn with_lengths(compression: Compression, columns: &[(&[u8], usize)]) -> Vec<u8> {
     let fields = ["text", "more", "most"].map(|name| format!("required binary {name} (UTF8);"));
-    let schema =
-        parse_message_type(&format!("message m {{ {} }}", fields[..columns.len()].concat())).unwrap();
+    of_schema(&fields[..columns.len()].concat(), compression, columns)
+}
+
+/// The same, of other columns.
+pub(crate) fn of_schema(fields: &str, compression: Compression, columns: &[(&[u8], usize)]) -> Vec<u8> {
+    let schema = parse_message_type(&format!("message m {{ {fields} }}")).unwrap();
     let schema = Arc::new(SchemaDescriptor::new(Arc::new(schema)));
     let mut bytes = b"PAR1".to_vec();
     let mut chunks = Vec::new();
@@ -242,7 +262,7 @@ fn the_densest_snappy_in_parquet_is_read() {
     assert!(records_of_text(bytes) == [Record::Text { text }]);
 }
 
-fn records_of_text(bytes: impl AsRef<[u8]>) -> Vec<Record> {
+pub(crate) fn records_of_text(bytes: impl AsRef<[u8]>) -> Vec<Record> {
     let args = ReadArgs { format: Some("text".into()), ..Default::default() };
     read(&File::new("d.parquet", bytes).path, &args).unwrap()
 }

@@ -2,9 +2,11 @@
 //! into one object is read whole, and Parquet by pages.
 
 mod csv;
+mod delta;
 mod footer;
 mod json;
 mod jsonl;
+mod lists;
 mod pages;
 mod parquet;
 mod thrift;

@@ -14,14 +14,21 @@ use flate2::read::MultiGzDecoder;
 use parquet::{
     basic::Compression,
     data_type::ByteArray,
-    file::metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMetaData},
+    file::{
+        metadata::{ColumnChunkMetaData, RowGroupMetaData},
+        reader::FileReader,
+    },
 };
 
-use super::thrift::{BOOLEANS, Bytes, DEEPEST, INTEGER, STRUCT, Stop, Walk};
+use super::{
+    lists,
+    thrift::{BOOLEANS, Bytes, DEEPEST, INTEGER, STRUCT, Stop, Walk},
+};
 
 /// Most that the pages of a row group may take, bytes: the dictionary and the largest page of every column together, as a row is made of
-/// all columns. Writers make pages of about 1 MiB, so a thousand columns pass. The library may have more of one column for a while: the
-/// page before the one that it unpacks, and the last of each encoding that the column changes between.
+/// all columns, and the largest row of each column of lists. Writers make pages of about 1 MiB, so a thousand columns pass. The library may
+/// have more of one column for a while: the page before the one that it unpacks, and the last of each encoding that the column changes
+/// between.
 const MOST: u64 = 1 << 30;
 /// What a value of a dictionary takes beside its bytes.
 const VALUE: u64 = size_of::<ByteArray>() as u64;
@@ -33,6 +40,8 @@ const WINDOW: usize = 4096;
 /// Types of pages: one that the library steps over, and one that is no data.
 const INDEX: i32 = 1;
 const DICTIONARY: i32 = 2;
+/// Encodings of strings with their lengths in front: DELTA_LENGTH_BYTE_ARRAY and DELTA_BYTE_ARRAY.
+const DELTA: [i32; 2] = [6, 7];
 
 pub(super) const DAMAGED: &str = "check that it is whole, or write it anew";
 const SMALLER: &str =
@@ -41,36 +50,56 @@ const SMALLER: &str =
 /// What is wrong, and how to mend it.
 pub(super) type Wrong = (String, &'static str);
 
-/// Refuses pages that would take memory without measure, or whose headers are damaged.
+/// Refuses pages and rows that would take memory without measure, or whose headers are damaged.
 ///
 /// # Errors
 /// What is wrong, and where.
-pub(super) fn check(file: &File, metadata: &ParquetMetaData) -> Result<(), Wrong> {
+pub(super) fn check(file: &File, reader: &dyn FileReader) -> Result<(), Wrong> {
     let length = file.metadata().map_err(|e| (format!("it cannot be read: {e}"), DAMAGED))?.len();
-    let groups = metadata.row_groups();
+    let groups = reader.metadata().row_groups();
     // Columns upon one another would be walked, and read, for as long as somebody likes.
     let mut columns = groups.iter().flat_map(RowGroupMetaData::columns);
     let total = columns.try_fold(0u64, |sum, c| sum.checked_add(u64::try_from(c.compressed_size()).ok()?));
     if total.is_none_or(|total| total > length) {
         return Err(("its columns do not fit into the file".into(), DAMAGED));
     }
-    for (group, number) in groups.iter().zip(1u64..) {
-        let mut sum = 0u64;
-        for column in group.columns() {
-            let at = |what| (format!("row group {number}, column {}: {what}", column.column_path()), DAMAGED);
-            let memory = Chunk::new(file, column, length).and_then(Chunk::memory).map_err(at)?;
-            sum = sum.saturating_add(memory);
+    (0..groups.len()).try_for_each(|group| check_group(file, length, reader, group))
+}
+
+fn check_group(file: &File, length: u64, reader: &dyn FileReader, number: usize) -> Result<(), Wrong> {
+    let group = reader.metadata().row_group(number);
+    let mut sum = 0u64;
+    for (column, i) in group.columns().iter().zip(0..) {
+        let at = |what| format!("row group {}, column {}: {what}", number + 1, column.column_path());
+        let damaged = |what| (at(what), DAMAGED);
+        let mut add = |bytes, what| {
+            sum = sum.saturating_add(bytes);
+            let most = format!("{sum} bytes, and {MOST} are the most that is read");
             if sum > MOST {
-                let what = format!(
-                    "row group {number}, column {}: a page of each column up to this one takes {sum} bytes, and {MOST} are the \
-                     most that is read",
-                    column.column_path()
-                );
-                return Err((what, SMALLER));
+                Err((at(format!("{what} up to this one takes {most}")), SMALLER))
+            } else {
+                Ok(MOST - sum)
             }
+        };
+        let found = Chunk::new(file, column, length).and_then(Chunk::memory).map_err(damaged)?;
+        let left = add(found.memory, "a page of each column")?;
+        let column = column.column_descr();
+        if column.max_rep_level() > 0 || found.delta {
+            let pages = reader.get_row_group(number).and_then(|group| group.get_column_page_reader(i));
+            let pages = pages.map_err(|e| damaged(format!("it cannot be read: {e}")))?;
+            let row = lists::memory(pages, column, left).map_err(damaged)?;
+            add(row, "a row of each column")?;
         }
     }
     Ok(())
+}
+
+/// What was found in the pages of a column.
+struct Found {
+    /// Bytes that the dictionary and the largest page take.
+    memory: u64,
+    /// Whether one has lengths in front of strings.
+    delta: bool,
 }
 
 /// A column of a row group.
@@ -92,14 +121,14 @@ impl<'a> Chunk<'a> {
         }
     }
 
-    /// Bytes that the dictionary and the largest page take.
-    fn memory(mut self) -> Result<u64, String> {
-        let (mut dictionary, mut largest) = (0u64, 0);
+    fn memory(mut self) -> Result<Found, String> {
+        let (mut dictionary, mut largest, mut delta) = (0u64, 0, false);
         while self.walk.0.at < self.walk.0.end {
             let at = self.walk.0.at;
             let page = self.page().map_err(|what| format!("the page at byte {at} {what}"))?;
             // What is not compressed is as large as it is, whatever it says.
             let size = page.declared.max(page.stored);
+            delta |= page.delta;
             match page.kind {
                 INDEX => {}
                 DICTIONARY => {
@@ -109,7 +138,7 @@ impl<'a> Chunk<'a> {
                 _ => largest = largest.max(size),
             }
         }
-        Ok(dictionary.saturating_add(largest))
+        Ok(Found { memory: dictionary.saturating_add(largest), delta })
     }
 
     /// The next page, behind which the walk then is.
@@ -161,15 +190,17 @@ struct Page {
     compressed: bool,
     /// Values of a dictionary.
     values: u64,
+    /// Whether lengths are in front of strings.
+    delta: bool,
 }
 
 impl Page {
     fn read(walk: &mut Walk<Window>) -> Result<Self, Stop> {
         let mut whole = Part::default();
-        let (mut dictionary, mut second) = (Part::default(), Part::default());
+        let [mut first, mut dictionary, mut second] = [(); 3].map(|()| Part::default());
         walk.fields(DEEPEST, |walk, number, kind| match (number, kind) {
             (1..=4, _) => whole.field(walk, 4, number, kind),
-            (5, STRUCT) => Part::read(walk, 4).map(|_| true),
+            (5, STRUCT) => Part::read(walk, 4).map(|part| first = part).map(|()| true),
             (7, STRUCT) => Part::read(walk, 2).map(|part| dictionary = part).map(|()| true),
             (8, STRUCT) => Part::read(walk, 6).map(|part| second = part).map(|()| true),
             (5 | 7 | 8, _) => Err(Stop::Malformed),
@@ -177,7 +208,7 @@ impl Page {
         })?;
         let size = |n: i32| u64::try_from(n).map_err(|_| Stop::Malformed);
         let [kind, declared, stored, ..] = whole.integers;
-        let [.., definitions, repetitions] = second.integers;
+        let [.., encoding, definitions, repetitions] = second.integers;
         let page = Self {
             kind,
             stored: size(stored)?,
@@ -185,6 +216,7 @@ impl Page {
             levels: size(definitions)? + size(repetitions)?,
             compressed: second.flag.unwrap_or(true),
             values: size(dictionary.integers[0])?,
+            delta: [encoding, first.integers[1]].iter().any(|encoding| DELTA.contains(encoding)),
         };
         if page.levels > page.declared.min(page.stored) {
             return Err(Stop::Malformed);

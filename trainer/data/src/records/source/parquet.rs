@@ -1,5 +1,5 @@
-//! Parquet, row by row: a page of every column is in memory at a time, and [`pages`] says how large they may be together. A row of lists
-//! has as many pages as it needs, and is not bounded: a few bytes of a page can repeat a value for a billion times.
+//! Parquet, row by row: a page of every column is in memory at a time, or as many as a row of lists needs, and [`pages`] says how large
+//! they may be together.
 
 use std::{
     fs::File,
@@ -47,7 +47,8 @@ impl Rows {
         if let Some(compression) = unknown_compression(&reader) {
             return Err(wrong(format!("it is compressed with {compression:?}"), COMPRESSIONS));
         }
-        pages::check(&file, reader.metadata()).map_err(|(what, hint)| wrong(what, hint))?;
+        let checked = guarded(|| Ok(pages::check(&file, &reader)));
+        checked.map_err(|what| wrong(what, DAMAGED))?.map_err(|(what, hint)| wrong(what, hint))?;
         let rows = RowIter::from_file_into(Box::new(reader)).with_batch_size(BATCH);
         Ok(Self { path: name, rows, row: 0 })
     }

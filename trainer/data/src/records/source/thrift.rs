@@ -50,7 +50,7 @@ pub(super) struct Walk<B>(pub B);
 
 impl<B: Bytes> Walk<B> {
     /// An integer in pieces of seven bits, as many as there are. Of more than 64 bits the library makes something too.
-    fn varint(&mut self) -> Result<u64, Stop> {
+    pub fn varint(&mut self) -> Result<u64, Stop> {
         let (mut value, mut shift) = (0, 0u32);
         loop {
             let byte = self.0.byte()?;
