@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `model.safetensors` or `adapter_model.safetensors` | what trains, f32; masters where there are any |
 //! | `exp_avg.safetensors`, `exp_avg_sq.safetensors` | AdamW's moments, bytes as the device keeps them |
+//! | `products.txt` | of a GPU: the algorithms of its matrix products, which were chosen by timing |
 //! | `trainer_state.json` | the step, the [`Identity`] of the training, and its [`Progress`]; written last |
 //!
 //! and whatever its caller puts beside them. Batches, schedule and stochastic rounding are functions of seed and step, so this is all:
@@ -34,6 +35,7 @@ use crate::{
 /// 2: adapters lie all A, then all B.
 const FORMAT: &str = "chronicals.checkpoint/2";
 const STATE: &str = "trainer_state.json";
+const PRODUCTS: &str = "products.txt";
 const PREFIX: &str = "checkpoint-";
 /// Of folders that are being filled or removed.
 const HIDDEN: &str = ".checkpoint-";
@@ -157,9 +159,12 @@ fn fill<B: Backend>(trainer: &Trainer<B>, state: &State, at: &Path) -> Result<()
     for (name, view) in moments(trainer) {
         save_bytes(&at.join(file_of(name)), name, trainer.backend().stored(view)?)?;
     }
-    let path = at.join(STATE);
     let text = serde_json::to_vec_pretty(state).expect("plain data");
-    std::fs::write(&path, text).map_err(|e| Error::io(&path, &e))?;
+    let choices = trainer.backend().choices().map(|choices| (PRODUCTS, choices.into_bytes()));
+    for (name, bytes) in choices.into_iter().chain([(STATE, text)]) {
+        let path = at.join(name);
+        std::fs::write(&path, bytes).map_err(|e| Error::io(&path, &e))?;
+    }
     sync_all(at)
 }
 
@@ -304,6 +309,11 @@ pub fn load<B: Backend>(
     let state = read_state(dir)?;
     same(&state, identity, dir)?;
     trainer.load_trainable(&dir.join(trainer.trainable_file()))?;
+    let choices = dir.join(PRODUCTS);
+    if choices.is_file() {
+        let text = std::fs::read_to_string(&choices).map_err(|e| Error::io(&choices, &e))?;
+        trainer.parts().0.adopt(&text);
+    }
     for (name, view) in moments(trainer) {
         let bytes = load_bytes(&dir.join(file_of(name)), name)?;
         trainer.parts().0.restore(view, &bytes).map_err(|e| damaged(e.to_string(), &dir.join(STATE)))?;

@@ -32,6 +32,8 @@ pub struct Training {
     /// The most that tuning found taken, its operands included.
     peak_of_tuning: Cell<usize>,
     tuned: RefCell<HashSet<Product>>,
+    /// Names of products that need no tuning.
+    adopted: RefCell<HashSet<String>>,
     /// Whether it has nothing that watches.
     blind: bool,
     watched: Cell<bool>,
@@ -186,7 +188,8 @@ impl Machine for Training {
 
     fn tune(&self, product: &Product) -> Result<(), GpuError> {
         self.idle("tuning")?;
-        if self.tuned.borrow_mut().insert(*product) {
+        let known = self.is_tuned(product);
+        if self.tuned.borrow_mut().insert(*product) && !known {
             let [a, b, c] = product.spans();
             let operands = (a + b) * product.elem.bytes() + (c + product.n) * product.out.bytes();
             self.peak_of_tuning.set(self.peak_of_tuning.get().max(self.taken.get() + operands));
@@ -195,7 +198,18 @@ impl Machine for Training {
     }
 
     fn is_tuned(&self, product: &Product) -> bool {
-        self.tuned.borrow().contains(product)
+        self.tuned.borrow().contains(product) || self.adopted.borrow().contains(&product.name())
+    }
+
+    fn choices(&self) -> String {
+        let tuned = self.tuned.borrow();
+        let mut names: Vec<String> = tuned.iter().map(|p| format!("{}\n", p.name())).collect();
+        names.sort_unstable();
+        format!("emulator\n{}", names.concat())
+    }
+
+    fn adopt(&self, choices: &str) {
+        self.adopted.borrow_mut().extend(choices.lines().skip(1).map(String::from));
     }
 
     fn load(&self, _: Entry) -> Result<(), GpuError> {

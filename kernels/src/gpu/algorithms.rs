@@ -6,17 +6,30 @@ use std::{collections::BTreeMap, io::Write, path::PathBuf};
 pub(super) struct Algorithms {
     file: Option<PathBuf>,
     known: BTreeMap<String, [u64; 8]>,
+    /// Choices that go before those: of the training that is gone on with. They are not written to the file.
+    adopted: BTreeMap<String, [u64; 8]>,
 }
 
 impl Algorithms {
     /// Reads a file; a line that is damaged is left out, and its product is tuned again.
     pub(super) fn load(file: Option<PathBuf>) -> Self {
         let text = file.as_ref().and_then(|f| std::fs::read_to_string(f).ok()).unwrap_or_default();
-        Self { known: text.lines().filter_map(parse).collect(), file }
+        Self { known: text.lines().filter_map(parse).collect(), file, adopted: BTreeMap::new() }
     }
 
     pub(super) fn get(&self, name: &str) -> Option<[u64; 8]> {
-        self.known.get(name).copied()
+        self.adopted.get(name).or_else(|| self.known.get(name)).copied()
+    }
+
+    /// Takes choices over from lines; those that are damaged are left out.
+    pub(super) fn adopt<'a>(&mut self, lines: impl Iterator<Item = &'a str>) {
+        self.adopted.extend(lines.filter_map(parse));
+    }
+
+    /// The line of a choice.
+    pub(super) fn line(name: &str, data: [u64; 8]) -> String {
+        let hex: String = data.iter().map(|word| format!("{word:016x}")).collect();
+        format!("{name} = {hex}\n")
     }
 
     /// Keeps a choice. A file that cannot be written only costs the next process its time.
@@ -32,8 +45,7 @@ impl Algorithms {
         std::fs::create_dir_all(dir)?;
         let mut temporary = tempfile::NamedTempFile::new_in(dir)?;
         for (name, data) in &self.known {
-            let hex: String = data.iter().map(|word| format!("{word:016x}")).collect();
-            writeln!(temporary, "{name} = {hex}")?;
+            temporary.write_all(Self::line(name, *data).as_bytes())?;
         }
         temporary.persist(file)?;
         Ok(())
@@ -68,5 +80,19 @@ mod tests {
         let second = Algorithms::load(Some(file));
         assert_eq!(second.get("1x2x3"), Some([1, 2, 3, 4, 5, 6, 7, u64::MAX]));
         assert_eq!((second.get("4x5x6"), second.get("torn")), (None, None));
+    }
+
+    #[test]
+    fn adopted_choices_go_first_and_stay_out_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("choices.txt");
+        let mut choices = Algorithms::load(Some(file.clone()));
+        choices.put("1x2x3", [1; 8]);
+        let lines = Algorithms::line("1x2x3", [2; 8]) + "damaged\n" + &Algorithms::line("4x5x6", [3; 8]);
+        choices.adopt(lines.lines());
+        choices.put("7x8x9", [4; 8]);
+        assert_eq!(["1x2x3", "4x5x6"].map(|name| choices.get(name)), [Some([2; 8]), Some([3; 8])]);
+        let stored = Algorithms::load(Some(file));
+        assert_eq!(["1x2x3", "4x5x6"].map(|name| stored.get(name)), [Some([1; 8]), None]);
     }
 }

@@ -45,6 +45,12 @@ pub trait Machine {
     /// Whether [`tune`](Self::tune) needs no memory for operands any more.
     fn is_tuned(&self, product: &Product) -> bool;
 
+    /// What was chosen by timing for the products so far, for [`adopt`](Self::adopt).
+    fn choices(&self) -> String;
+
+    /// Chooses the same for products that are not tuned yet, if this is such a device.
+    fn adopt(&self, choices: &str);
+
     /// Compiles and loads a kernel, which its first launch would do.
     ///
     /// # Errors

@@ -26,6 +26,8 @@ pub struct Matmul<'a> {
     workspace: Buffer,
     plans: RefCell<HashMap<Product, Rc<Plan>>>,
     algorithms: RefCell<Algorithms>,
+    /// Device and version of the library: what choices are good for.
+    of: String,
 }
 
 struct Plan {
@@ -67,9 +69,9 @@ impl<'a> Matmul<'a> {
         check("create", unsafe { sys::cublasLtCreate(&mut handle) })?;
         // SAFETY: no arguments.
         let version = unsafe { sys::cublasLtGetVersion() };
-        let file = folder.map(|f| f.join(format!("{}-{version}.txt", on.name().replace(' ', "-"))));
-        let algorithms = RefCell::new(Algorithms::load(file));
-        Ok(Self { on, handle, workspace, plans: RefCell::default(), algorithms })
+        let of = format!("{}-{version}", on.name().replace(' ', "-"));
+        let algorithms = RefCell::new(Algorithms::load(folder.map(|f| f.join(format!("{of}.txt")))));
+        Ok(Self { on, handle, workspace, plans: RefCell::default(), algorithms, of })
     }
 
     unsafe fn launch(
@@ -146,6 +148,26 @@ impl<'a> Matmul<'a> {
     /// Whether somebody did so before.
     pub fn is_tuned(&self, product: &Product) -> bool {
         self.algorithms.borrow().get(&product.name()).is_some()
+    }
+
+    /// The choices of every product that was planned: device and library, then a line each.
+    pub fn choices(&self) -> String {
+        let plans = self.plans.borrow();
+        let line =
+            |(p, plan): (&Product, &Rc<Plan>)| Algorithms::line(&p.name(), plan.algorithm.borrow().data);
+        let mut lines: Vec<String> = plans.iter().map(line).collect();
+        lines.sort_unstable();
+        format!("{}\n{}", self.of, lines.concat())
+    }
+
+    /// Takes such choices over, for products that are planned from now on: the fastest algorithm is another from time to time, and
+    /// rounds otherwise. Those of another device or library are left alone.
+    pub fn adopt(&self, choices: &str) {
+        let mut lines = choices.lines();
+        if lines.next() == Some(&self.of) {
+            self.plans.borrow_mut().clear();
+            self.algorithms.borrow_mut().adopt(lines);
+        }
     }
 
     /// The fastest candidate on random operands.

@@ -179,8 +179,8 @@ impl Product {
         [0, 1, 2].map(|i| spans[i] + more * self.batch.strides[i])
     }
 
-    /// Its line in the file of algorithms.
-    pub(super) fn name(&self) -> String {
+    /// Its name in the file of algorithms: what differs has another.
+    pub fn name(&self) -> String {
         let flag = |x: bool| u8::from(x);
         let Product { m, n, k, a, b, ldc, .. } = self;
         let (ta, tb) = (flag(a.transposed), flag(b.transposed));

@@ -10,6 +10,7 @@ use chronicals::{
             plan::{self, Gpu},
         },
     },
+    checkpoint,
     config::ModelConfig,
     model::Level,
 };
@@ -72,6 +73,25 @@ pub fn taken(_: &dyn Fn() -> Training) {
         (0..3).for_each(|s| drop(trainer.train_step(&batches.step(s).unwrap()).unwrap()));
         assert_eq!(trainer.backend().device().taken() as u64, planned, "a step takes nothing");
     });
+}
+
+/// A training that goes on chooses as it did, whatever lies in the cache of tuned products.
+pub fn adopted(_: &dyn Fn() -> Training) {
+    let batches = Golden::load("qwen3").batches(Geometry::Packed, 3);
+    let (model, case, dir) = (Model::new("qwen2", 64), Case::full(), tempfile::tempdir().unwrap());
+    let new = || model.trainer_on(&case, &batches, case.on(Training::new(), &model.config, &batches));
+    let (mut first, identity) = (new(), checkpoint::Identity::new());
+    first.rehearse(&batches).unwrap();
+    let choices = first.backend().choices().unwrap();
+    assert!(choices.lines().count() > 10, "{choices}");
+    first.train_step(&batches.step(0).unwrap()).unwrap();
+    let (progress, keep) = Default::default();
+    let saved = checkpoint::save(&first, dir.path(), &identity, &progress, keep, |_| Ok(())).unwrap();
+    let mut second = new();
+    checkpoint::load(&mut second, &saved, &identity).unwrap();
+    second.rehearse(&batches).unwrap();
+    assert_eq!(second.backend().device().peak_of_tuning(), 0, "nothing is timed");
+    assert_eq!(second.backend().choices(), Some(choices));
 }
 
 fn refused(config: &ModelConfig, plan: KernelPlan, dtype: Dtype, states: Option<States>) -> String {

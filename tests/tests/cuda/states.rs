@@ -86,6 +86,7 @@ pub fn resumed<D: Machine>(machine: &dyn Fn() -> D) {
             .unwrap();
             checkpoint::load(&mut second, &saved, &identity).unwrap();
             fit(&mut second, &batches, 6, &mut keep).unwrap();
+            assert_eq!(second.backend().choices(), first.backend().choices());
             assert!(losses == resumed, "{precision:?} {}", case.prefix());
             let trained = |t: &Trainer<CudaBackend<D>>| {
                 t.backend().read(t.model().adapters.unwrap_or(t.model().weights)).unwrap()

@@ -205,6 +205,13 @@ pub trait Backend: Allocator {
     /// The device fails.
     fn rehearse(&mut self, model: &Model, batch: &Batch) -> Result<(), Error>;
 
+    /// What it chose by timing for the products of its steps, for [`adopt`](Self::adopt); nothing where it chooses nothing.
+    fn choices(&self) -> Option<String> {
+        None
+    }
+    /// Chooses the same, before it is rehearsed: another choice rounds otherwise. Choices of another device are left alone.
+    fn adopt(&mut self, _choices: &str) {}
+
     /// What it is.
     fn about(&self) -> About;
     /// Bytes by component that it took, and the most that a step takes for its temporaries.

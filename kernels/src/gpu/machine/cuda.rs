@@ -65,6 +65,14 @@ impl Machine for Cuda {
         self.products.is_tuned(product)
     }
 
+    fn choices(&self) -> String {
+        self.products.choices()
+    }
+
+    fn adopt(&self, choices: &str) {
+        self.products.adopt(choices);
+    }
+
     fn load(&self, entry: Entry) -> Result<(), GpuError> {
         self.gpu.load(entry)
     }

@@ -82,6 +82,14 @@ impl<D: Machine> Backend for CudaBackend<D> {
         self.check()
     }
 
+    fn choices(&self) -> Option<String> {
+        Some(self.device.choices())
+    }
+
+    fn adopt(&mut self, choices: &str) {
+        self.device.adopt(choices);
+    }
+
     fn about(&self) -> About {
         // Eager attention has no path.
         let path = (!self.is_eager(Seam::Attention)).then(|| self.path.name());
