@@ -141,7 +141,7 @@ def varlen(case, backward):
     return Reference("flash_varlen", usable(forms), check)
 
 
-def attention(case, has, compiles):
+def attention(case, has):
     backward = case["op"].endswith("backward")
     if len(set(case["documents"])) == 1:
         backends = [("sdpa_flash", SDPBackend.FLASH_ATTENTION), ("sdpa_cudnn", SDPBackend.CUDNN_ATTENTION)]

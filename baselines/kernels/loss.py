@@ -47,7 +47,7 @@ def checks(x, w, labels):
     return check
 
 
-def linear_ce(case, has, compiles):
+def linear_ce(case, has):
     dims = case["dims"]
     tokens, hidden, vocab = dims["tokens"], dims["hidden"], dims["vocab"]
 
@@ -89,8 +89,7 @@ def linear_ce(case, has, compiles):
     ways = []
     if has["transformers"]:
         ways.append(("hf_eager", dense, of_head))
-        if compiles:
-            ways.append(("torch_compile", lambda: compile_fresh(dense()), of_head))
+        ways.append(("torch_compile", lambda: compile_fresh(dense()), of_head))
     if has["liger_kernel"]:
         ways.append(("liger", lambda: liger(None), f"{of_head}: its default"))
         ways.append(("liger_f32", lambda: liger(torch.float32), "gradient of the head added up in f32, as ours"))

@@ -64,7 +64,7 @@ def rms_reference(x, weight, dy=None, dsum=None):
     return dx if dsum is None else dx + dsum.double()
 
 
-def rmsnorm(case, has, compiles):
+def rmsnorm(case, has):
     tokens, hidden = case["dims"]["tokens"], case["dims"]["hidden"]
     added, backward = "_add_" in case["op"], case["op"].endswith("backward")
 
@@ -119,14 +119,14 @@ def rmsnorm(case, has, compiles):
         form = grad_form(lambda: whole(*x), [*x, norm.weight], dy)
         return Reference(variant, [form], check_backward)
 
-    for variant in variants(has, compiles):
+    for variant in variants(has):
         yield variant, lambda v=variant: make(v)
 
 
 # SwiGLU
 
 
-def swiglu(case, has, compiles):
+def swiglu(case, has):
     tokens, ffn = case["dims"]["tokens"], case["dims"]["ffn"]
     backward = case["op"].endswith("backward")
 
@@ -168,14 +168,14 @@ def swiglu(case, has, compiles):
 
         return Reference(variant, [grad_form(lambda: function(gate, up), [gate, up], [dact], restore)], check)
 
-    for variant in variants(has, compiles):
+    for variant in variants(has):
         yield variant, lambda v=variant: make(v)
 
 
-def variants(has, compiles):
+def variants(has):
     names = []
     if has["transformers"]:
-        names += ["hf_eager", "torch_compile"] if compiles else ["hf_eager"]
+        names += ["hf_eager", "torch_compile"]
     return names + (["liger"] if has["liger_kernel"] else [])
 
 
@@ -191,7 +191,7 @@ def rotated(x, cos, sin, back=False):
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def qk_rope(case, has, compiles):
+def qk_rope(case, has):
     dims = case["dims"]
     length, k = dims["positions"], dims["head_dim"]
     batch = dims["tokens"] // length
@@ -246,14 +246,14 @@ def qk_rope(case, has, compiles):
 
         return Reference(variant, [grad_form(forward, [q, key], upstream, restore)], check)
 
-    for variant in variants(has, compiles):
+    for variant in variants(has):
         yield variant, lambda v=variant: make(v)
 
 
 # Embedding
 
 
-def embedding(case, has, compiles):
+def embedding(case, has):
     dims = case["dims"]
     tokens, vocab, hidden = dims["tokens"], dims["vocab"], dims["hidden"]
     backward = case["op"].endswith("backward")
@@ -295,7 +295,7 @@ def pieces(n, make):
     return [make(min(PIECE, n - start)) for start in range(0, n, PIECE)]
 
 
-def adamw_update(case, has, compiles):
+def adamw_update(case, has):
     n = case["dims"]["parameters"]
     dtype = torch.float32 if case["op"] == "adamw_master" else BF16
 
@@ -333,7 +333,7 @@ def adamw_update(case, has, compiles):
         yield variant, lambda v=variant: make(v)
 
 
-def adamw_norm(case, has, compiles):
+def adamw_norm(case, has):
     n = case["dims"]["parameters"]
 
     def make():

@@ -99,11 +99,8 @@ def run(spec: dict, events: Events, torch) -> None:
         say_skipped(events, op, "there is no reference for it", "compare it with the copy or the product beside it")
     started = time.monotonic()
     for number, case in enumerate(cases):
-        same = [c["case"] for c in cases if c["op"] == case["op"]]
-        # Compiling takes seconds: the first and the last shape of an operation say enough.
-        compiles = case["case"] in (same[0], same[-1])
         torch.manual_seed(1000 + number)
-        for variant, make in makers[case["op"]](case, has, compiles):
+        for variant, make in makers[case["op"]](case, has):
             where = f"{case['op']} at {case['case']} by {variant}"
             print(f"{time.monotonic() - started:6.1f} s  {where}", file=sys.stderr, flush=True)
             # The one place where an error of a reference is caught: it is that row's, and is recorded.
