@@ -1,13 +1,17 @@
 //! Matrix products through cuBLASLt: row-major, f32 sums, one plan a shape, its algorithm found by timing the candidates.
 //!
 //! A plan holds the library's descriptors and the fastest of up to [`CANDIDATES`] algorithms, each run on random operands
-//! of the shape. Choices are kept on disk by device and library version, so that a shape is tuned once a machine.
+//! of the shape, that multiplies right and to the same bits again. Choices are kept on disk by device and library version, so that
+//! a shape is tuned once a machine.
 
 use std::{cell::RefCell, collections::HashMap, ffi::c_void, path::PathBuf, rc::Rc};
 
 use cudarc::cublaslt::sys::{self, cublasStatus_t::CUBLAS_STATUS_SUCCESS};
 
-use super::{Buffer, Elem, Gpu, GpuError, Product, Products, Ptr, algorithms::Algorithms, product::Matrix};
+use super::{
+    Buffer, Elem, Gpu, GpuError, Product, Products, Ptr, algorithms::Algorithms, digest, product::Matrix,
+    proof::Proof,
+};
 use crate::cases::values;
 
 /// Workspace of every product: what the library's documentation recommends for Hopper.
@@ -18,6 +22,9 @@ pub const CANDIDATES: usize = 24;
 
 /// Timed runs of each candidate; the median counts.
 const TUNING_RUNS: usize = 5;
+
+/// Runs of the fastest that must leave the same bits.
+const PROOF_RUNS: usize = 3;
 
 /// cuBLASLt on one GPU.
 pub struct Matmul<'a> {
@@ -70,7 +77,7 @@ impl<'a> Matmul<'a> {
         // SAFETY: no arguments.
         let version = unsafe { sys::cublasLtGetVersion() };
         let of = format!("{}-{version}", on.name().replace(' ', "-"));
-        let algorithms = RefCell::new(Algorithms::load(folder.map(|f| f.join(format!("{of}.txt")))));
+        let algorithms = RefCell::new(Algorithms::load(folder.map(|f| f.join(format!("{of}-proved.txt")))));
         Ok(Self { on, handle, workspace, plans: RefCell::default(), algorithms, of })
     }
 
@@ -174,14 +181,14 @@ impl<'a> Matmul<'a> {
     fn fastest(&self, plan: &Plan) -> Result<sys::cublasLtMatmulAlgo_t, GpuError> {
         let p = &plan.product;
         let [a, b, c] = p.spans();
-        let operands = [
-            self.random(a, p.elem)?,
-            self.random(b, p.elem)?,
-            self.random(c, p.out)?,
-            self.random(p.n, p.out)?,
-        ];
-        let [a, b, c, bias] = operands.each_ref().map(Buffer::ptr);
-        let mut best: Option<(f64, sys::cublasLtMatmulAlgo_t)> = None;
+        let extents = [(a, p.elem), (b, p.elem), (c, p.out), (p.n, p.out)];
+        let blocks = extents.map(|(len, elem)| block(len, elem));
+        let mut operands = Vec::new();
+        for ((len, elem), block) in extents.iter().zip(&blocks) {
+            operands.push(self.on.repeat(block, whole(*len) * elem.bytes())?);
+        }
+        let [a, b, c, bias] = [0, 1, 2, 3].map(|i| operands[i].ptr());
+        let mut timed: Vec<(f64, sys::cublasLtMatmulAlgo_t)> = Vec::new();
         for candidate in self.candidates(plan)? {
             // SAFETY: the operands have the extents of the product and live until the GPU is synchronised below.
             let run = || unsafe { self.launch(plan, &candidate, a, b, bias, c) };
@@ -194,15 +201,45 @@ impl<'a> Matmul<'a> {
                 times.push(self.on.time(run)?);
             }
             times.sort_by(f64::total_cmp);
-            let time = times[TUNING_RUNS / 2];
-            if best.is_none_or(|(t, _)| time < t) {
-                best = Some((time, candidate));
-            }
+            timed.push((times[TUNING_RUNS / 2], candidate));
         }
         self.on.synchronise()?;
-        best.map(|(_, algorithm)| algorithm).ok_or_else(|| {
-            GpuError::new("no algorithm runs this product", p.name(), "make its extents multiples of 8")
-        })
+        timed.sort_by(|one, other| one.0.total_cmp(&other.0));
+        let numbers = [0, 1, 2, 3].map(|i| extents[i].1.decode(&blocks[i]));
+        let proof = Proof::new(p, numbers.each_ref().map(Vec::as_slice));
+        for (_, candidate) in timed {
+            // SAFETY: as above.
+            let run = || unsafe { self.launch(plan, &candidate, a, b, bias, c) };
+            if self.holds(p, &proof, &operands[2], &blocks[2], run)? {
+                return Ok(candidate);
+            }
+        }
+        Err(GpuError::new("no algorithm runs this product", p.name(), "make its extents multiples of 8"))
+    }
+
+    /// Whether runs of an algorithm on the same C leave the same bits, and those of the product.
+    fn holds(
+        &self,
+        p: &Product,
+        proof: &Proof,
+        c: &Buffer,
+        block: &[u8],
+        run: impl Fn() -> Result<(), GpuError>,
+    ) -> Result<bool, GpuError> {
+        let parts = self.on.alloc(digest::parts_bytes(self.on))?;
+        let mut digests = Vec::new();
+        for _ in 0..PROOF_RUNS {
+            self.on.refill(c, block)?;
+            run()?;
+            // SAFETY: C has whole words, and both live until the download, which waits for the launch.
+            unsafe { digest::launch(self.on, c.ptr(), c.bytes() / 4, parts.ptr())? };
+            digests.push(digest::sum(&self.on.download(&parts)?));
+        }
+        let read = |at: usize| {
+            let bytes = self.on.read(c, at * p.out.bytes(), p.out.bytes())?;
+            Ok(p.out.decode(&bytes)[0])
+        };
+        Ok(digests.iter().all(|d| *d == digests[0]) && proof.holds(read)?)
     }
 
     fn candidates(&self, plan: &Plan) -> Result<Vec<sys::cublasLtMatmulAlgo_t>, GpuError> {
@@ -253,14 +290,17 @@ impl<'a> Matmul<'a> {
         let usable = results[..found as usize].iter().filter(|r| r.state == CUBLAS_STATUS_SUCCESS);
         Ok(usable.map(|r| r.algo).collect())
     }
+}
 
-    /// Random elements: products of zeros run faster than real ones.
-    fn random(&self, len: usize, elem: Elem) -> Result<Buffer, GpuError> {
-        const BLOCK: usize = 1 << 20;
-        // Whole packs: algorithms read the pack in which a row ends, which the operands of a product have.
-        let len = len.max(1).next_multiple_of(8);
-        self.on.repeat(&elem.encode(&values(1, BLOCK.min(len))), len * elem.bytes())
-    }
+/// Elements that an operand of `len` takes: whole packs, as algorithms read the pack in which a row ends.
+fn whole(len: usize) -> usize {
+    len.max(1).next_multiple_of(8)
+}
+
+/// Random elements, which an operand of `len` is filled with again and again: products of zeros run faster than real ones.
+fn block(len: usize, elem: Elem) -> Vec<u8> {
+    const MOST: usize = 1 << 20;
+    elem.encode(&values(1, MOST.min(whole(len))))
 }
 
 impl Products for Matmul<'_> {

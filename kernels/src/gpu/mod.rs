@@ -36,6 +36,7 @@ pub mod library;
 pub mod machine;
 pub mod matmul;
 pub mod product;
+mod proof;
 pub mod stamps;
 pub mod trace;
 

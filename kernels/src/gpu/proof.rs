@@ -1,0 +1,127 @@
+//! Whether an algorithm of a matrix product sums all of its terms: libraries have had some that left out the last of a sum that is
+//! split, and were the faster for it.
+
+use super::{Elem, Product};
+
+/// Elements of C that are looked at. A part of a sum that is left out moves most of them by more than rounding may.
+const WITNESSES: usize = 64;
+
+/// Elements of C, as they should be.
+pub(super) struct Proof {
+    elem: Elem,
+    witnesses: Vec<Witness>,
+}
+
+struct Witness {
+    /// Place in C.
+    at: usize,
+    exact: f64,
+    /// Sum of the terms' magnitudes.
+    terms: f64,
+}
+
+impl Proof {
+    /// Of a product whose operands A, B, C and bias are these numbers, again and again.
+    pub fn new(p: &Product, operands: [&[f32]; 4]) -> Self {
+        let [a, b, c, bias] = operands.map(|numbers| move |i: usize| f64::from(numbers[i % numbers.len()]));
+        let factor = f64::from(p.factor.value());
+        let witness = |i: usize| {
+            let [row, column, one] = [p.m, p.n, p.batch.count].map(|extent| spread(i, extent));
+            let [a_at, b_at, c_at] = p.batch.strides.map(|stride| one * stride);
+            let at = c_at + row * p.ldc + column;
+            let before = if p.accumulate { c(at) } else { 0.0 };
+            let added = before + if p.bias { bias(column) } else { 0.0 };
+            let mut witness = Witness { at, exact: added, terms: added.abs() };
+            for k in 0..p.k {
+                let term = factor * a(a_at + p.a.at(row, k)) * b(b_at + p.b.at(k, column));
+                witness.exact += term;
+                witness.terms += term.abs();
+            }
+            witness
+        };
+        Self { elem: p.out, witnesses: (0..WITNESSES).map(witness).collect() }
+    }
+
+    /// Whether C is that product, as its element type rounds, and a sum in f32.
+    pub fn holds<E>(&self, mut read: impl FnMut(usize) -> Result<f32, E>) -> Result<bool, E> {
+        let rounding = if self.elem == Elem::Bf16 { 2f64.powi(-8) } else { 2f64.powi(-22) };
+        for Witness { at, exact, terms } in &self.witnesses {
+            let off = (f64::from(read(*at)?) - exact).abs();
+            let most = rounding * exact.abs() + 2f64.powi(-16) * terms;
+            if off.is_nan() || off > most {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The `i`th of some places between 0 and `extent`: the first, the last, and others.
+fn spread(i: usize, extent: usize) -> usize {
+    match i {
+        0 => 0,
+        1 => extent - 1,
+        // Another part of the product for every extent, so that rows and columns are not in step.
+        _ => (i * 0x9e37_79b1 + extent * 0x85eb_ca6b) / 64 % extent,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cases::values,
+        gpu::product::{Batch, Factor},
+    };
+
+    /// The product, without its last terms.
+    fn computed(p: &Product, operands: [&[f32]; 4], left_out: usize) -> Vec<f32> {
+        let [a, b, c, bias] = operands.map(|numbers| move |i: usize| numbers[i % numbers.len()]);
+        let mut out = vec![f32::NAN; p.spans()[2]];
+        for (one, row, column) in (0..p.batch.count)
+            .flat_map(|z| (0..p.m).map(move |r| (z, r)))
+            .flat_map(|(z, r)| (0..p.n).map(move |c| (z, r, c)))
+        {
+            let [a_at, b_at, c_at] = p.batch.strides.map(|stride| one * stride);
+            let terms = (0..p.k - left_out).map(|k| a(a_at + p.a.at(row, k)) * b(b_at + p.b.at(k, column)));
+            let at = c_at + row * p.ldc + column;
+            let before = if p.accumulate { c(at) } else { 0.0 } + if p.bias { bias(column) } else { 0.0 };
+            out[at] = p.out.decode(&p.out.encode(&[p.factor.value() * terms.sum::<f32>() + before]))[0];
+        }
+        out
+    }
+
+    #[test]
+    fn a_product_passes_and_one_without_its_last_terms_does_not() {
+        let wide = Product::linear_forward(24, 40, 4096, Elem::Bf16);
+        let all = [
+            wide,
+            Product { bias: true, factor: Factor::new(0.125), ..wide },
+            Product::linear_dgrad(16, 2048, 24, Elem::Bf16),
+            Product::linear_wgrad(3000, 24, 16, Elem::Bf16),
+            Product { batch: Batch { count: 3, strides: [24 * 4096, 0, 24 * 40] }, ..wide },
+            Product::linear_forward(8, 16, 1000, Elem::F32),
+        ];
+        for p in all {
+            let rounded = |seed, len| p.elem.decode(&p.elem.encode(&values(seed, len)));
+            let operands = [rounded(1, 10_007), rounded(2, 5_003), values(3, 9_001), rounded(4, p.n)];
+            let operands = operands.each_ref().map(Vec::as_slice);
+            let proof = Proof::new(&p, operands);
+            let holds = |left_out| {
+                let c = computed(&p, operands, left_out);
+                proof.holds(|at| Ok::<_, ()>(c[at])).unwrap()
+            };
+            assert!(holds(0), "{}", p.name());
+            assert!(!holds(p.k / 128 + 1), "{}", p.name());
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_does_not_pass() {
+        let p = Product::linear_forward(8, 8, 8, Elem::Bf16);
+        let proof = Proof::new(&p, [&[1.0], &[1.0], &[0.0], &[0.0]]);
+        assert_eq!(proof.holds(|_| Ok::<_, ()>(8.0)), Ok(true));
+        assert_eq!(proof.holds(|at| Ok::<_, ()>(if at == 63 { f32::NAN } else { 8.0 })), Ok(false));
+        assert_eq!(proof.holds(|_| Err(())), Err(()));
+    }
+}
