@@ -33,7 +33,7 @@ pub fn run(args: &GateArgs) -> Result<Exit> {
     let runs: Vec<BTreeMap<String, f64>> = folders.iter().map(|f| rates(f)).collect::<Result<_>>()?;
     let mut cases: Vec<String> = runs[0].keys().cloned().collect();
     cases.retain(|c| args.cases.case.as_deref().is_none_or(|text| c.contains(text)));
-    let design = args.test.design()?;
+    let design = args.test.design(cases.len())?;
     let mut advisory = Vec::new();
     let pairs = folders.len() / 2;
     let fewest = design.looks[0] as usize;

@@ -26,8 +26,8 @@ pub fn run(args: &GateArgs, mut setup: Setup, dir: &Path, candidate: &Side) -> R
     let then = Store::open(dir)?;
     let Stored { resolved: earlier, environment: machine_then, .. } = then.load()?;
     let then = then.summary()?;
-    let mut design = args.test.design()?;
     let cases = gated(&mut setup, &then, args)?;
+    let mut design = args.test.design(cases.len())?;
     let rounds = rounds(&then, &cases, &mut design.looks, dir)?;
     let mut advisory = Vec::new();
     if args.anchor.is_none() {
