@@ -100,6 +100,10 @@ impl From<EnforceArg> for Enforce {
     }
 }
 
+/// What criterion's results have no use for: nothing runs. By clap's ids, as fields are called.
+const NOT_OF_CRITERION: [&str; 8] =
+    ["baseline", "candidate", "set", "arms", "anchor", "out", "history", "save_baseline"];
+
 /// Arguments of `gate`.
 #[derive(Clone, Debug, Args)]
 pub struct GateArgs {
@@ -142,8 +146,36 @@ pub struct GateArgs {
     #[arg(long, value_name = "NAME")]
     pub save_baseline: Option<String>,
     /// Gate criterion's results instead: `target/criterion` folders, baseline and candidate in turn.
-    #[arg(long, value_name = "DIR", num_args = 2..)]
+    #[arg(long, value_name = "DIR", num_args = 2.., conflicts_with_all = NOT_OF_CRITERION)]
     pub criterion: Vec<PathBuf>,
+}
+
+impl GateArgs {
+    /// Refuses what would have no effect against a baseline of this kind: a run folder, or a program.
+    ///
+    /// # Errors
+    /// There is such an option; it is named.
+    pub fn check_for(&self, run_folder: bool) -> Result<()> {
+        let (idle, hint): (&[(&str, bool)], _) = match run_folder {
+            true => (
+                &[("--history", self.history.is_some()), ("--save-baseline", self.save_baseline.is_some())],
+                "leave it out, or name a program or a revision as the baseline",
+            ),
+            false => (
+                &[("--anchor", self.anchor.is_some())],
+                "leave it out: both programs run in turns, which is better than an anchor",
+            ),
+        };
+        let kind = if run_folder { "a run folder" } else { "a program" };
+        match idle.iter().find(|(_, given)| *given) {
+            None => Ok(()),
+            Some((name, _)) => Err(Error::usage(
+                format!("{name} has no effect where the baseline is {kind}"),
+                format!("{name}, --baseline {}", self.baseline.as_deref().unwrap_or_default()),
+            )
+            .hint(hint)),
+        }
+    }
 }
 
 /// Arguments of `noise`.

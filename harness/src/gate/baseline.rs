@@ -36,13 +36,18 @@ pub struct Side {
 }
 
 impl Baseline {
+    /// The name is that of a run folder.
+    pub fn is_run(name: &str) -> bool {
+        Path::new(name).join(store::RESOLVED).is_file()
+    }
+
     /// Finds what the user named: a run folder, a program, a saved baseline, or a revision, which is built.
     ///
     /// # Errors
     /// It is none of these, or the revision does not build.
     pub fn find(name: &str) -> Result<Self> {
         let path = Path::new(name);
-        if path.join(store::RESOLVED).is_file() {
+        if Self::is_run(name) {
             return Ok(Self::Run(path.to_path_buf()));
         }
         if path.is_file() {

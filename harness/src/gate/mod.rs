@@ -44,6 +44,7 @@ pub fn run(args: &GateArgs) -> Result<Exit> {
     interrupt::install();
     let candidate = args.candidate.as_deref().map_or_else(Side::this, Side::program)?;
     let name = args.baseline.as_deref().expect("required by the command line");
+    args.check_for(Baseline::is_run(name))?;
     let baseline = match Baseline::find(name)? {
         Baseline::Program(side) => side,
         Baseline::Run(dir) => return stored::run(args, setup, &dir, &candidate),
