@@ -171,6 +171,49 @@ fn a_saved_baseline_is_the_program_itself() {
 }
 
 #[test]
+fn a_baseline_that_cannot_be_executed_is_said_before_anything_runs() {
+    let place = Place::new(NOISY);
+    std::fs::write(place.path("program"), "no program\n").unwrap();
+    for args in [["--baseline", "./program"], ["--candidate", "./program"]] {
+        let own = this();
+        let other: &[&str] = if args[0] == "--baseline" { &[] } else { &["--baseline", &own] };
+        let refused = place.run(&[&["gate", "scenario.yaml", "--out", "out"], &args[..], other].concat());
+        let (code, text) = (refused.status.code(), text(&refused));
+        assert!(code == Some(5) && text.contains("chmod +x") && text.contains("./program"), "{text}");
+    }
+    assert!(!place.path("out").exists());
+}
+
+#[test]
+fn two_gates_do_not_build_a_revision_at_once() {
+    let place = Place::new(NOISY);
+    let git = "git init -q . && git add scenario.yaml && git -c user.name=x -c user.email=x@x commit -qm x";
+    let made = std::process::Command::new("sh").args(["-c", git]).current_dir(place.dir.path()).output();
+    assert!(made.unwrap().status.success());
+    // In the place of cargo: it notices another one, and takes a while.
+    let cargo = place.path("cargo");
+    let text_of = "#!/bin/sh\nfor target; do :; done\nmkdir -p $target/release && mkdir $target/busy || exit 1\n\
+                   sleep 0.5\necho '#!/bin/sh' > $target/release/chronibench\nchmod +x $target/release/chronibench\n\
+                   echo built >> $target/log\nrmdir $target/busy\n";
+    std::fs::write(&cargo, text_of).unwrap();
+    std::fs::set_permissions(&cargo, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // The folder holds a run: the gates end after the build, and before a trial.
+    std::fs::create_dir(place.path("out")).unwrap();
+    std::fs::write(place.path("out/resolved.yaml"), "").unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut gate = chronibench();
+                gate.args(["gate", "scenario.yaml", "--baseline", "HEAD", "--out", "out"]);
+                let gate = gate.current_dir(place.dir.path()).env("CARGO", &cargo).output().unwrap();
+                assert!(text(&gate).contains("holds a run already"), "{}", text(&gate));
+            });
+        }
+    });
+    assert_eq!(std::fs::read_to_string(place.path("runs/builds/target/log")).unwrap(), "built\n");
+}
+
+#[test]
 fn figures_of_another_session_are_advice_without_an_anchor() {
     let arms = "arms:\n  steady: { runner: mock, mock: { noise: 0.001 } }\n  anchor: { runner: mock, mock: { noise: 0.001 } }\n\
                 only: [{ method: full, packing: on }]\n";
