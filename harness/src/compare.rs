@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use chronibench_analysis::{
     RunSummary,
     across::{Across, Part, Seen, across, rows},
+    stats::FEWEST_FOR_A_CLAIM,
     summarise,
 };
 use clap::Args;
@@ -26,7 +27,8 @@ Examples:
 
 Every figure of the second is divided by the first's. Runs of two sessions are unpaired, and the
 machine may have changed between them: `gate` runs both in turns, `join` goes through an anchor. Two cases
-of one run (DIR::CASE) are paired by round.
+of one run (DIR::CASE) are paired by round. Fewer than 6 trials of a side give no verdict: their
+interval is too narrow to be believed.
 Exit codes: 0 whatever was seen; 1 with --fail-slower, a case is slower by its whole interval; 3 no
 case can be compared.";
 
@@ -75,6 +77,14 @@ pub fn run(args: &CompareArgs) -> Result<Exit> {
         }
     }
     args.table.give(&found, rows(&found), |rows| print(&found, rows))?;
+    let few = found.cases.iter().filter(|c| c.seen == Seen::TooFew).count();
+    if args.fail_slower && few > 0 {
+        // On stderr: stdout may be JSON.
+        eprintln!(
+            "--fail-slower says nothing on {few} of {} cases: too few trials; run with --trials {FEWEST_FOR_A_CLAIM} or more",
+            found.cases.len()
+        );
+    }
     Ok(exit(&found, args.fail_slower))
 }
 

@@ -14,6 +14,7 @@ use crate::{
     error::{AtPath, Error, Exit, Result},
     evidence,
     gate::output,
+    lock,
     store::{Store, Stored, write_whole},
     tables::TableArgs,
 };
@@ -100,7 +101,7 @@ pub fn add(file: &Path, dir: &Path) -> Result<usize> {
         // Older than chains: known by the moment at which it began.
         None => sha256_hex(environment.to_string().as_bytes()),
     };
-    let _alone = alone(file)?;
+    let _alone = lock::alone(file)?;
     let mut known = read(file)?;
     if known.iter().any(|e| e.head == head) {
         return Ok(0);
@@ -122,18 +123,6 @@ pub fn add(file: &Path, dir: &Path) -> Result<usize> {
     let line = |e: &Entry| serde_json::to_string(e).expect("plain data") + "\n";
     write_whole(file, known.iter().map(line).collect::<String>().as_bytes())?;
     Ok(count)
-}
-
-/// Keeps others from a history until it is written: by a lock on a file beside it, which stays.
-fn alone(file: &Path) -> Result<std::fs::File> {
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let path = file.with_file_name(format!(".{name}.lock"));
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).at(folder)?;
-    }
-    let lock = std::fs::File::create(&path).at(&path)?;
-    lock.lock().at(&path)?;
-    Ok(lock)
 }
 
 fn read(file: &Path) -> Result<Vec<Entry>> {

@@ -21,6 +21,7 @@ pub mod inputs;
 pub mod interrupt;
 pub mod join;
 pub mod kernel;
+pub mod lock;
 pub mod plan;
 pub mod progress;
 pub mod publish;

@@ -22,8 +22,8 @@ fn arms(noise: &str, step_ms: &str) -> String {
 
 #[test]
 fn two_runs_are_compared_unpaired_and_two_cases_of_one_run_by_round() {
-    let first = Ran::new(&arms("0.005", "4"), &["--set", "trials=4"]);
-    let second = Ran::new(&arms("0.005", "2"), &["--set", "trials=4"]);
+    let first = Ran::new(&arms("0.005", "4"), &["--set", "trials=6"]);
+    let second = Ran::new(&arms("0.005", "2"), &["--set", "trials=6"]);
     let both = [first.path(""), second.path("")];
     let (code, text) = run(&["compare", "--json"], &both);
     assert_eq!(code, Some(0), "{text}");
@@ -63,7 +63,17 @@ fn what_cannot_be_compared_is_said_with_its_reason() {
     assert!(code == Some(5) && text.contains("not a run folder"), "{text}");
     let again = Ran::new(&arms("0.0", "2"), &["--trials", "1"]);
     let (code, text) = run(&["compare"], &[first.path(""), again.path("")]);
-    assert!(code == Some(0) && text.contains("unknown"), "{text}");
+    assert!(code == Some(0) && text.contains("too few trials"), "{text}");
+}
+
+#[test]
+fn three_trials_are_too_few_for_a_verdict_however_far_apart() {
+    let fast = Ran::new(&arms("0.0", "2"), &["--set", "trials=3"]);
+    let slow = Ran::new(&arms("0.0", "4"), &["--set", "trials=3"]);
+    let (code, text) = run(&["compare", "--fail-slower"], &[fast.path(""), slow.path("")]);
+    assert!(code == Some(0) && text.contains("no verdict: too few trials"), "{text}");
+    assert!(text.contains("--fail-slower says nothing on 2 of 2 cases"), "{text}");
+    assert!(text.contains("3 trials of a side, and a verdict needs 6"), "{text}");
 }
 
 /// A history of one run, drawn out in time with a planted slow-down.

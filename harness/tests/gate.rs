@@ -171,6 +171,49 @@ fn a_saved_baseline_is_the_program_itself() {
 }
 
 #[test]
+fn a_baseline_that_cannot_be_executed_is_said_before_anything_runs() {
+    let place = Place::new(NOISY);
+    std::fs::write(place.path("program"), "no program\n").unwrap();
+    for args in [["--baseline", "./program"], ["--candidate", "./program"]] {
+        let own = this();
+        let other: &[&str] = if args[0] == "--baseline" { &[] } else { &["--baseline", &own] };
+        let refused = place.run(&[&["gate", "scenario.yaml", "--out", "out"], &args[..], other].concat());
+        let (code, text) = (refused.status.code(), text(&refused));
+        assert!(code == Some(5) && text.contains("chmod +x") && text.contains("./program"), "{text}");
+    }
+    assert!(!place.path("out").exists());
+}
+
+#[test]
+fn two_gates_do_not_build_a_revision_at_once() {
+    let place = Place::new(NOISY);
+    let git = "git init -q . && git add scenario.yaml && git -c user.name=x -c user.email=x@x commit -qm x";
+    let made = std::process::Command::new("sh").args(["-c", git]).current_dir(place.dir.path()).output();
+    assert!(made.unwrap().status.success());
+    // In the place of cargo: it notices another one, and takes a while.
+    let cargo = place.path("cargo");
+    let text_of = "#!/bin/sh\nfor target; do :; done\nmkdir -p $target/release && mkdir $target/busy || exit 1\n\
+                   sleep 0.5\necho '#!/bin/sh' > $target/release/chronibench\nchmod +x $target/release/chronibench\n\
+                   echo built >> $target/log\nrmdir $target/busy\n";
+    std::fs::write(&cargo, text_of).unwrap();
+    std::fs::set_permissions(&cargo, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // The folder holds a run: the gates end after the build, and before a trial.
+    std::fs::create_dir(place.path("out")).unwrap();
+    std::fs::write(place.path("out/resolved.yaml"), "").unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut gate = chronibench();
+                gate.args(["gate", "scenario.yaml", "--baseline", "HEAD", "--out", "out"]);
+                let gate = gate.current_dir(place.dir.path()).env("CARGO", &cargo).output().unwrap();
+                assert!(text(&gate).contains("holds a run already"), "{}", text(&gate));
+            });
+        }
+    });
+    assert_eq!(std::fs::read_to_string(place.path("runs/builds/target/log")).unwrap(), "built\n");
+}
+
+#[test]
 fn figures_of_another_session_are_advice_without_an_anchor() {
     let arms = "arms:\n  steady: { runner: mock, mock: { noise: 0.001 } }\n  anchor: { runner: mock, mock: { noise: 0.001 } }\n\
                 only: [{ method: full, packing: on }]\n";
@@ -193,9 +236,14 @@ fn figures_of_another_session_are_advice_without_an_anchor() {
 
 /// A `target/criterion` folder with one benchmark of `ns` nanoseconds.
 fn criterion(dir: &Path, ns: f64) {
-    let new = dir.join("rmsnorm/new");
+    benchmark(dir, "rmsnorm", ns);
+}
+
+/// Adds a benchmark to a `target/criterion` folder.
+fn benchmark(dir: &Path, id: &str, ns: f64) {
+    let new = dir.join(id).join("new");
     std::fs::create_dir_all(&new).unwrap();
-    std::fs::write(new.join("benchmark.json"), r#"{"full_id": "rmsnorm"}"#).unwrap();
+    std::fs::write(new.join("benchmark.json"), format!(r#"{{"full_id": "{id}"}}"#)).unwrap();
     let sample = format!(
         r#"{{"sampling_mode": "Linear", "iters": [1.0, 2.0, 3.0], "times": [{ns}, {}, {}]}}"#,
         2.0 * ns,
@@ -230,6 +278,53 @@ fn results_of_criterion_go_through_the_same_gate() {
     assert_eq!(odd.status.code(), Some(2), "{}", text(&odd));
     let empty = gate(&[place.path("cache").display().to_string(), place.path("cache").display().to_string()]);
     assert_ne!(empty.status.code(), Some(0));
+}
+
+#[test]
+fn benchmarks_may_be_called_as_criterion_calls_its_folders() {
+    let place = Place::new(NOISY);
+    let dirs = ["a", "b"].map(|name| {
+        let dir = place.path(name);
+        for id in ["vec", "vec/new", "base", "sort/base", "new"] {
+            benchmark(&dir, id, 100.0);
+        }
+        // The results before: no benchmark.
+        std::fs::create_dir_all(dir.join("vec/base")).unwrap();
+        std::fs::copy(dir.join("vec/new/sample.json"), dir.join("vec/base/sample.json")).unwrap();
+        dir.display().to_string()
+    });
+    let gate = |args: &[&str]| {
+        place.run(&[&["gate"], args, &["--criterion", dirs[0].as_str(), dirs[1].as_str()]].concat())
+    };
+    let comment = place.path("gate.md").display().to_string();
+    let found = gate(&["--comment", &comment]);
+    assert_eq!(found.status.code(), Some(0), "{}", text(&found));
+    let said = std::fs::read_to_string(&comment).unwrap();
+    let named = |id: &str| said.contains(&format!("| {id} |"));
+    assert!(["vec", "vec/new", "base", "sort/base", "new"].into_iter().all(named), "{said}");
+    let nothing = gate(&["-k", "vce"]);
+    assert!(nothing.status.code() == Some(2) && text(&nothing).contains("sort/base"), "{}", text(&nothing));
+    for option in
+        ["--baseline", "--candidate", "--set", "--arm", "--anchor", "--out", "--history", "--save-baseline"]
+    {
+        let refused = gate(&[option, "x"]);
+        let (code, text) = (refused.status.code(), text(&refused));
+        assert!(code == Some(2) && text.contains("cannot be used with"), "{option}: {text}");
+    }
+}
+
+#[test]
+fn an_option_without_effect_is_refused() {
+    let place = Place::new(NOISY);
+    place.run(&["run", "scenario.yaml", "--trials", "1", "--out", "then"]);
+    let this = this();
+    for (baseline, option) in [("then", "--history"), ("then", "--save-baseline"), (&this, "--anchor")] {
+        let refused =
+            place.run(&["gate", "scenario.yaml", "--baseline", baseline, option, "x", "--out", "out"]);
+        let (code, text) = (refused.status.code(), text(&refused));
+        assert!(code == Some(2) && text.contains(option) && text.contains("no effect"), "{text}");
+    }
+    assert!(!place.path("out").exists());
 }
 
 #[test]

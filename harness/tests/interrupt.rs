@@ -75,6 +75,35 @@ fn ctrl_c_ends_the_child_and_keeps_finished_trials() {
 }
 
 #[test]
+fn a_gate_against_stored_figures_that_is_stopped_leaves_no_work_behind() {
+    let dir = folder();
+    let file = |mock: &str| {
+        let arm =
+            format!("arms:\n  steady: {{ runner: mock{mock} }}\nonly: [{{ method: full, packing: on }}]\n");
+        scenario(dir.path(), &format!("{HEAD}{arm}"))
+    };
+    let then = dir.path().join("then");
+    let mut before = common::chronibench();
+    before.args(["run", "--trials", "4", "--out"]).arg(&then).arg(file("")).assert().success();
+    let out = dir.path().join("out");
+    let mut gate = Command::new(assert_cmd::cargo::cargo_bin!("chronibench"))
+        .args(["gate", "--set", "timeout_s=300", "--baseline"])
+        .arg(&then)
+        .arg("--out")
+        .arg(&out)
+        .arg(file(", mock: { behaviour: hang }"))
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let events = out.join("work/000-steady_full_on/events.jsonl");
+    wait_for(|| std::fs::read_to_string(&events).ok()?.contains("\"step\":1").then_some(()));
+    kill(Pid::from_raw(gate.id() as i32), Signal::SIGINT).unwrap();
+    assert_eq!(wait_for(|| gate.try_wait().unwrap()).code(), Some(130));
+    assert!(!out.join("work").exists() && out.join("report.md").is_file());
+}
+
+#[test]
 fn a_killed_harness_takes_its_child_with_it_and_leaves_a_complete_folder() {
     let dir = folder();
     let (mut run, child) = hanging_run(dir.path());

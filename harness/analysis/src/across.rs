@@ -1,7 +1,8 @@
 //! Two runs side by side, case by case: was one faster, and may that be said?
 //!
 //! Runs of two sessions are unpaired: each side's trials are resampled by themselves. Two cases of one run took turns, and are
-//! paired by round. A difference is said to be seen only where the whole interval lies on one side of 1.
+//! paired by round. A difference is said to be seen only where the whole interval lies on one side of 1, and where there are
+//! trials enough ([`FEWEST_FOR_A_CLAIM`]) to believe the interval.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -11,7 +12,7 @@ use crate::{
     format::{estimate, number, or_dash, times},
     join::{ENVIRONMENT, entry},
     rounds::{self, valid},
-    stats::{Estimate, median_ratio},
+    stats::{Estimate, FEWEST_FOR_A_CLAIM, median_ratio},
     summary::{CaseSummary, RunSummary, TrialSummary},
 };
 
@@ -52,7 +53,7 @@ pub struct CaseAcross {
     pub memory: Option<Estimate>,
     /// What that comes to.
     pub seen: Seen,
-    /// Why it is not comparable.
+    /// Why it is not comparable, or what a verdict lacks.
     pub reasons: Vec<String>,
 }
 
@@ -66,8 +67,8 @@ pub enum Seen {
     Slower,
     /// 1 lies in the interval.
     NoDifference,
-    /// A side has a single trial: there is no interval.
-    Unknown,
+    /// Fewer than [`FEWEST_FOR_A_CLAIM`] trials of a side, or pairs: an interval, if there is one, is too narrow to be believed.
+    TooFew,
     /// The two did not do the same work, or a side has no VALID trial.
     NotComparable,
 }
@@ -79,7 +80,7 @@ impl Seen {
             Seen::Faster => "faster",
             Seen::Slower => "slower",
             Seen::NoDifference => "no difference seen",
-            Seen::Unknown => "unknown: no interval with a single trial",
+            Seen::TooFew => "no verdict: too few trials",
             Seen::NotComparable => "not comparable",
         }
     }
@@ -143,7 +144,7 @@ fn pairs<'a>(a: Part<'a>, b: Part<'a>) -> Result<Vec<(&'a CaseSummary, &'a CaseS
 }
 
 fn one(a: &CaseSummary, b: &CaseSummary, paired: bool) -> CaseAcross {
-    let reasons = reasons(a, b);
+    let mut reasons = reasons(a, b);
     let ratio = |of: &dyn Fn(&TrialSummary) -> Option<f64>| {
         if paired {
             return rounds::ratio(b, a, of);
@@ -153,23 +154,31 @@ fn one(a: &CaseSummary, b: &CaseSummary, paired: bool) -> CaseAcross {
     };
     let comparable = reasons.is_empty();
     let speed = ratio(&|t| t.metrics.real_tokens_per_s).filter(|_| comparable);
-    let seen = match speed.map(|s| s.interval) {
+    let seen = match speed {
         None => Seen::NotComparable,
-        Some(None) => Seen::Unknown,
-        Some(Some((low, _))) if low > 1.0 => Seen::Faster,
-        Some(Some((_, high))) if high < 1.0 => Seen::Slower,
-        Some(Some(_)) => Seen::NoDifference,
+        Some(s) if s.n < FEWEST_FOR_A_CLAIM => {
+            let of = if paired { "rounds of both" } else { "trials of a side" };
+            reasons.push(format!("{} {of}, and a verdict needs {FEWEST_FOR_A_CLAIM}", s.n));
+            Seen::TooFew
+        }
+        Some(s) => seen(s.interval),
     };
-    // A single trial of either side has no spread to tell chance by.
-    let single = a.valid < 2 || b.valid < 2;
     CaseAcross {
         case: if a.id == b.id { a.id.clone() } else { format!("{} → {}", a.id, b.id) },
         a: a.real_tokens_per_s,
         b: b.real_tokens_per_s,
         memory: ratio(&|t| t.metrics.peak_memory().map(|m| m as f64)).filter(|_| comparable),
-        seen: if single && comparable { Seen::Unknown } else { seen },
+        seen,
         speed,
         reasons,
+    }
+}
+
+fn seen(interval: Option<(f64, f64)>) -> Seen {
+    match interval {
+        Some((low, _)) if low > 1.0 => Seen::Faster,
+        Some((_, high)) if high < 1.0 => Seen::Slower,
+        _ => Seen::NoDifference,
     }
 }
 

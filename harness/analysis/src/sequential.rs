@@ -5,7 +5,7 @@
 //! Each look spends its part of α, in proportion to the pairs that it adds, so that all looks together err no more often than
 //! one would. The bound counts on no correlation between looks (the union bound): it is right for few degrees of freedom,
 //! where the usual normal approximation is not. From [`FLIP_FROM`] pairs on a loss must also be rare among all assignments of
-//! signs, which needs no distribution.
+//! signs, which needs no distribution. A look that has too few pairs for that is put off ([`Design::for_cases`]).
 
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, StudentsT};
@@ -17,6 +17,9 @@ pub const LOOKS: [u32; 4] = [4, 6, 8, 12];
 
 /// Fewest pairs whose signs can be flipped in enough ways: with fewer, no p-value reaches 1 %.
 pub const FLIP_FROM: usize = 8;
+
+/// Most pairs that a design is given: 2²⁰ assignments of signs are counted in some milliseconds, and reach a level of 10⁻⁶.
+pub const MOST_PAIRS: u32 = 20;
 
 /// What a gate is asked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,6 +85,18 @@ pub struct Look {
 }
 
 impl Design {
+    /// The same, fit for a gate of so many cases, which share α. Of n pairs no p-value is below 2⁻ⁿ: a look of [`FLIP_FROM`]
+    /// pairs or more that could never call a loss at a case's part of α is put off to the first whole block that can.
+    /// `None` where even [`MOST_PAIRS`] pairs are too few.
+    #[must_use]
+    pub fn for_cases(mut self, cases: usize) -> Option<Self> {
+        let alpha = self.alpha / cases.max(1) as f64;
+        let least = (2..=MOST_PAIRS).step_by(2).find(|n| 0.5f64.powi(*n as i32) <= alpha)?;
+        self.looks.iter_mut().filter(|n| **n as usize >= FLIP_FROM).for_each(|n| *n = (*n).max(least));
+        self.looks.dedup();
+        Some(self)
+    }
+
     /// One-sided level of the look at index `i`: its pairs' part of α.
     pub fn level(&self, i: usize) -> f64 {
         let before = if i == 0 { 0 } else { self.looks[i - 1] };

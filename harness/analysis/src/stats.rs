@@ -13,6 +13,10 @@ pub const CONFIDENCE: f64 = 0.95;
 /// Resamples of a bootstrap.
 pub const RESAMPLES: usize = 2000;
 
+/// Fewest trials of a side, or pairs, whose interval a claim may rest on: a bootstrap's interval is no wider than the range of
+/// the values, and of fewer than six the range holds the true median less often than [`CONFIDENCE`] ([`range_coverage`]).
+pub const FEWEST_FOR_A_CLAIM: usize = 6;
+
 /// One seed for all bootstraps, so that a rebuilt report is byte-identical.
 const SEED: u64 = 0x5eed;
 

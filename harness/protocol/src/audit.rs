@@ -73,7 +73,8 @@ pub struct TensorUpdate {
     /// Every element was 0 at the start, as LoRA's B is.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub from_zero: bool,
-    /// Share of the elements for which the stored format has no number nearer than the expected rate.
+    /// Share of the elements whose update the stored format rounds beyond recognition: bf16 has no number within twice the rate,
+    /// f32 none within two and a half times.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub too_coarse: f64,
 }

@@ -112,7 +112,11 @@ fn update(rates: Rates, t: &TensorInfo, start: &[f32], first: Option<&[f32]>, la
         travel: whole.root_mean_square(),
         moved: whole.share(),
         from_zero: start.iter().all(|x| *x == 0.0),
-        too_coarse: if coarse { too_coarse(start, rates.first) } else { 0.0 },
+        too_coarse: if coarse {
+            too_coarse(start, rates.first, BF16)
+        } else {
+            too_coarse(start, rates.first, F32)
+        },
     }
 }
 
@@ -170,10 +174,19 @@ fn is_bf16(values: &[f32]) -> bool {
     values.iter().all(|v| v.to_bits() & 0xffff == 0) && values.iter().any(|v| *v != 0.0)
 }
 
-/// Share of the elements for which bf16 has no number within twice the rate.
-fn too_coarse(values: &[f32], rate: f64) -> f64 {
-    let gap = |v: &f32| f64::from(v.abs()).log2().floor().exp2() / 128.0;
-    let coarse = values.iter().filter(|v| **v != 0.0 && gap(v) > 2.0 * rate).count();
+/// A format's numbers between a power of two and the next, and the distance of two of them, over the rate, that hides an update.
+type Format = (f64, f64);
+
+/// The native arm rounds by chance: the mean over many elements is right up to twice the rate and beyond.
+const BF16: Format = (128.0, 2.0);
+
+/// Rounds to the nearest: half of such a distance is a fifth of the rate, which is what the fingerprint lets pass.
+const F32: Format = (8_388_608.0, 0.4);
+
+/// Share of the elements whose neighbours are so far away that the update is lost in rounding.
+fn too_coarse(values: &[f32], rate: f64, (numbers, share): Format) -> f64 {
+    let gap = |v: &f32| f64::from(v.abs()).log2().floor().exp2() / numbers;
+    let coarse = values.iter().filter(|v| **v != 0.0 && gap(v) > share * rate).count();
     coarse as f64 / values.len().max(1) as f64
 }
 
@@ -256,6 +269,17 @@ mod tests {
         let u = update(Rates { first: 1e-5, ..rates }, &tensor(8000), &a, Some(&b), &b);
         assert!((u.first.unwrap() / 1e-5 - 1.0).abs() < 0.15, "{u:?}");
         assert!(u.too_coarse > 0.9, "{u:?}");
+    }
+
+    #[test]
+    fn a_rate_below_the_rounding_of_f32_is_told_from_a_tensor_that_does_not_train() {
+        // A norm's weights, whose neighbours in f32 lie 6e-8 and 1.2e-7 away.
+        let (a, t) = (vec![1.0f32; 64], tensor(64));
+        for (rate, coarse) in [(1e-8, 1.0), (1e-7, 1.0), (1e-5, 0.0)] {
+            let b = stepped(&a, rate, 0.0, |x| x);
+            let u = update(Rates { first: rate, sum: rate, decay: 0.0 }, &t, &a, Some(&b), &b);
+            assert_eq!(u.too_coarse, coarse, "{rate}: {u:?}");
+        }
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use chronibench_analysis::{gate::Enforce, sequential::Design};
+use chronibench_analysis::{
+    gate::Enforce,
+    sequential::{Design, MOST_PAIRS},
+};
 use clap::{Args, ValueEnum};
 
 use crate::{
@@ -20,7 +23,8 @@ Examples:
   chronibench gate --criterion base/criterion new/criterion base2/criterion new2/criterion
 
 Both programs take turns (A B, B A, …), a process each. After 4, 6, 8 and 12 pairs the paired log
-ratios are looked at; the gate ends as soon as it can say PASS or FAIL.
+ratios are looked at; the gate ends as soon as it can say PASS or FAIL. Three cases and more share
+alpha so finely that 8 pairs cannot show a loss: that look is then after 10 pairs or more.
 
 A FAIL ends in exit code 1 on a machine that `chronibench noise` has certified for the scenario,
 and is advice elsewhere. Exit codes: 0 pass, or advice; 1 slower; 3 a trial is invalid, or the two
@@ -46,17 +50,17 @@ pub struct Test {
     /// Least loss that matters; the machine's own noise, where it is larger.
     #[arg(long, value_name = "SHARE", default_value = "1.5%", value_parser = share)]
     pub min_effect: f64,
-    /// Most pairs of a case: 4, 6, 8 or 12.
+    /// Most pairs of a case: 4, 6, 8 or 12; more where many cases share alpha.
     #[arg(long, value_name = "N", default_value_t = 12)]
     pub max_pairs: u32,
 }
 
 impl Test {
-    /// The test.
+    /// The test, for so many cases.
     ///
     /// # Errors
-    /// No look is that late.
-    pub fn design(&self) -> Result<Design> {
+    /// No look is that late, or no number of pairs can show a loss at α.
+    pub fn design(&self, cases: usize) -> Result<Design> {
         let mut design = Design { alpha: self.alpha, min_effect: self.min_effect, ..Design::default() };
         if !design.looks.contains(&self.max_pairs) {
             return Err(Error::usage(
@@ -66,7 +70,12 @@ impl Test {
             .hint("looks are after 4, 6, 8 and 12 pairs"));
         }
         design.looks.retain(|n| *n <= self.max_pairs);
-        Ok(design)
+        design.for_cases(cases).ok_or_else(|| {
+            let what =
+                format!("{MOST_PAIRS} pairs cannot show a loss at this level in each of {cases} cases");
+            Error::usage(what, format!("--alpha {}", self.alpha))
+                .hint("give a larger --alpha, or fewer cases with -k")
+        })
     }
 }
 
@@ -90,6 +99,10 @@ impl From<EnforceArg> for Enforce {
         }
     }
 }
+
+/// What criterion's results have no use for: nothing runs. By clap's ids, as fields are called.
+const NOT_OF_CRITERION: [&str; 8] =
+    ["baseline", "candidate", "set", "arms", "anchor", "out", "history", "save_baseline"];
 
 /// Arguments of `gate`.
 #[derive(Clone, Debug, Args)]
@@ -133,8 +146,36 @@ pub struct GateArgs {
     #[arg(long, value_name = "NAME")]
     pub save_baseline: Option<String>,
     /// Gate criterion's results instead: `target/criterion` folders, baseline and candidate in turn.
-    #[arg(long, value_name = "DIR", num_args = 2..)]
+    #[arg(long, value_name = "DIR", num_args = 2.., conflicts_with_all = NOT_OF_CRITERION)]
     pub criterion: Vec<PathBuf>,
+}
+
+impl GateArgs {
+    /// Refuses what would have no effect against a baseline of this kind: a run folder, or a program.
+    ///
+    /// # Errors
+    /// There is such an option; it is named.
+    pub fn check_for(&self, run_folder: bool) -> Result<()> {
+        let (idle, hint): (&[(&str, bool)], _) = match run_folder {
+            true => (
+                &[("--history", self.history.is_some()), ("--save-baseline", self.save_baseline.is_some())],
+                "leave it out, or name a program or a revision as the baseline",
+            ),
+            false => (
+                &[("--anchor", self.anchor.is_some())],
+                "leave it out: both programs run in turns, which is better than an anchor",
+            ),
+        };
+        let kind = if run_folder { "a run folder" } else { "a program" };
+        match idle.iter().find(|(_, given)| *given) {
+            None => Ok(()),
+            Some((name, _)) => Err(Error::usage(
+                format!("{name} has no effect where the baseline is {kind}"),
+                format!("{name}, --baseline {}", self.baseline.as_deref().unwrap_or_default()),
+            )
+            .hint(hint)),
+        }
+    }
 }
 
 /// Arguments of `noise`.

@@ -1,6 +1,9 @@
 //! What a gate compares with: a saved program, any program, a revision, or an earlier run.
 
-use std::path::{Path, PathBuf};
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 
 use chronibench_analysis::gate::Program;
 use chronibench_protocol::digest::sha256_hex;
@@ -36,13 +39,18 @@ pub struct Side {
 }
 
 impl Baseline {
+    /// The name is that of a run folder.
+    pub fn is_run(name: &str) -> bool {
+        Path::new(name).join(store::RESOLVED).is_file()
+    }
+
     /// Finds what the user named: a run folder, a program, a saved baseline, or a revision, which is built.
     ///
     /// # Errors
     /// It is none of these, or the revision does not build.
     pub fn find(name: &str) -> Result<Self> {
         let path = Path::new(name);
-        if path.join(store::RESOLVED).is_file() {
+        if Self::is_run(name) {
             return Ok(Self::Run(path.to_path_buf()));
         }
         if path.is_file() {
@@ -71,8 +79,16 @@ impl Baseline {
 
 impl Side {
     /// A program by its path.
+    ///
+    /// # Errors
+    /// It is not there, or is no program: better said here than by every trial.
     pub fn program(path: &Path) -> Result<Self> {
         let whole = path.canonicalize().at(path)?;
+        let about = whole.metadata().at(path)?;
+        if !about.is_file() || about.permissions().mode() & 0o111 == 0 {
+            return Err(Error::environment("not a program that may be executed", path.display().to_string())
+                .hint(format!("name a `chronibench` program, or `chmod +x {}`", path.display())));
+        }
         let about = Program { name: path.display().to_string(), sha256: Some(hash(&whole)?), revision: None };
         Ok(Self { about, path: whole })
     }
@@ -133,7 +149,7 @@ pub fn save(name: &str, side: &Side) -> Result<PathBuf> {
     let program = dir.join("chronibench");
     let bytes = std::fs::read(&side.path).at(&side.path)?;
     write_whole(&program, &bytes)?;
-    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    let executable = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(&program, executable).at(&program)?;
     let about = json!({
         "sha256": sha256_hex(&bytes),

@@ -31,9 +31,8 @@ pub fn run(args: &GateArgs) -> Result<Exit> {
             .hint("give baseline and candidate in turn: A B A B"));
     }
     let runs: Vec<BTreeMap<String, f64>> = folders.iter().map(|f| rates(f)).collect::<Result<_>>()?;
-    let mut cases: Vec<String> = runs[0].keys().cloned().collect();
-    cases.retain(|c| args.cases.case.as_deref().is_none_or(|text| c.contains(text)));
-    let design = args.test.design()?;
+    let cases = selected(args.cases.case.as_deref(), &runs[0])?;
+    let design = args.test.design(cases.len())?;
     let mut advisory = Vec::new();
     let pairs = folders.len() / 2;
     let fewest = design.looks[0] as usize;
@@ -57,6 +56,18 @@ pub fn run(args: &GateArgs) -> Result<Exit> {
     output::write(&gate, args.junit.as_deref(), args.comment.as_deref())?;
     output::print(&gate, &folders[1]);
     Ok(exit(&gate))
+}
+
+/// The benchmarks of the first folder whose name contains `text`.
+fn selected(text: Option<&str>, first: &BTreeMap<String, f64>) -> Result<Vec<String>> {
+    let cases: Vec<String> = first.keys().filter(|c| text.is_none_or(|t| c.contains(t))).cloned().collect();
+    match text.filter(|_| cases.is_empty()) {
+        None => Ok(cases),
+        Some(text) => {
+            Err(Error::usage(format!("no benchmark's name contains '{text}'"), format!("-k {text}"))
+                .hint(format!("there are {}", first.keys().cloned().collect::<Vec<_>>().join(", "))))
+        }
+    }
 }
 
 fn pairs_of(case: &str, runs: &[BTreeMap<String, f64>]) -> CasePairs {
@@ -84,13 +95,17 @@ struct Sample {
 }
 
 /// Iterations a second of every benchmark below a folder: 1 over the median time of its samples.
+///
+/// A benchmark's folder has its results in `new`, and those before in `base`. Either may be a benchmark's name, too, and then has a
+/// `new` of its own, beside results or without them: so every folder is gone into, and a name is what `benchmark.json` says.
 fn rates(dir: &Path) -> Result<BTreeMap<String, f64>> {
     let mut rates = BTreeMap::new();
     let mut folders = vec![dir.to_path_buf()];
     while let Some(folder) = folders.pop() {
-        let sample = folder.join("new/sample.json");
+        let results = folder.join("new");
+        let sample = results.join("sample.json");
         if sample.is_file() {
-            let Benchmark { full_id } = read(&folder.join("new/benchmark.json"))?;
+            let Benchmark { full_id } = read(&results.join("benchmark.json"))?;
             let Sample { iters, times } = read(&sample)?;
             let each: Vec<f64> = times.iter().zip(&iters).map(|(t, n)| t / n).collect();
             let typical = median(&each).filter(|t| t.is_finite() && *t > 0.0);
@@ -99,7 +114,7 @@ fn rates(dir: &Path) -> Result<BTreeMap<String, f64>> {
         }
         for entry in std::fs::read_dir(&folder).at(&folder)? {
             let path: PathBuf = entry.at(&folder)?.path();
-            if path.is_dir() && !path.ends_with("new") && !path.ends_with("base") {
+            if path.is_dir() {
                 folders.push(path);
             }
         }

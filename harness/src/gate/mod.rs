@@ -40,10 +40,11 @@ pub fn run(args: &GateArgs) -> Result<Exit> {
     args.save_baseline.as_deref().map_or(Ok(()), baseline::check_name)?;
     let Some(scenario) = &args.scenario else { return criterion::run(args) };
     let setup = session::set_up(&args.cases.of(scenario.clone()))?;
-    let design = args.test.design()?;
+    let design = args.test.design(setup.resolved.cases.len())?;
     interrupt::install();
     let candidate = args.candidate.as_deref().map_or_else(Side::this, Side::program)?;
     let name = args.baseline.as_deref().expect("required by the command line");
+    args.check_for(Baseline::is_run(name))?;
     let baseline = match Baseline::find(name)? {
         Baseline::Program(side) => side,
         Baseline::Run(dir) => return stored::run(args, setup, &dir, &candidate),

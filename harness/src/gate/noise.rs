@@ -17,7 +17,7 @@ use crate::{
 /// The scenario is unusable, or a trial is not valid.
 pub fn run(args: &NoiseArgs) -> Result<Exit> {
     let setup = session::set_up(&args.cases.of(args.scenario.clone()))?;
-    let design = args.test.design()?;
+    let design = args.test.design(setup.resolved.cases.len())?;
     interrupt::install();
     let key = certificate::key(&setup)?;
     let name = setup.resolved.name.clone();

@@ -1,12 +1,13 @@
 //! The program of another revision of the repository, built in folders of its own.
 
-use std::path::{Path, PathBuf};
-
-use std::process::Command;
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use crate::{
     error::{AtPath, Error, Result},
-    interrupt,
+    interrupt, lock,
     runner::child::{self, Worker},
 };
 
@@ -30,7 +31,7 @@ fn git(args: &[&str]) -> Result<String> {
     }
 }
 
-/// The program of a commit; built when it is not there yet.
+/// The program of a commit; built when it is not there yet, by one gate at a time.
 ///
 /// # Errors
 /// Git or cargo fails.
@@ -42,12 +43,18 @@ pub fn build(revision: &str) -> Result<PathBuf> {
     if program.is_file() {
         return Ok(program);
     }
+    // Checkouts, and above all the compiler's output, are shared by all revisions: what lies there must be ours until it is copied.
+    let target = builds.join("target");
+    let _alone = lock::alone(&target)?;
+    if program.is_file() {
+        return Ok(program);
+    }
     let sources = builds.join(format!("{revision}-sources"));
     forget(&sources);
     let at = sources.display().to_string();
     git(&["worktree", "add", "--force", "--detach", &at, revision])?;
     eprintln!("building {revision} (cargo's output: {}/stderr.log)", sources.display());
-    let built = cargo(&sources, &builds.join("target"));
+    let built = cargo(&sources, &target);
     if let Ok(from) = &built {
         let partial = builds.join(format!("{revision}.partial"));
         std::fs::copy(from, &partial).at(from)?;

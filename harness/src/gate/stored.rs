@@ -26,8 +26,8 @@ pub fn run(args: &GateArgs, mut setup: Setup, dir: &Path, candidate: &Side) -> R
     let then = Store::open(dir)?;
     let Stored { resolved: earlier, environment: machine_then, .. } = then.load()?;
     let then = then.summary()?;
-    let mut design = args.test.design()?;
     let cases = gated(&mut setup, &then, args)?;
+    let mut design = args.test.design(cases.len())?;
     let rounds = rounds(&then, &cases, &mut design.looks, dir)?;
     let mut advisory = Vec::new();
     if args.anchor.is_none() {
@@ -56,7 +56,13 @@ pub fn run(args: &GateArgs, mut setup: Setup, dir: &Path, candidate: &Side) -> R
         setup.programs.insert(case.arm.clone(), candidate.path.clone());
     }
     let out = args.out.clone().unwrap_or_else(|| folder("gate", &setup.resolved.name));
-    let now = trials(&mut setup, rounds, &out)?;
+    let now = match trials(&mut setup, rounds, &out) {
+        Err(e) if e.exit == Exit::Interrupted => {
+            eprintln!("interrupted; the finished trials are in {}", out.display());
+            return Ok(Exit::Interrupted);
+        }
+        other => other?,
+    };
     let pair = |case: &String| pairs::stored(&then, &now, case, args.anchor.as_deref());
     let gate = judge(&plan, &plan.cases.iter().map(pair).collect::<Vec<_>>());
     output::store(&Store::open(&out)?, &gate)?;
@@ -106,26 +112,37 @@ fn rounds(then: &RunSummary, cases: &[String], looks: &mut Vec<u32>, dir: &Path)
 fn trials(setup: &mut Setup, rounds: u32, out: &Path) -> Result<RunSummary> {
     // Cells of a sweep are repeated as what they are, each.
     setup.resolved.cases.iter_mut().for_each(|c| c.sweep = None);
-    let cases = setup.resolved.cases.len();
     setup.resolved.trials = rounds;
     setup.resolved.order = interleaved(&setup.resolved.cases, rounds);
     let gpu = Gpu::open().ok();
     let expect = HfConfig::load(&setup.config)?;
     let store = Store::create(out, &setup.resolved, &environment::describe(gpu.as_ref())?)?;
-    let inputs = inputs::prepare(setup, &store.path("inputs"), Extent::Everything)?;
-    let (folder, run_id) = (store.folder(), store.run_id()?);
-    let bench = Bench { setup, inputs: &inputs, expect: &expect, folder, gpu: gpu.as_ref(), run_id };
-    for (position, id) in setup.resolved.order.iter().enumerate() {
-        let case = setup.resolved.cases.iter().find(|c| c.id == *id).expect("the order names cases");
-        let turn = Turn { round: (position / cases) as u32, ..Turn::first(case, position as u32) };
-        store.add(&bench.run(turn, None, &mut |_| {})?)?;
-    }
-    inputs.delete_weights()?;
+    let interrupted = match played(setup, &expect, gpu.as_ref(), &store) {
+        Err(e) if e.exit == Exit::Interrupted => Some(e),
+        other => other.map(|()| None)?,
+    };
+    // Interrupted or not: what has run is kept, and what only a running gate needs is not.
     store.clean()?;
     let summary = store.publish()?;
+    interrupted.map_or(Ok(()), Err)?;
     match summary.trials_valid {
         0 => Err(Error::new(Exit::NotValid, "no trial is valid", out.display().to_string())
             .hint("look at its report.md")),
         _ => Ok(summary),
     }
+}
+
+/// Runs the order of the setup into the store.
+fn played(setup: &Setup, expect: &HfConfig, gpu: Option<&Gpu>, store: &Store) -> Result<()> {
+    let inputs = inputs::prepare(setup, &store.path("inputs"), Extent::Everything)?;
+    let bench =
+        Bench { setup, inputs: &inputs, expect, folder: store.folder(), gpu, run_id: store.run_id()? };
+    let cases = setup.resolved.cases.len();
+    let ran = setup.resolved.order.iter().enumerate().try_for_each(|(position, id)| {
+        let case = setup.resolved.cases.iter().find(|c| c.id == *id).expect("the order names cases");
+        let turn = Turn { round: (position / cases) as u32, ..Turn::first(case, position as u32) };
+        store.add(&bench.run(turn, None, &mut |_| {})?)
+    });
+    inputs.delete_weights()?;
+    ran
 }

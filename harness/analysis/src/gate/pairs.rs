@@ -33,6 +33,19 @@ pub fn on_side(side: &str, case: &str) -> String {
     format!("{side}+{case}")
 }
 
+/// Of a run in which two sides took turns, the pairs that its cases came to, fewest and most. A gate ends when it is decided, so the
+/// scenario's number of trials is not what ran. `None` of any other run.
+pub fn played(summary: &RunSummary) -> Option<(usize, usize)> {
+    let trials = |id: &str| summary.cases.iter().find(|c| c.id == id).map(|c| c.trials.len());
+    let pairs = |c: &CaseSummary| -> Option<usize> {
+        let case = c.id.strip_prefix(CANDIDATE)?.strip_prefix('+')?;
+        Some(c.trials.len().min(trials(&on_side(BASELINE, case))?))
+    };
+    let played: Vec<usize> = summary.cases.iter().filter_map(pairs).collect();
+    let whole = 2 * played.len() == summary.cases.len();
+    Some((*played.iter().min().filter(|_| whole)?, *played.iter().max()?))
+}
+
 /// The figure of a trial: the median rate of its windows, which a single stall does not move.
 pub fn figure(trial: &TrialSummary) -> Option<f64> {
     median(&trial.metrics.window_rates)

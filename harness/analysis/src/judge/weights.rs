@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chronibench_protocol::record::{Presence, TensorChange, TrialHeader};
 
-use super::{Reason, rounds_updates_away};
+use super::{Reason, audit, rounds_updates_away};
 use crate::trial::TrialLog;
 
 pub(super) fn check(log: &TrialLog, header: &TrialHeader, out: &mut Vec<Reason>) {
@@ -23,7 +23,8 @@ pub(super) fn check(log: &TrialLog, header: &TrialHeader, out: &mut Vec<Reason>)
     let found = |name: &str, shape: &[usize]| tensors.iter().any(|t| t.name == name && t.shape == shape);
     let missing: Vec<String> =
         trained.iter().filter(|(n, s)| !found(n, s)).map(|(n, _)| n.to_string()).collect();
-    let unchanged = names(&|t| is_trained(t) && stood_still(t) && !too_coarse(t, header));
+    let excused = |t: &TensorChange| too_coarse(t, header) || audit::rounds_away(log, &t.name);
+    let unchanged = names(&|t| is_trained(t) && stood_still(t) && !excused(t));
     let not_finite = names(&|t| t.present != Presence::Before && (!t.finite || !t.delta_norm.is_finite()));
     let frozen = names(&|t| !is_trained(t) && in_both(t) && t.changed != 0);
     let lost = names(&|t| t.present == Presence::Before);

@@ -9,6 +9,7 @@ use super::markdown::{code, heading, plain, table};
 use crate::{
     agreement::{BF16, F32},
     format::{percent, verdict},
+    gate::pairs,
     judge::some,
     stats::{CONFIDENCE, LOSS_FALL_MIN_Z, RESAMPLES, range_coverage},
     summary::RunSummary,
@@ -73,7 +74,7 @@ pub(super) fn skipped(summary: &RunSummary) -> String {
 }
 
 pub(super) fn method(resolved: &Resolved, summary: &RunSummary) -> String {
-    let trials = resolved.trials as usize;
+    let trials = pairs::played(summary).map_or(resolved.trials as usize, |(few, _)| few);
     let few = if trials < 6 {
         format!(
             " With {trials} trials the interval can be no wider than their range, which holds the true median with a probability of {} only.",

@@ -10,7 +10,7 @@ mod results;
 
 use chronibench_protocol::record::{Resolved, Verdict};
 
-use crate::{format::verdict, summary::RunSummary};
+use crate::{format::verdict, gate::pairs, summary::RunSummary};
 use markdown::{code, plain};
 pub use plots::plots;
 
@@ -42,6 +42,16 @@ pub fn report_md(resolved: &Resolved, summary: &RunSummary, environment: &serde_
     text
 }
 
+/// What ran, or was to: trials of each case, or pairs where two sides took turns until they were decided.
+fn ran(resolved: &Resolved, summary: &RunSummary) -> String {
+    let cases = resolved.cases.len();
+    match pairs::played(summary) {
+        None => format!("{cases} cases of {} trials each, interleaved", resolved.trials),
+        Some((few, most)) if few == most => format!("{} cases of {most} pairs each, in turns", cases / 2),
+        Some((few, most)) => format!("{} cases of {few} to {most} pairs, in turns", cases / 2),
+    }
+}
+
 fn opening(resolved: &Resolved, summary: &RunSummary) -> String {
     let mut out = format!("# {}\n\n{}\n", plain(&resolved.title), verdict_line(summary));
     if !resolved.description.trim().is_empty() {
@@ -62,13 +72,12 @@ fn opening(resolved: &Resolved, summary: &RunSummary) -> String {
     let mut seen = std::collections::BTreeSet::new();
     arms.retain(|a| seen.insert(a.clone()));
     out += &format!(
-        "\n- **Arms**: {}; {} cases of {} trials each, interleaved, every trial in a process of its own\n\
+        "\n- **Arms**: {}; {}, every trial in a process of its own\n\
          - **Model**: {}, starting weights from seed {}{pretrained}\n\
          - **Data**: {}, template {}, {samples}, loss on {learned}, order from seed {}\n\
          - **Steps**: {} untimed, then {} timed in windows of {}\n",
         arms.join(", "),
-        resolved.cases.len(),
-        resolved.trials,
+        ran(resolved, summary),
         code(&model.config),
         model.init_seed,
         code(&data.path),

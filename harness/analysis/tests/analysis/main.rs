@@ -1,5 +1,6 @@
 //! Tests of the analysis on synthetic logs of honest and of cheating arms.
 
+mod audits;
 mod changepoint;
 mod groups;
 mod judge;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use chronibench_analysis::{TrialLog, report, summarise};
 use chronibench_protocol::{
     event::Failure,
-    record::{Packing, Resolved, Skipped},
+    record::{Case, Packing, Resolved, Skipped},
     spec::Method,
 };
 use serde_json::json;
@@ -63,6 +63,28 @@ fn rebuilt_reports_are_identical() {
     assert_eq!(report_of(&r, &logs), report_of(&r, &logs));
     let summary = summarise(&r, &logs);
     assert_eq!(report::plots(&r, &summary, &logs), report::plots(&r, &summary, &logs));
+}
+
+#[test]
+fn the_report_of_a_gate_says_how_many_pairs_ran() {
+    let side = |side: &str, packing| {
+        let plain = case("chronicals", Method::Full {}, packing);
+        Case { id: format!("{side}+{}", plain.id), arm: format!("{side}+{}", plain.arm), ..plain }
+    };
+    let sides = |packing| ["baseline", "candidate"].map(|s| side(s, packing));
+    let cases = [sides(Packing::None), sides(Packing::Bfd)].concat();
+    // One of the two is decided after four pairs, the other after six; the scenario speaks of two trials.
+    let run = |rounds: [u32; 2]| {
+        let logs: Vec<TrialLog> = (0..4)
+            .flat_map(|i| (0..rounds[i / 2]).map(move |round| (i, round)))
+            .map(|(i, round)| trial(&cases[i], round, 40))
+            .collect();
+        report_of(&resolved(cases.clone(), 2), &logs)
+    };
+    let text = run([4, 6]);
+    assert!(text.contains("2 cases of 4 to 6 pairs, in turns") && !text.contains("2 trials"), "{text}");
+    assert!(text.contains("With 4 trials the interval"), "{text}");
+    assert!(run([8, 8]).contains("2 cases of 8 pairs each, in turns"));
 }
 
 #[test]

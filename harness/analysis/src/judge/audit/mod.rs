@@ -126,6 +126,12 @@ fn stalls(header: &TrialHeader) -> bool {
     matches!(header.spec.method, Method::Full {}) && rounds_updates_away(header)
 }
 
+/// The audit trial's replay shows that rounding, and not the arm, keeps a tensor where it is.
+pub(super) fn rounds_away(log: &TrialLog, name: &str) -> bool {
+    let Some(found) = log.audit.as_deref() else { return false };
+    found.updates.iter().any(|u| u.name == name && update::is_rounding(u, found))
+}
+
 /// On a GPU, f32 must have been asked for: weights may be kept in f32 there and multiplied in bf16.
 fn is_fine(log: &TrialLog) -> bool {
     let spec = log.header.as_ref().map(|h| &h.spec);

@@ -1,8 +1,8 @@
 //! The replay: from the same weights, on the same batches, the reference has the same losses and goes the same way.
 
-use chronibench_protocol::audit::{Replay, TensorAgreement};
+use chronibench_protocol::audit::{Replay, TensorAgreement, TensorUpdate};
 
-use super::{Audit, Audited, Check, Outcome};
+use super::{Audit, Audited, Check, Outcome, update::PARTLY};
 use crate::judge::some;
 
 /// What two honest trainings differ by.
@@ -29,7 +29,9 @@ pub(super) fn check(t: &Audited<'_>) -> Option<Check> {
     let tolerance = if t.fine { FINE } else { COARSE };
     let mut wrong = Vec::new();
     let loss = series(t, replay, &tolerance, &mut wrong)?;
-    let coarse = |name: &str| t.found.updates.iter().any(|u| u.name == name && u.too_coarse > 0.1);
+    // In f32 both round alike.
+    let lost = |u: &TensorUpdate| u.too_coarse > PARTLY && !t.fine;
+    let coarse = |name: &str| t.found.updates.iter().any(|u| u.name == name && lost(u));
     let judged: Vec<&TensorAgreement> = replay.tensors.iter().filter(|a| !coarse(&a.name)).collect();
     directions(&judged, &tolerance, t.stalls, &mut wrong);
     let least = judged.iter().filter_map(|a| a.cosine).fold(f64::NAN, f64::min);
@@ -46,6 +48,18 @@ pub(super) fn check(t: &Audited<'_>) -> Option<Check> {
     Some(match wrong.is_empty() {
         true => Check::new(Audit::Replay, Outcome::Held, figure),
         false => Check::new(Audit::Replay, Outcome::Failed, wrong.join("; ")),
+    })
+}
+
+/// The replay shows that a tensor went where the reference's went, or stood still like it.
+pub(super) fn equal(replay: &Replay, name: &str) -> bool {
+    let same = |cosine: Option<f64>, ratio: Option<f64>, least: f64| match (cosine, ratio) {
+        (None, None) => true,
+        (Some(c), Some(r)) => c >= least && (r - 1.0).abs() <= FINE.length,
+        _ => false,
+    };
+    replay.tensors.iter().find(|a| a.name == name).is_some_and(|a| {
+        same(a.first_cosine, a.first_ratio, FINE.cosine.0) && same(a.cosine, a.ratio, FINE.cosine.1)
     })
 }
 
