@@ -1,8 +1,8 @@
 //! Known answers, and properties that hold for any data.
 
 use chronibench_analysis::stats::{
-    Estimate, LOSS_FALL_MIN_STEPS, loss_fall, median, median_estimate, median_ratio, quantile,
-    range_coverage, ratio_estimate,
+    CONFIDENCE, Estimate, FEWEST_FOR_A_CLAIM, LOSS_FALL_MIN_STEPS, loss_fall, median, median_estimate,
+    median_ratio, quantile, range_coverage, ratio_estimate,
 };
 use proptest::prelude::*;
 
@@ -25,6 +25,8 @@ fn small_samples_give_their_range() {
     assert_eq!(median_estimate(&[]), None);
     assert_eq!(median_estimate(&[f64::NAN, 3.0]).unwrap().n, 1);
     assert_eq!(range_coverage(3), 0.75);
+    assert!(range_coverage(FEWEST_FOR_A_CLAIM) >= CONFIDENCE);
+    assert!(range_coverage(FEWEST_FOR_A_CLAIM - 1) < CONFIDENCE);
 }
 
 /// With many trials the interval is narrower than the range. For 1..=25 the exact interval of order statistics is
