@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeMap, path::Path, process::Command};
 
-use chronibench_protocol::digest::sha256_hex;
+use chronibench_protocol::{chain::SCHEMA, digest::sha256_hex};
 use serde_json::{Value, json};
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, System};
 
 use crate::{
     error::{AtPath, Error, Result},
+    evidence,
     runner::{child, gpu::Gpu},
 };
 
@@ -19,6 +20,8 @@ const CRATES: [&str; 8] =
 pub fn describe(gpu: Option<&Gpu>) -> Result<Value> {
     Ok(json!({
         "schema": "chronibench.environment/1",
+        // A folder that says so and has no evidence has lost it.
+        (evidence::CHAINS): SCHEMA,
         "machine": machine()?,
         "gpu": gpu.map(Gpu::facts),
         "program": program()?,

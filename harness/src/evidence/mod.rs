@@ -1,5 +1,6 @@
 //! What makes a stored run hard to change unseen: `evidence.json` beside the chained events, and its verification.
 
+mod missing;
 mod verify;
 
 use std::path::Path;
@@ -15,6 +16,7 @@ use crate::{
     store::{ENVIRONMENT, RESOLVED, damaged, pretty, write_whole},
 };
 
+pub(crate) use missing::CHAINS;
 pub use verify::{Finding, Standing, Verification, verify};
 
 /// Verifies run folders and says what was found.
@@ -48,7 +50,10 @@ fn print(found: &Verification) {
     match (&found.head, found.standing) {
         (Some(head), _) => println!("          {looked}; head {}", &head[..16]),
         (None, Standing::NoChain) => {
-            println!("          {looked}; older than chains: what can be checked holds");
+            println!(
+                "          {looked}; older than chains: names, ends and report agree, and nothing proves"
+            );
+            println!("          that the events are those of the run (--require-chain makes that a failure)");
         }
         (None, _) => println!("          {looked}"),
     }

@@ -14,7 +14,7 @@ use chronibench_protocol::{
 };
 use serde::Serialize;
 
-use super::{EVIDENCE, read};
+use super::{EVIDENCE, missing, read};
 use crate::{
     error::{Error, Result},
     kernel::store::{KernelStore, is_run},
@@ -27,7 +27,7 @@ use crate::{
 pub enum Standing {
     /// Every chain is whole, and all else follows from the events.
     Verified,
-    /// The record is older than chains: all else was checked.
+    /// The record is older than chains: all else was checked, and nothing proves the events.
     NoChain,
     /// Something was changed, lost or added.
     Broken,
@@ -81,6 +81,11 @@ pub fn verify(dir: &Path) -> Result<Verification> {
             None
         }
     };
+    if !dir.join(EVIDENCE).exists()
+        && let Some(why) = missing::was_chained(dir)
+    {
+        check.report(EVIDENCE, format!("it is missing: {why}. Restore it, or run the scenario again"));
+    }
     let (trials, lines) = check.events(evidence.as_ref());
     if let Some(evidence) = &evidence {
         check.files(evidence);
