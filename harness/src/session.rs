@@ -43,7 +43,7 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
     let gpu = Gpu::open().ok();
     let begun = args.resume.clone().or_else(|| args.out.clone());
     let out = begun.unwrap_or_else(|| default_folder(&setup.resolved.name));
-    let environment = environment::describe(gpu.as_ref())?;
+    let environment = environment::describe(gpu.as_ref(), Some(&setup.file))?;
     let (store, kept, _lock) = match &args.resume {
         Some(dir) => resume::open(dir, &setup.resolved, &environment)?,
         None => {

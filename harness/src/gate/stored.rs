@@ -111,7 +111,8 @@ fn trials(setup: &mut Setup, rounds: u32, out: &Path) -> Result<RunSummary> {
     setup.resolved.order = interleaved(&setup.resolved.cases, rounds);
     let gpu = Gpu::open().ok();
     let expect = HfConfig::load(&setup.config)?;
-    let store = Store::create(out, &setup.resolved, &environment::describe(gpu.as_ref())?)?;
+    let store =
+        Store::create(out, &setup.resolved, &environment::describe(gpu.as_ref(), Some(&setup.file))?)?;
     let inputs = inputs::prepare(setup, &store.path("inputs"), Extent::Everything)?;
     let (folder, run_id) = (store.folder(), store.run_id()?);
     let bench = Bench { setup, inputs: &inputs, expect: &expect, folder, gpu: gpu.as_ref(), run_id };

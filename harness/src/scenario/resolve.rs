@@ -45,6 +45,8 @@ pub struct Filter {
 pub struct Setup {
     /// What is recorded.
     pub resolved: Resolved,
+    /// The scenario file, as it was given.
+    pub file: PathBuf,
     /// Model config, absolute.
     pub config: PathBuf,
     /// Data set, absolute.
@@ -128,6 +130,7 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
     let cheats = raw.arms.0.iter().filter_map(|(k, a)| Some((k.text.clone(), a.cheat?))).collect();
     Ok(Setup {
         resolved,
+        file: scenario.path.clone(),
         config,
         data,
         tokenizer,
