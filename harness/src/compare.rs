@@ -117,6 +117,11 @@ fn print(found: &Across, rows: Vec<Vec<String>>) {
         let show = |v: &Value| v.as_str().map_or_else(|| v.to_string(), |s| s.chars().take(24).collect());
         println!("{name} differs: {} and {}", show(a), show(b));
     }
+    for case in &found.cases {
+        for (name, a, b) in &case.differences {
+            println!("{}: {name} was asked to be {a} and {b}", case.case);
+        }
+    }
     for only in &found.only {
         println!("on one side alone: {only}");
     }

@@ -66,6 +66,23 @@ fn what_cannot_be_compared_is_said_with_its_reason() {
     assert!(code == Some(0) && text.contains("unknown"), "{text}");
 }
 
+#[test]
+fn cases_of_one_name_that_were_asked_other_things_are_told_apart() {
+    let run_with = |set: &str| Ran::new(&arms("0.0", "2"), &["--trials", "1", "--set", set]);
+    let full = run_with("trials=1");
+    let lora = run_with("matrix.method.full={type: lora, r: 2, lora_alpha: 4, learning_rate: 1.0e-3}");
+    let (code, text) = run(&["compare"], &[full.path(""), lora.path("")]);
+    let said =
+        text.contains("the method is another one") && text.contains("method.type is \"full\" and \"lora\"");
+    assert!(code == Some(3) && said && text.contains("not comparable"), "{text}");
+    let faster = run_with("matrix.method.full.learning_rate=0.002");
+    let (code, text) = run(&["compare"], &[full.path(""), faster.path("")]);
+    assert!(
+        code == Some(0) && text.contains("train.learning_rate was asked to be 0.001 and 0.002"),
+        "{text}"
+    );
+}
+
 /// A history of one run, drawn out in time with a planted slow-down.
 fn drawn_out(file: &Path, runs: usize, slower_from: usize) {
     let line = std::fs::read_to_string(file).unwrap().lines().next().unwrap().to_string();

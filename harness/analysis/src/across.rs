@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::{
     agreement::{F32, tolerance},
+    asked::{Difference, differences, other_method},
     format::{estimate, number, or_dash, times},
     join::{ENVIRONMENT, entry},
     rounds::{self, valid},
@@ -54,6 +55,9 @@ pub struct CaseAcross {
     pub seen: Seen,
     /// Why it is not comparable.
     pub reasons: Vec<String>,
+    /// Settings that the two were not asked alike.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub differences: Vec<Difference>,
 }
 
 /// What a ratio of speeds comes to.
@@ -143,7 +147,9 @@ fn pairs<'a>(a: Part<'a>, b: Part<'a>) -> Result<Vec<(&'a CaseSummary, &'a CaseS
 }
 
 fn one(a: &CaseSummary, b: &CaseSummary, paired: bool) -> CaseAcross {
-    let reasons = reasons(a, b);
+    let differences = differences(&a.asked, &b.asked);
+    let mut reasons = reasons(a, b);
+    reasons.extend(other_method(&differences));
     let ratio = |of: &dyn Fn(&TrialSummary) -> Option<f64>| {
         if paired {
             return rounds::ratio(b, a, of);
@@ -170,6 +176,7 @@ fn one(a: &CaseSummary, b: &CaseSummary, paired: bool) -> CaseAcross {
         seen: if single && comparable { Seen::Unknown } else { seen },
         speed,
         reasons,
+        differences,
     }
 }
 
