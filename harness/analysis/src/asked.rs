@@ -43,10 +43,16 @@ pub fn differences(a: &BTreeMap<String, Value>, b: &BTreeMap<String, Value>) -> 
 
 /// Why two cases are not comparable whatever their figures: methods that train other parameters.
 pub fn other_method(differences: &[Difference]) -> Option<String> {
-    let method: Vec<String> = differences
-        .iter()
-        .filter(|(name, ..)| name.starts_with("method."))
-        .map(|(name, a, b)| format!("{name} is {a} and {b}"))
-        .collect();
-    (!method.is_empty()).then(|| format!("the method is another one: {}", method.join(", ")))
+    let words = |(name, a, b): &Difference| format!("{name} is {a} and {b}");
+    // Settings of LoRA have no counterpart in full fine-tuning: the type says it all.
+    if let Some(other) = differences.iter().find(|(name, ..)| name == "method.type") {
+        return Some(words(other));
+    }
+    let method: Vec<String> = differences.iter().filter(|d| is_of_method(d)).map(words).collect();
+    (!method.is_empty()).then(|| method.join(", "))
+}
+
+/// The setting is one of the method.
+pub fn is_of_method((name, ..): &Difference) -> bool {
+    name.starts_with("method.")
 }
