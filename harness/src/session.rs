@@ -21,7 +21,7 @@ use crate::{
     },
     history,
     inputs::{self, Extent, Inputs},
-    interrupt, kernel,
+    interrupt, join, kernel,
     progress::Progress,
     resume::{self, Kept},
     runner::{Bench, Turn, gpu::Gpu, idle},
@@ -90,6 +90,9 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
 
 /// Rebuilds the report of an earlier run.
 pub fn report(dir: &Path) -> Result<Exit> {
+    if join::is_join(dir) {
+        return join::report(dir);
+    }
     if gate::is_gate(dir) {
         return gate::report(dir);
     }

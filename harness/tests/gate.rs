@@ -111,6 +111,27 @@ fn a_stored_gate_is_judged_again_to_the_same_bytes() {
     assert_eq!(again.status.code(), Some(0), "{}", text(&again));
     assert_eq!(files.iter().map(|f| read(f)).collect::<Vec<_>>(), before);
     assert!(!place.path("out/work").exists());
+
+    // What a gate lays beside its run is verified with it.
+    let whole = place.run(&["verify", "--require-chain", "out"]);
+    assert_eq!(whole.status.code(), Some(0), "{}", text(&whole));
+    let changes = [
+        ("out/gate-plan.json", "gate-plan.json: it is not the file that the harness wrote"),
+        ("out/gate.json", "gate.json: "),
+    ];
+    for (file, why) in changes {
+        let before = read(file);
+        std::fs::write(place.path(file), [&before[..], b" "].concat()).unwrap();
+        let broken = place.run(&["verify", "out"]);
+        assert!(broken.status.code() == Some(8) && text(&broken).contains(why), "{}", text(&broken));
+        std::fs::write(place.path(file), before).unwrap();
+    }
+    let evidence = std::fs::read_to_string(place.path("out/evidence.json")).unwrap();
+    let mut known: serde_json::Value = serde_json::from_str(&evidence).unwrap();
+    known["beside"] = serde_json::json!({});
+    std::fs::write(place.path("out/evidence.json"), known.to_string()).unwrap();
+    let unknown = place.run(&["verify", "out"]);
+    assert!(text(&unknown).contains("the evidence does not know this file"), "{}", text(&unknown));
 }
 
 #[test]
@@ -187,6 +208,13 @@ fn figures_of_another_session_are_advice_without_an_anchor() {
     let anchored = gate(&["--anchor", "anchor/full/on"], "anchored");
     assert_eq!(anchored.status.code(), Some(0), "{}", text(&anchored));
     assert!(text(&anchored).contains("PASS"), "{}", text(&anchored));
+    // Such a gate does not follow from its folder alone: its file is held to its hash.
+    let verify = || place.run(&["verify", "anchored"]);
+    assert_eq!(verify().status.code(), Some(0), "{}", text(&verify()));
+    let file = place.path("anchored/gate.json");
+    let changed = std::fs::read_to_string(&file).unwrap().replace("PASS", "FAIL");
+    std::fs::write(&file, changed).unwrap();
+    assert_eq!(verify().status.code(), Some(8), "{}", text(&verify()));
     let missing = gate(&["--anchor", "ancor"], "missing");
     assert_eq!(missing.status.code(), Some(2), "{}", text(&missing));
 }

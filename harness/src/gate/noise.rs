@@ -46,9 +46,10 @@ pub fn run(args: &NoiseArgs) -> Result<Exit> {
         other => other?,
     };
     let certificate = certificate(&plan, key, &ratios)?;
-    turns
-        .store()
-        .write("certificate.json", &pretty(&serde_json::to_value(&certificate).expect("plain data")))?;
+    let text = pretty(&serde_json::to_value(&certificate).expect("plain data"));
+    turns.store().seal("certificate.json", &text)?;
+    // The results have the evidence in them.
+    Store::open(&out)?.publish()?;
     let path = certificate::save(&certificate)?;
     output::grid(table(&certificate));
     for why in &certificate.why_not {

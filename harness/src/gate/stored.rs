@@ -59,7 +59,7 @@ pub fn run(args: &GateArgs, mut setup: Setup, dir: &Path, candidate: &Side) -> R
     let now = trials(&mut setup, rounds, &out)?;
     let pair = |case: &String| pairs::stored(&then, &now, case, args.anchor.as_deref());
     let gate = judge(&plan, &plan.cases.iter().map(pair).collect::<Vec<_>>());
-    output::store(&Store::open(&out)?, &gate)?;
+    output::seal(&Store::open(&out)?, &gate)?;
     output::write(&gate, args.junit.as_deref(), args.comment.as_deref())?;
     output::print(&gate, &out);
     Ok(exit(&gate))
