@@ -36,7 +36,11 @@ impl Place {
     /// Runs `chronibench ARGS` there, with a cache folder of its own.
     fn run(&self, args: &[&str]) -> Output {
         let mut command = chronibench();
-        command.args(args).current_dir(self.dir.path()).env("XDG_CACHE_HOME", self.path("cache"));
+        command
+            .args(args)
+            .current_dir(self.dir.path())
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .env_remove("CHRONICALS_CACHE");
         command.output().unwrap()
     }
 
@@ -165,6 +169,22 @@ fn only_a_certified_machine_enforces() {
     let short = place.run(&["noise", "scenario.yaml", "--comparisons", "1", "--out", "short"]);
     assert!(text(&short).contains("the certificate from before stays"), "{}", text(&short));
     assert_eq!(gate("still").status.code(), Some(1));
+}
+
+#[test]
+fn arms_in_python_run_as_they_do_in_a_run() {
+    let place =
+        Place::new(&NOISY.replace("runner: mock, mock: { step_ms: 2, noise: 0.005 }", "runner: mock-python"));
+    let noise =
+        place.run(&["noise", "scenario.yaml", "--comparisons", "1", "--max-pairs", "4", "--out", "out"]);
+    assert_eq!(noise.status.code(), Some(4), "valid, and too few to certify: {}", text(&noise));
+    let place =
+        Place::new(&NOISY.replace("runner: mock, mock: { step_ms: 2, noise: 0.005 }", "runner: hf-cpu"));
+    for args in [&["noise", "scenario.yaml"][..], &["gate", "scenario.yaml", "--baseline", &this()]] {
+        let missing = place.run(args);
+        assert_eq!(missing.status.code(), Some(5), "{}", text(&missing));
+        assert!(text(&missing).contains("chronibench env sync hf-cpu"), "{}", text(&missing));
+    }
 }
 
 #[test]

@@ -22,6 +22,7 @@ use chronibench_analysis::{
 };
 
 use crate::{
+    env::Rival,
     error::{Error, Exit, Result},
     history, interrupt, session,
     store::{Rendered, Store},
@@ -40,7 +41,7 @@ pub(crate) const PLAN: &str = "gate-plan.json";
 pub fn run(args: &GateArgs) -> Result<Exit> {
     args.save_baseline.as_deref().map_or(Ok(()), baseline::check_name)?;
     let Some(scenario) = &args.scenario else { return criterion::run(args) };
-    let setup = session::set_up(&args.cases.of(scenario.clone()))?;
+    let setup = session::ready(&args.cases.of(scenario.clone()))?;
     let design = args.test.design()?;
     interrupt::install();
     let candidate = args.candidate.as_deref().map_or_else(Side::this, Side::program)?;
@@ -49,6 +50,10 @@ pub fn run(args: &GateArgs) -> Result<Exit> {
         Baseline::Program(side) => side,
         Baseline::Run(dir) => return stored::run(args, setup, &dir, &candidate),
     };
+    // A program that plays the worker brings its own arms, and not its adapters.
+    for case in setup.resolved.cases.iter().filter(|c| Rival::named(&c.runner).is_some()) {
+        eprintln!("note: {}: both sides run this program's adapter: it shows the machine alone", case.id);
+    }
     let out = args.out.clone().unwrap_or_else(|| folder("gate", &setup.resolved.name));
     let plan = GatePlan {
         schema: chronibench_analysis::gate::SCHEMA.into(),

@@ -16,7 +16,7 @@ use crate::{
 /// # Errors
 /// The scenario is unusable, or a trial is not valid.
 pub fn run(args: &NoiseArgs) -> Result<Exit> {
-    let setup = session::set_up(&args.cases.of(args.scenario.clone()))?;
+    let setup = session::ready(&args.cases.of(args.scenario.clone()))?;
     let design = args.test.design()?;
     interrupt::install();
     let key = certificate::key(&setup)?;
