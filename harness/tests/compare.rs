@@ -143,6 +143,21 @@ fn a_history_takes_a_run_once_and_finds_where_it_became_slower() {
 }
 
 #[test]
+fn a_case_that_was_asked_otherwise_is_another_series() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("history.jsonl");
+    let name = file.display().to_string();
+    for set in ["trials=1", "matrix.method.full.learning_rate=0.002", "trials=1"] {
+        let ran = Ran::new(&arms("0.0", "2"), &["--trials", "1", "--history", &name, "--set", set]);
+        assert_eq!(ran.code, 0, "{}", ran.output);
+    }
+    let text = std::fs::read_to_string(&file).unwrap();
+    let line = |l: &str| serde_json::from_str::<Value>(l).unwrap()["work"].as_str().unwrap().to_string();
+    let work: Vec<String> = text.lines().map(line).collect();
+    assert_eq!((work[0] == work[2], work[0] == work[4]), (false, true), "{work:?}");
+}
+
+#[test]
 fn a_run_that_is_valid_goes_into_the_history_that_is_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("given.jsonl").display().to_string();

@@ -235,6 +235,10 @@ fn figures_of_another_session_are_advice_without_an_anchor() {
     let changed = std::fs::read_to_string(&file).unwrap().replace("PASS", "FAIL");
     std::fs::write(&file, changed).unwrap();
     assert_eq!(verify().status.code(), Some(8), "{}", text(&verify()));
+    let changed =
+        gate(&["--anchor", "anchor/full/on", "--set", "matrix.method.full.learning_rate=0.002"], "changed");
+    let why = "another case than the baseline's: train.learning_rate was 0.001, and is 0.002";
+    assert!(text(&changed).contains(why), "{}", text(&changed));
     let missing = gate(&["--anchor", "ancor"], "missing");
     assert_eq!(missing.status.code(), Some(2), "{}", text(&missing));
 }
