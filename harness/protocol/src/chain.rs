@@ -242,6 +242,10 @@ mod tests {
         let empty = evidence.head();
         evidence.trials.push(record(&evidence.run_id(), "000-a").head());
         assert_ne!(evidence.head(), empty);
+        // What lies beside is in the head, and is not what makes the run.
+        let (head, run) = (evidence.head(), evidence.run_id());
+        evidence.beside.insert("gate-plan.json".into(), sha256_hex(b"c"));
+        assert!(evidence.head() != head && evidence.run_id() == run);
         let other = Evidence::new(&[("resolved.yaml", b"b"), ("environment.json", b"a")]);
         assert_ne!(other.run_id(), evidence.run_id());
     }
