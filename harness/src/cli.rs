@@ -251,7 +251,8 @@ Examples:
 
 It proves integrity, not honesty: that nothing was changed, lost or added after the harness wrote
 it, unless all of it was made anew. It needs no network, no GPU and none of the arms. A run older
-than chains is NO_CHAIN: all else is checked. Exit code 8: something was changed.";
+than chains is NO_CHAIN: all else is checked, nothing proves its events, and --require-chain refuses
+it. A run that had chains and lost them is BROKEN. Exit code 8: something was changed.";
 
 /// Arguments of `verify`.
 #[derive(Clone, Debug, Args)]

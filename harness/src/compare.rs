@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use chronibench_analysis::{
     RunSummary,
     across::{Across, Part, Seen, across, rows},
+    asked::is_of_method,
     stats::FEWEST_FOR_A_CLAIM,
     summarise,
 };
@@ -126,6 +127,12 @@ fn print(found: &Across, rows: Vec<Vec<String>>) {
     for (name, a, b) in &found.environment {
         let show = |v: &Value| v.as_str().map_or_else(|| v.to_string(), |s| s.chars().take(24).collect());
         println!("{name} differs: {} and {}", show(a), show(b));
+    }
+    for case in &found.cases {
+        // What a method differs in is a reason, and in the table.
+        for (name, a, b) in case.differences.iter().filter(|d| !is_of_method(d)) {
+            println!("{}: {name} was asked to be {a} and {b}", case.case);
+        }
     }
     for only in &found.only {
         println!("on one side alone: {only}");

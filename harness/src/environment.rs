@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeMap, path::Path, process::Command};
 
-use chronibench_protocol::digest::sha256_hex;
+use chronibench_protocol::{chain::SCHEMA, digest::sha256_hex};
 use serde_json::{Value, json};
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, System};
 
 use crate::{
     error::{AtPath, Error, Result},
+    evidence,
     runner::{child, gpu::Gpu},
 };
 
@@ -15,17 +16,34 @@ use crate::{
 const CRATES: [&str; 8] =
     ["candle-core", "candle-nn", "chronicals", "gemm", "pulp", "rayon", "safetensors", "tokenizers"];
 
-/// Everything that is known of machine and program.
-pub fn describe(gpu: Option<&Gpu>) -> Result<Value> {
-    Ok(json!({
+/// Everything that is known of machine and program, and how the run was begun: with the scenario file, where it is of one.
+pub fn describe(gpu: Option<&Gpu>, scenario: Option<&Path>) -> Result<Value> {
+    let mut known = json!({
         "schema": "chronibench.environment/1",
+        // A folder that says so and has no evidence has lost it.
+        (evidence::CHAINS): SCHEMA,
         "machine": machine()?,
         "gpu": gpu.map(Gpu::facts),
         "program": program()?,
         "workers": BTreeMap::from(child::ENVIRONMENT),
         "command": std::env::args().collect::<Vec<_>>(),
         "started_at": jiff::Timestamp::now().to_string(),
-    }))
+    });
+    if let Some(path) = scenario {
+        known["scenario"] =
+            json!({ "given": path.display().to_string(), "in_repository": in_repository(path) });
+    }
+    Ok(known)
+}
+
+/// A file's path from the root of the repository that it is in: what tells others which file it is.
+fn in_repository(path: &Path) -> Option<String> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let output =
+        Command::new("git").arg("-C").arg(folder).args(["rev-parse", "--show-prefix"]).output().ok()?;
+    let prefix =
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_string())?;
+    Some(format!("{prefix}{}", path.file_name()?.to_string_lossy()))
 }
 
 /// Processor, memory, system. Two runs with equal values here are of the same machine, for estimates.
@@ -114,5 +132,15 @@ mod tests {
         let lock = "[[package]]\nname = \"rayon\"\nversion = \"1.2.3\"\n\n[[package]]\nname = \"other\"\nversion = \"9\"\n";
         assert_eq!(crate_versions(lock), BTreeMap::from([("rayon", "1.2.3".to_string())]));
         assert_eq!(crate_versions(include_str!("../../Cargo.lock")).len(), CRATES.len());
+    }
+
+    #[test]
+    fn a_scenario_is_named_as_the_repository_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("scenarios/speed/one.yaml");
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        assert_eq!(in_repository(&file), None);
+        assert!(Command::new("git").arg("init").arg("-q").arg(dir.path()).status().unwrap().success());
+        assert_eq!(in_repository(&file).as_deref(), Some("scenarios/speed/one.yaml"));
     }
 }

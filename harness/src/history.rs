@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use chronibench_analysis::{
     history::{Entry, Series, entries, rows, series},
     summarise,
+    summary::CaseSummary,
 };
 use chronibench_protocol::digest::sha256_hex;
 use clap::{Args, Subcommand};
@@ -27,9 +28,9 @@ Examples:
   chronibench history show -k full/on
   chronibench history show --json --fail-slower
 
-One line a case and run. A run is added once. Figures of another machine, scenario or number of
-steps are another series; a series of 15 or more is looked through for changes of level (Pettitt's
-test at 1 %, 2 % of change at least).
+One line a case and run. A run is added once. Figures of another machine, scenario, model, data set,
+setting or number of steps are another series; a series of 15 or more is looked through for changes
+of level (Pettitt's test at 1 %, 2 % of change at least).
 Exit codes: 0; 1 with --fail-slower, the last change of a series was to a slower level.";
 
 /// Where a history lies by default.
@@ -106,7 +107,12 @@ pub fn add(file: &Path, dir: &Path) -> Result<usize> {
     if known.iter().any(|e| e.head == head) {
         return Ok(0);
     }
-    let work = json!([resolved.scenario_sha256, resolved.measure]).to_string();
+    // Of the header, what is not in the record of the scenario: threads, and the tokens that the tokenizer made.
+    let header = logs.iter().find_map(|l| l.header.as_ref());
+    let header = header.map(|h| json!([h.spec.threads, h.tokens_sha256]));
+    let r = &resolved;
+    let run = json!([r.scenario_sha256, r.measure, r.model, r.data, header]);
+    let work = |c: &CaseSummary| sha256_hex(json!([run, c.asked]).to_string().as_bytes())[..16].to_string();
     let name = dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf());
     let name = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut summary = summarise(&resolved, &logs);
@@ -117,7 +123,7 @@ pub fn add(file: &Path, dir: &Path) -> Result<usize> {
         c.id = candidate.unwrap_or_else(|| c.id.clone());
         !is_baseline
     });
-    let new = entries(&name, &head, &sha256_hex(work.as_bytes())[..16], &summary, &environment);
+    let new = entries(&name, &head, &work, &summary, &environment);
     let count = new.len();
     known.extend(new);
     let line = |e: &Entry| serde_json::to_string(e).expect("plain data") + "\n";

@@ -21,7 +21,7 @@ use crate::{
     },
     history,
     inputs::{self, Extent, Inputs},
-    interrupt, kernel,
+    interrupt, join, kernel,
     progress::Progress,
     resume::{self, Kept},
     runner::{Bench, Turn, gpu::Gpu, idle},
@@ -33,17 +33,13 @@ use crate::{
 /// Runs a scenario.
 pub fn run(args: &RunArgs) -> Result<Exit> {
     args.save_baseline.as_deref().map_or(Ok(()), baseline::check_name)?;
-    let mut setup = set_up(&args.select)?;
-    setup.environments = env::for_cases(&mut setup.resolved)?;
-    for s in &setup.resolved.skipped {
-        eprintln!("skipped: {}: {} ({})", s.what, s.why, s.hint);
-    }
+    let setup = ready(&args.select)?;
     let expect = HfConfig::load(&setup.config)?;
     interrupt::install();
     let gpu = Gpu::open().ok();
     let begun = args.resume.clone().or_else(|| args.out.clone());
     let out = begun.unwrap_or_else(|| default_folder(&setup.resolved.name));
-    let environment = environment::describe(gpu.as_ref())?;
+    let environment = environment::describe(gpu.as_ref(), Some(&setup.file))?;
     let (store, kept, _lock) = match &args.resume {
         Some(dir) => resume::open(dir, &setup.resolved, &environment)?,
         None => {
@@ -90,6 +86,9 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
 
 /// Rebuilds the report of an earlier run.
 pub fn report(dir: &Path) -> Result<Exit> {
+    if join::is_join(dir) {
+        return join::report(dir);
+    }
     if gate::is_gate(dir) {
         return gate::report(dir);
     }
@@ -106,6 +105,19 @@ pub fn set_up(args: &SelectArgs) -> Result<Setup> {
     let scenario = Scenario::load(&args.file, &args.cases.set)?;
     let filter = Filter { arms: args.cases.arms.clone(), case: args.cases.case.clone(), trials: args.trials };
     resolve::resolve(&scenario, &worker::offer(), &filter)
+}
+
+/// The scenario of a command line with the environments of its rivals; what is left out is said.
+///
+/// # Errors
+/// The scenario is unusable, or no case can run here.
+pub fn ready(args: &SelectArgs) -> Result<Setup> {
+    let mut setup = set_up(args)?;
+    setup.environments = env::for_cases(&mut setup.resolved)?;
+    for s in &setup.resolved.skipped {
+        eprintln!("skipped: {}: {} ({})", s.what, s.why, s.hint);
+    }
+    Ok(setup)
 }
 
 /// Every trial in order; the run folder is complete after each.

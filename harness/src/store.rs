@@ -164,6 +164,11 @@ impl Store {
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         write_whole(&self.path(name), bytes)
     }
+
+    /// Writes a file that does not follow from the trials; the evidence has its hash from then on.
+    pub(crate) fn seal(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        evidence::seal(&self.dir, name, bytes)
+    }
 }
 
 /// Makes the folder of a new run and those below it; its absolute path, because children run elsewhere.

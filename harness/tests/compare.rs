@@ -76,6 +76,22 @@ fn three_trials_are_too_few_for_a_verdict_however_far_apart() {
     assert!(text.contains("3 trials of a side, and a verdict needs 6"), "{text}");
 }
 
+#[test]
+fn cases_of_one_name_that_were_asked_other_things_are_told_apart() {
+    let run_with = |set: &str| Ran::new(&arms("0.0", "2"), &["--trials", "1", "--set", set]);
+    let full = run_with("trials=1");
+    let lora = run_with("matrix.method.full={type: lora, r: 2, lora_alpha: 4, learning_rate: 1.0e-3}");
+    let (code, text) = run(&["compare"], &[full.path(""), lora.path("")]);
+    let said = text.contains("not comparable: method.type is \"full\" and \"lora\"");
+    assert!(code == Some(3) && said, "{text}");
+    let faster = run_with("matrix.method.full.learning_rate=0.002");
+    let (code, text) = run(&["compare"], &[full.path(""), faster.path("")]);
+    assert!(
+        code == Some(0) && text.contains("train.learning_rate was asked to be 0.001 and 0.002"),
+        "{text}"
+    );
+}
+
 /// A history of one run, drawn out in time with a planted slow-down.
 fn drawn_out(file: &Path, runs: usize, slower_from: usize) {
     let line = std::fs::read_to_string(file).unwrap().lines().next().unwrap().to_string();
@@ -134,6 +150,21 @@ fn a_history_takes_a_run_once_and_finds_where_it_became_slower() {
     std::fs::write(&file, "{}\n").unwrap();
     let (code, text) = run(&["history", "show", "--file", &name], &[]);
     assert!(code == Some(5) && text.contains("history.jsonl:1"), "{text}");
+}
+
+#[test]
+fn a_case_that_was_asked_otherwise_is_another_series() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("history.jsonl");
+    let name = file.display().to_string();
+    for set in ["trials=1", "matrix.method.full.learning_rate=0.002", "trials=1"] {
+        let ran = Ran::new(&arms("0.0", "2"), &["--trials", "1", "--history", &name, "--set", set]);
+        assert_eq!(ran.code, 0, "{}", ran.output);
+    }
+    let text = std::fs::read_to_string(&file).unwrap();
+    let line = |l: &str| serde_json::from_str::<Value>(l).unwrap()["work"].as_str().unwrap().to_string();
+    let work: Vec<String> = text.lines().map(line).collect();
+    assert_eq!((work[0] == work[2], work[0] == work[4]), (false, true), "{work:?}");
 }
 
 #[test]

@@ -36,7 +36,11 @@ impl Place {
     /// Runs `chronibench ARGS` there, with a cache folder of its own.
     fn run(&self, args: &[&str]) -> Output {
         let mut command = chronibench();
-        command.args(args).current_dir(self.dir.path()).env("XDG_CACHE_HOME", self.path("cache"));
+        command
+            .args(args)
+            .current_dir(self.dir.path())
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .env_remove("CHRONICALS_CACHE");
         command.output().unwrap()
     }
 
@@ -111,6 +115,27 @@ fn a_stored_gate_is_judged_again_to_the_same_bytes() {
     assert_eq!(again.status.code(), Some(0), "{}", text(&again));
     assert_eq!(files.iter().map(|f| read(f)).collect::<Vec<_>>(), before);
     assert!(!place.path("out/work").exists());
+
+    // What a gate lays beside its run is verified with it.
+    let whole = place.run(&["verify", "--require-chain", "out"]);
+    assert_eq!(whole.status.code(), Some(0), "{}", text(&whole));
+    let changes = [
+        ("out/gate-plan.json", "gate-plan.json: it is not the file that the harness wrote"),
+        ("out/gate.json", "gate.json: "),
+    ];
+    for (file, why) in changes {
+        let before = read(file);
+        std::fs::write(place.path(file), [&before[..], b" "].concat()).unwrap();
+        let broken = place.run(&["verify", "out"]);
+        assert!(broken.status.code() == Some(8) && text(&broken).contains(why), "{}", text(&broken));
+        std::fs::write(place.path(file), before).unwrap();
+    }
+    let evidence = std::fs::read_to_string(place.path("out/evidence.json")).unwrap();
+    let mut known: serde_json::Value = serde_json::from_str(&evidence).unwrap();
+    known["beside"] = serde_json::json!({});
+    std::fs::write(place.path("out/evidence.json"), known.to_string()).unwrap();
+    let unknown = place.run(&["verify", "out"]);
+    assert!(text(&unknown).contains("the evidence does not know this file"), "{}", text(&unknown));
 }
 
 #[test]
@@ -144,6 +169,22 @@ fn only_a_certified_machine_enforces() {
     let short = place.run(&["noise", "scenario.yaml", "--comparisons", "1", "--out", "short"]);
     assert!(text(&short).contains("the certificate from before stays"), "{}", text(&short));
     assert_eq!(gate("still").status.code(), Some(1));
+}
+
+#[test]
+fn arms_in_python_run_as_they_do_in_a_run() {
+    let place =
+        Place::new(&NOISY.replace("runner: mock, mock: { step_ms: 2, noise: 0.005 }", "runner: mock-python"));
+    let noise =
+        place.run(&["noise", "scenario.yaml", "--comparisons", "1", "--max-pairs", "4", "--out", "out"]);
+    assert_eq!(noise.status.code(), Some(4), "valid, and too few to certify: {}", text(&noise));
+    let place =
+        Place::new(&NOISY.replace("runner: mock, mock: { step_ms: 2, noise: 0.005 }", "runner: hf-cpu"));
+    for args in [&["noise", "scenario.yaml"][..], &["gate", "scenario.yaml", "--baseline", &this()]] {
+        let missing = place.run(args);
+        assert_eq!(missing.status.code(), Some(5), "{}", text(&missing));
+        assert!(text(&missing).contains("chronibench env sync hf-cpu"), "{}", text(&missing));
+    }
 }
 
 #[test]
@@ -230,6 +271,17 @@ fn figures_of_another_session_are_advice_without_an_anchor() {
     let anchored = gate(&["--anchor", "anchor/full/on"], "anchored");
     assert_eq!(anchored.status.code(), Some(0), "{}", text(&anchored));
     assert!(text(&anchored).contains("PASS"), "{}", text(&anchored));
+    // Such a gate does not follow from its folder alone: its file is held to its hash.
+    let verify = || place.run(&["verify", "anchored"]);
+    assert_eq!(verify().status.code(), Some(0), "{}", text(&verify()));
+    let file = place.path("anchored/gate.json");
+    let changed = std::fs::read_to_string(&file).unwrap().replace("PASS", "FAIL");
+    std::fs::write(&file, changed).unwrap();
+    assert_eq!(verify().status.code(), Some(8), "{}", text(&verify()));
+    let changed =
+        gate(&["--anchor", "anchor/full/on", "--set", "matrix.method.full.learning_rate=0.002"], "changed");
+    let why = "another case than the baseline's: train.learning_rate was 0.001, and is 0.002";
+    assert!(text(&changed).contains(why), "{}", text(&changed));
     let missing = gate(&["--anchor", "ancor"], "missing");
     assert_eq!(missing.status.code(), Some(2), "{}", text(&missing));
 }

@@ -44,6 +44,47 @@ fn arms_of_two_sittings_stand_beside_one_anchor() {
 }
 
 #[test]
+fn a_join_is_verified_by_the_sittings_beside_it() {
+    let (a, b) = (sitting("slow", 40), sitting("fast", 10));
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name);
+    for (ran, name) in [(&a, "monday"), (&b, "tuesday")] {
+        let copied = std::process::Command::new("cp").arg("-r").args([ran.path(""), path(name)]).status();
+        assert!(copied.unwrap().success());
+    }
+    let dirs = [path("monday"), path("tuesday")];
+    chronibench()
+        .arg("join")
+        .args(dirs)
+        .args(["--anchor", "anchor", "--out"])
+        .arg(path("joined"))
+        .assert()
+        .success();
+    let verify = |more: &[&str]| {
+        let output = chronibench().arg("verify").arg(path("joined")).args(more).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (code, text) = verify(&["--require-chain"]);
+    assert!(code == Some(0) && text.contains("VERIFIED") && text.contains("8 trials"), "{text}");
+    let json = path("joined").join("joined.json");
+    let honest = std::fs::read_to_string(&json).unwrap();
+    let mut better: serde_json::Value = serde_json::from_str(&honest).unwrap();
+    better["rows"][0]["ratio"]["median"] = 9.0.into();
+    std::fs::write(&json, better.to_string()).unwrap();
+    let (code, text) = verify(&[]);
+    assert!(code == Some(8) && text.contains("joined.json"), "{text}");
+    chronibench().arg("report").arg(path("joined")).assert().success();
+    assert_eq!(std::fs::read_to_string(&json).unwrap(), honest);
+    std::fs::rename(path("tuesday"), path("wednesday")).unwrap();
+    let (code, text) = verify(&[]);
+    assert!(
+        code == Some(0) && text.contains("NO_CHAIN") && text.contains("beside it is no tuesday"),
+        "{text}"
+    );
+    assert_eq!(verify(&["--require-chain"]).0, Some(8));
+}
+
+#[test]
 fn other_machines_and_other_work_are_refused() {
     let (a, b) = (sitting("slow", 40), sitting("fast", 10));
     let out = tempfile::tempdir().unwrap();

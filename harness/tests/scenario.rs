@@ -244,6 +244,22 @@ fn the_lora_seam_cannot_be_ablated_in_full_fine_tuning() {
 }
 
 #[test]
+fn ablations_that_make_one_case_twice() {
+    let ours =
+        |off: &str| format!("  - {{ arm: ours, case: {{ method: full, packing: on }}, off: {off} }}\n");
+    let error = |ablations: &str| {
+        let arms = "arms: { ours: { runner: native } }\nonly: [{ packing: on }]\n";
+        resolved(&format!("{HEAD}{arms}ablations:\n{ablations}")).unwrap_err()
+    };
+    for ablations in [ours("[loss, norm]") + &ours("[mlp, norm]"), ours("[norm, norm]")] {
+        let e = error(&ablations);
+        assert!(e.contains("'ours~norm/full/on' twice") && e.contains("mend:"), "{e}");
+        // Both places.
+        assert_eq!(e.matches("scenario.yaml:").count(), 2, "{e}");
+    }
+}
+
+#[test]
 fn shipped_scenarios_resolve() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../scenarios");
     for name in common::names(&folder).iter().filter(|n| n.ends_with(".yaml")) {

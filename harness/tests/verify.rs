@@ -210,21 +210,63 @@ fn any_flipped_byte_of_the_record_is_found() {
     }
 }
 
+/// Takes the chains out of a folder, and renders it again.
+fn strip(dir: &Path, events: &Path) {
+    std::fs::remove_file(dir.join("evidence.json")).unwrap();
+    for name in names(events) {
+        edit(events.join(name), |lines| lines.iter().map(|l| unchained(l)).collect());
+    }
+    chronibench().arg("report").arg(dir).assert().success();
+}
+
+/// What the version before chains wrote: it knew neither them nor audits.
+fn older(dir: &Path) {
+    let file = dir.join("environment.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let mut environment: serde_json::Value = serde_json::from_str(&text).unwrap();
+    environment.as_object_mut().unwrap().shift_remove("chains").expect("runs say that they are chained");
+    std::fs::write(file, environment.to_string()).unwrap();
+    without_audit(dir);
+}
+
+fn without_audit(dir: &Path) {
+    edit(dir.join("resolved.yaml"), |lines| {
+        let audit = lines.iter().position(|l| l.starts_with("audit:")).expect("runs have audits");
+        let after = lines[audit + 1..].iter().position(|l| !l.starts_with(' ')).unwrap_or(0);
+        owned(&[&lines[..audit], &lines[audit + 1 + after..]].concat())
+    });
+}
+
+#[test]
+fn a_run_that_lost_its_chains_is_broken() {
+    let ran = run();
+    broken(&after(&ran, strip), "evidence.json", "environment.json says that its trials have chains");
+    let by_audit = after(&ran, |dir, events| {
+        let file = dir.join("environment.json");
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace("\"chains\"", "\"links\"")).unwrap();
+        strip(dir, events);
+    });
+    broken(&by_audit, "evidence.json", "resolved.yaml has audits");
+    let dir = copy(&ran.path(""));
+    strip(dir.path(), &dir.path().join("events"));
+    chronibench().arg("verify").arg(dir.path()).assert().code(8);
+}
+
 #[test]
 fn a_record_older_than_chains_says_so() {
     let ran = run();
     let strip = |dir: &Path, events: &Path| {
-        std::fs::remove_file(dir.join("evidence.json")).unwrap();
-        for name in names(events) {
-            edit(events.join(name), |lines| lines.iter().map(|l| unchained(l)).collect());
-        }
-        chronibench().arg("report").arg(dir).assert().success();
+        older(dir);
+        strip(dir, events);
     };
     let found = after(&ran, strip);
     assert_eq!(found.standing, Standing::NoChain, "{:#?}", found.findings);
     let dir = copy(&ran.path(""));
     strip(dir.path(), &dir.path().join("events"));
-    chronibench().arg("verify").arg(dir.path()).assert().success();
+    let out = chronibench().arg("verify").arg(dir.path()).assert().success();
+    let out = String::from_utf8_lossy(&out.get_output().stdout).into_owned();
+    assert!(out.contains("nothing proves"), "{out}");
     chronibench().arg("verify").arg(dir.path()).arg("--require-chain").assert().code(8);
     edit(dir.path().join("events").join(FIRST), |l| owned(&l[..l.len() - 1]));
     chronibench().arg("verify").arg(dir.path()).assert().code(8);

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::{
     agreement::{F32, tolerance},
+    asked::{Difference, differences, other_method},
     format::{estimate, number, or_dash, times},
     join::{ENVIRONMENT, entry},
     rounds::{self, valid},
@@ -55,6 +56,9 @@ pub struct CaseAcross {
     pub seen: Seen,
     /// Why it is not comparable, or what a verdict lacks.
     pub reasons: Vec<String>,
+    /// Settings that the two were not asked alike.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub differences: Vec<Difference>,
 }
 
 /// What a ratio of speeds comes to.
@@ -144,7 +148,9 @@ fn pairs<'a>(a: Part<'a>, b: Part<'a>) -> Result<Vec<(&'a CaseSummary, &'a CaseS
 }
 
 fn one(a: &CaseSummary, b: &CaseSummary, paired: bool) -> CaseAcross {
+    let differences = differences(&a.asked, &b.asked);
     let mut reasons = reasons(a, b);
+    reasons.extend(other_method(&differences));
     let ratio = |of: &dyn Fn(&TrialSummary) -> Option<f64>| {
         if paired {
             return rounds::ratio(b, a, of);
@@ -171,6 +177,7 @@ fn one(a: &CaseSummary, b: &CaseSummary, paired: bool) -> CaseAcross {
         seen,
         speed,
         reasons,
+        differences,
     }
 }
 

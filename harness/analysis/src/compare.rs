@@ -61,12 +61,38 @@ pub struct Compared {
     pub differences: Vec<Difference>,
     /// Settings that one side alone reports: neither equal nor different.
     pub unobservable: Vec<UnobservableSetting>,
-    /// Settings that are the same, by name.
+    /// Settings that are the same, by name: those of `checked` and `asked`, and the rest by the word of both arms alone.
     pub identical: Vec<String>,
+    /// Those of them that the harness holds against its own tokens, batches and counts ([`CHECKED`]).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checked: Vec<String>,
+    /// Those of them that were asked of both, and that an arm does not say it did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asked: Vec<String>,
     /// Settings that every arm should report ([`KEYS`]) and neither does.
     pub unreported: Vec<String>,
     /// `None` where the batches or the trained set differ.
     pub loss_gap: Option<LossGap>,
+}
+
+/// Settings that are not an arm's word alone: a valid trial's batches and steps are those that the harness planned, by digest and by
+/// number.
+pub const CHECKED: [&str; 8] = [
+    "batches",
+    "gradient_accumulation_steps",
+    "packing",
+    "per_device_train_batch_size",
+    "timed_steps",
+    "tokens_sha256",
+    "untimed_steps",
+    "window_steps",
+];
+
+impl Compared {
+    /// Settings that are the same by the word of both arms.
+    pub fn told(&self) -> impl Iterator<Item = &String> {
+        self.identical.iter().filter(|name| !self.checked.contains(name) && !self.asked.contains(name))
+    }
 }
 
 /// A case with its valid trials.
@@ -89,32 +115,35 @@ impl<'a> Side<'a> {
         self.valid.first()?.0.hello.as_ref().map(|h| &h.event)
     }
 
-    /// Effective settings: the arm's own word, then what the harness knows by itself.
-    fn settings(&self) -> BTreeMap<String, Value> {
+    /// Settings in the arm's own word.
+    fn told(&self) -> BTreeMap<String, Value> {
         let mut all = BTreeMap::new();
-        let Some((log, _)) = self.valid.first() else { return all };
-        if let Some(hello) = self.hello() {
-            let named =
-                settings_in_force(hello).into_iter().map(|(name, value)| (canonical(&name, value), name));
-            let (same, renamed): (Vec<_>, Vec<_>) =
-                named.partition(|((canonical, _), name)| canonical == name);
-            // What a program calls by its own name (`optim: adamw_8bit`) says more than the name that all share (`optimizer`).
-            all.extend(same.into_iter().chain(renamed).map(|(setting, _)| setting));
-            all.insert("device".into(), hello.device.clone().into());
-            // Those of the host do no part of a GPU's work.
-            if hello.device == "cpu" {
-                all.insert("threads".into(), hello.threads.into());
-            }
-            let p = &hello.precision;
-            for (name, value) in
-                [("weights", &p.weights), ("master", &p.master), ("moments", &p.moments), ("grads", &p.grads)]
-            {
-                all.insert(format!("precision.{name}"), value.clone().into());
-            }
-            for (seam, variant) in &hello.kernel_plan {
-                all.insert(format!("kernels.{seam}"), variant.clone().into());
-            }
+        let Some(hello) = self.hello() else { return all };
+        let named = settings_in_force(hello).into_iter().map(|(name, value)| (canonical(&name, value), name));
+        let (same, renamed): (Vec<_>, Vec<_>) = named.partition(|((canonical, _), name)| canonical == name);
+        // What a program calls by its own name (`optim: adamw_8bit`) says more than the name that all share (`optimizer`).
+        all.extend(same.into_iter().chain(renamed).map(|(setting, _)| setting));
+        all.insert("device".into(), hello.device.clone().into());
+        // Those of the host do no part of a GPU's work.
+        if hello.device == "cpu" {
+            all.insert("threads".into(), hello.threads.into());
         }
+        let p = &hello.precision;
+        for (name, value) in
+            [("weights", &p.weights), ("master", &p.master), ("moments", &p.moments), ("grads", &p.grads)]
+        {
+            all.insert(format!("precision.{name}"), value.clone().into());
+        }
+        for (seam, variant) in &hello.kernel_plan {
+            all.insert(format!("kernels.{seam}"), variant.clone().into());
+        }
+        all
+    }
+
+    /// Effective settings: the arm's own word, then what the harness asked for or knows by itself.
+    fn settings(&self) -> BTreeMap<String, Value> {
+        let mut all = self.told();
+        let Some((log, _)) = self.valid.first() else { return all };
         if let Some(header) = &log.header {
             all.extend(settings_of(&header.spec));
             all.insert("tokens_sha256".into(), header.tokens_sha256.clone().into());
@@ -192,6 +221,7 @@ fn parity(
     out: &mut Compared,
 ) {
     let (mut a, mut b) = (case.settings(), against.settings());
+    let (by_a, by_b) = (case.told(), against.told());
     if a.get("method") != b.get("method") {
         // Settings of LoRA have no counterpart in full fine-tuning; they are part of the difference in `method`.
         let lora = ["r", "lora_alpha", "target_modules", "use_rslora", "loraplus_lr_ratio"];
@@ -207,7 +237,14 @@ fn parity(
             continue;
         }
         match (a.remove(&name), b.remove(&name)) {
-            (Some(x), Some(y)) if same(&x, &y) => out.identical.push(name),
+            (Some(x), Some(y)) if same(&x, &y) => {
+                if CHECKED.contains(&name.as_str()) {
+                    out.checked.push(name.clone());
+                } else if !(by_a.contains_key(&name) && by_b.contains_key(&name)) {
+                    out.asked.push(name.clone());
+                }
+                out.identical.push(name);
+            }
             (Some(x), Some(y)) => {
                 let declared = declared.iter().any(|d| covers(d, &name));
                 out.differences.push(Difference { name, case: x, against: y, declared });

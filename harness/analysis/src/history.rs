@@ -6,7 +6,11 @@ use chronibench_protocol::digest::sha256_hex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{changepoint::changes, format::number, summary::RunSummary};
+use crate::{
+    changepoint::changes,
+    format::number,
+    summary::{CaseSummary, RunSummary},
+};
 
 /// Version of [`Entry`].
 pub const SCHEMA: &str = "chronibench.history/1";
@@ -25,7 +29,7 @@ pub struct Entry {
     pub head: String,
     /// Name of the scenario.
     pub scenario: String,
-    /// Hash of the scenario and its steps.
+    /// Hash of what the case was to do: scenario and steps, model and data, its settings.
     pub work: String,
     /// Hash of the machine with its GPU: figures of two machines are two series.
     pub machine: String,
@@ -41,14 +45,20 @@ pub struct Entry {
     pub trials: usize,
 }
 
-/// The entries of a run: one for each case that has a VALID trial.
-pub fn entries(run: &str, head: &str, work: &str, summary: &RunSummary, environment: &Value) -> Vec<Entry> {
+/// The entries of a run: one for each case that has a VALID trial. `work` is the hash of what a case was to do.
+pub fn entries(
+    run: &str,
+    head: &str,
+    work: &dyn Fn(&CaseSummary) -> String,
+    summary: &RunSummary,
+    environment: &Value,
+) -> Vec<Entry> {
     let word = |pointer: &str| environment.pointer(pointer).and_then(Value::as_str).map(str::to_string);
     let gpu = environment.pointer("/gpu/devices").cloned().unwrap_or(Value::Null);
     let machine = format!("{}{gpu}", environment.get("machine").unwrap_or(&Value::Null));
     let dirty = environment.pointer("/program/git/dirty").and_then(Value::as_bool).unwrap_or(false);
     let revision = word("/program/git/revision").map(|r| if dirty { r + "-dirty" } else { r });
-    let entry = |c: &crate::summary::CaseSummary| {
+    let entry = |c: &CaseSummary| {
         let e = c.real_tokens_per_s?;
         Some(Entry {
             schema: SCHEMA.into(),
@@ -56,7 +66,7 @@ pub fn entries(run: &str, head: &str, work: &str, summary: &RunSummary, environm
             run: run.into(),
             head: head.into(),
             scenario: summary.name.clone(),
-            work: work.into(),
+            work: work(c),
             machine: sha256_hex(machine.as_bytes())[..16].into(),
             case: c.id.clone(),
             revision: revision.clone(),

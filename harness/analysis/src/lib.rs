@@ -6,6 +6,7 @@
 
 pub mod across;
 pub mod agreement;
+pub mod asked;
 pub mod changepoint;
 pub mod claims;
 pub mod compare;

@@ -75,6 +75,9 @@ pub struct CaseSummary {
     pub arm: String,
     /// Axis → value.
     pub axes: BTreeMap<String, String>,
+    /// What it was asked ([`crate::asked`]).
+    #[serde(default)]
+    pub asked: BTreeMap<String, serde_json::Value>,
     /// Worst verdict over its trials; `None` without a trial.
     pub verdict: Option<Verdict>,
     /// Trials that are VALID.
@@ -325,6 +328,7 @@ fn case_summary(case: &Case, trials: &[Trial<'_>], audits: &[&TrialLog]) -> Case
         id: case.id.clone(),
         arm: case.arm.clone(),
         axes: case.axes.clone(),
+        asked: crate::asked::asked(case),
         verdict: own.iter().filter(|t| !t.superseded).map(|t| t.judgement.verdict).max(),
         valid: valid.len(),
         precision: hello.map(|h| h.precision.clone()),

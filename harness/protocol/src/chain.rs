@@ -23,6 +23,9 @@ pub struct Evidence {
     pub files: BTreeMap<String, String>,
     /// Every stored trial, in the order in which they were stored.
     pub trials: Vec<Head>,
+    /// File → SHA-256 of what lies beside the trials and does not follow from them, e.g. the plan of a gate.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub beside: BTreeMap<String, String>,
 }
 
 /// The end of a trial's chain.
@@ -41,7 +44,7 @@ impl Evidence {
     /// Of a run of which nothing has run: `files` are names and contents.
     pub fn new(files: &[(&str, &[u8])]) -> Self {
         let files = files.iter().map(|(name, bytes)| (name.to_string(), sha256_hex(bytes))).collect();
-        Self { schema: SCHEMA.into(), files, trials: Vec::new() }
+        Self { schema: SCHEMA.into(), files, trials: Vec::new(), beside: BTreeMap::new() }
     }
 
     /// The run by where and when it was made. What it was to do is left out: a run that stops when it knows enough is
@@ -54,11 +57,12 @@ impl Evidence {
         self.files.iter().filter(|(n, _)| keep(n)).map(|(name, hash)| format!("{hash}  {name}\n")).collect()
     }
 
-    /// One hash over all trials.
+    /// One hash over all trials and what lies beside them.
     pub fn head(&self) -> String {
         let of = |t: &Head| format!("{} {} {}\n", t.head, t.lines, t.id);
         let text: String = self.trials.iter().map(of).collect();
-        sha256_hex(format!("{}{text}", self.listed(|_| true)).as_bytes())
+        let beside: String = self.beside.iter().map(|(name, hash)| format!("{hash}  {name}\n")).collect();
+        sha256_hex(format!("{}{text}{beside}", self.listed(|_| true)).as_bytes())
     }
 }
 
@@ -238,6 +242,10 @@ mod tests {
         let empty = evidence.head();
         evidence.trials.push(record(&evidence.run_id(), "000-a").head());
         assert_ne!(evidence.head(), empty);
+        // What lies beside is in the head, and is not what makes the run.
+        let (head, run) = (evidence.head(), evidence.run_id());
+        evidence.beside.insert("gate-plan.json".into(), sha256_hex(b"c"));
+        assert!(evidence.head() != head && evidence.run_id() == run);
         let other = Evidence::new(&[("resolved.yaml", b"b"), ("environment.json", b"a")]);
         assert_ne!(other.run_id(), evidence.run_id());
     }

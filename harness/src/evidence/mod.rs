@@ -1,5 +1,7 @@
 //! What makes a stored run hard to change unseen: `evidence.json` beside the chained events, and its verification.
 
+mod joined;
+mod missing;
 mod verify;
 
 use std::path::Path;
@@ -7,6 +9,7 @@ use std::path::Path;
 use chronibench_protocol::{
     Record,
     chain::{Evidence, Head, SCHEMA},
+    digest::sha256_hex,
 };
 
 use crate::{
@@ -15,6 +18,7 @@ use crate::{
     store::{ENVIRONMENT, RESOLVED, damaged, pretty, write_whole},
 };
 
+pub(crate) use missing::CHAINS;
 pub use verify::{Finding, Standing, Verification, verify};
 
 /// Verifies run folders and says what was found.
@@ -48,7 +52,9 @@ fn print(found: &Verification) {
     match (&found.head, found.standing) {
         (Some(head), _) => println!("          {looked}; head {}", &head[..16]),
         (None, Standing::NoChain) => {
-            println!("          {looked}; older than chains: what can be checked holds");
+            let why = found.unproven.as_deref().unwrap_or("nothing proves its events");
+            println!("          {looked}; {why}");
+            println!("          (--require-chain makes that a failure)");
         }
         (None, _) => println!("          {looked}"),
     }
@@ -101,6 +107,14 @@ pub(crate) fn add(dir: &Path, head: Head) -> Result<()> {
     let mut evidence = of_running(dir)?;
     evidence.trials.retain(|t| t.id != head.id);
     evidence.trials.push(head);
+    write(dir, &evidence)
+}
+
+/// Writes a file that does not follow from the trials, and notes its hash.
+pub(crate) fn seal(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let mut evidence = of_running(dir)?;
+    evidence.beside.insert(name.into(), sha256_hex(bytes));
+    write_whole(&dir.join(name), bytes)?;
     write(dir, &evidence)
 }
 

@@ -14,9 +14,10 @@ use chronibench_protocol::{
 };
 use serde::Serialize;
 
-use super::{EVIDENCE, read};
+use super::{EVIDENCE, joined, missing, read};
 use crate::{
     error::{Error, Result},
+    gate, join,
     kernel::store::{KernelStore, is_run},
     store::{PAGE, RESOLVED, Rendered, Store, event_files, parse_lines, read_text, trial_id},
 };
@@ -27,7 +28,7 @@ use crate::{
 pub enum Standing {
     /// Every chain is whole, and all else follows from the events.
     Verified,
-    /// The record is older than chains: all else was checked.
+    /// The record is older than chains: all else was checked, and nothing proves the events.
     NoChain,
     /// Something was changed, lost or added.
     Broken,
@@ -57,6 +58,9 @@ pub struct Verification {
     pub rendered: usize,
     /// One hash over the run, where it is chained.
     pub head: Option<String>,
+    /// Why it is no more than [`Standing::NoChain`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unproven: Option<String>,
     /// What is wrong.
     pub findings: Vec<Finding>,
 }
@@ -66,6 +70,9 @@ pub struct Verification {
 /// # Errors
 /// It is no run folder. A folder that was changed is a finding, not an error.
 pub fn verify(dir: &Path) -> Result<Verification> {
+    if join::is_join(dir) {
+        return joined::verify(dir);
+    }
     if !dir.join(RESOLVED).is_file() {
         return Err(Error::environment(
             "not a run folder: it has no resolved.yaml",
@@ -81,6 +88,11 @@ pub fn verify(dir: &Path) -> Result<Verification> {
             None
         }
     };
+    if !dir.join(EVIDENCE).exists()
+        && let Some(why) = missing::was_chained(dir)
+    {
+        check.report(EVIDENCE, format!("it is missing: {why}. Restore it, or run the scenario again"));
+    }
     let (trials, lines) = check.events(evidence.as_ref());
     if let Some(evidence) = &evidence {
         check.files(evidence);
@@ -98,9 +110,15 @@ pub fn verify(dir: &Path) -> Result<Verification> {
         lines,
         rendered,
         head: evidence.map(|e| e.head()),
+        unproven: (standing == Standing::NoChain).then(|| OLDER.into()),
         findings: check.findings,
     })
 }
+
+const OLDER: &str = "older than chains: names, ends and report agree, and nothing proves its events";
+
+/// What a gate or a measurement of noise lays beside a run. `gate.json` follows from a plan, where there is one.
+const BESIDE: [&str; 3] = [gate::PLAN, "gate.json", "certificate.json"];
 
 struct Check<'a> {
     dir: &'a Path,
@@ -248,13 +266,25 @@ impl Check<'_> {
     }
 
     fn files(&mut self, evidence: &Evidence) {
-        for (name, hash) in &evidence.files {
+        for (name, hash) in evidence.files.iter().chain(&evidence.beside) {
             match std::fs::read(self.dir.join(name)) {
                 Err(e) => self.report(name, format!("cannot be read: {e}")),
                 Ok(bytes) if sha256_hex(&bytes) != *hash => {
-                    self.report(name, "it is not the file that the run began with");
+                    let began = evidence.files.contains_key(name);
+                    let what = if began { "the run began with" } else { "the harness wrote" };
+                    self.report(name, format!("it is not the file that {what}"));
                 }
                 Ok(_) => {}
+            }
+        }
+        // Versions that do not say that they write chains did not note these either.
+        if !missing::says_chained(self.dir) {
+            return;
+        }
+        let follows = |name: &str| name == "gate.json" && gate::is_gate(self.dir);
+        for name in BESIDE.into_iter().filter(|n| !follows(n) && !evidence.beside.contains_key(*n)) {
+            if self.dir.join(name).exists() {
+                self.report(name, "the evidence does not know this file");
             }
         }
     }
@@ -264,7 +294,13 @@ impl Check<'_> {
         let files: Result<Rendered> = if is_run(self.dir) {
             KernelStore::open(self.dir).and_then(|s| Ok(s.render()?.1))
         } else {
-            Store::open(self.dir).and_then(|s| Ok(s.render()?.1))
+            Store::open(self.dir).and_then(|s| {
+                let mut files = s.render()?.1;
+                if gate::is_gate(self.dir) {
+                    files.extend(gate::rendered(&s)?);
+                }
+                Ok(files)
+            })
         };
         let files = match files {
             Ok(files) => files,
@@ -294,7 +330,7 @@ fn ends_otherwise(known: &Head, found: &Head) -> String {
 }
 
 /// The first line that is not as it is rendered.
-fn differs(found: &[u8], rendered: &[u8]) -> String {
+pub(super) fn differs(found: &[u8], rendered: &[u8]) -> String {
     let lines = |bytes: &[u8]| -> Vec<Vec<u8>> { bytes.split(|b| *b == b'\n').map(<[u8]>::to_vec).collect() };
     let (found, rendered) = (lines(found), lines(rendered));
     let line = found.iter().zip(&rendered).take_while(|(a, b)| a == b).count() + 1;

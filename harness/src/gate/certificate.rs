@@ -1,6 +1,6 @@
 //! Where the certificates of this machine lie: one file a scenario in the user's cache folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use chronibench_analysis::gate::Certificate;
 use chronibench_protocol::digest::sha256_hex;
@@ -10,24 +10,39 @@ use crate::{
     environment,
     error::{AtPath, Error, Result},
     runner::gpu::Gpu,
-    scenario::Setup,
+    scenario::{Setup, resolve::hashed},
     store::{damaged, pretty, write_whole},
 };
 
-/// What a certificate holds for: the scenario, how long it measures, and the machine with its GPU.
+/// What a certificate holds for: the scenario as it was changed on the command line, the files that it names, how long it measures, and
+/// the machine with its GPU. Which cases are selected is left out: a certificate has figures for each.
 ///
 /// # Errors
-/// The machine tells nothing about itself.
+/// A file cannot be read, or the machine tells nothing about itself.
 pub fn key(setup: &Setup) -> Result<String> {
     let resolved = &setup.resolved;
     let what = json!({
-        "scenario": resolved.scenario_sha256,
+        "scenario": setup.changed_sha256,
+        "model": resolved.model,
+        "data": resolved.data,
+        "tokenizer": tokenizer(&setup.tokenizer)?,
+        "chat_template": setup.chat_template.as_deref().map(hashed).transpose()?,
         "measure": resolved.measure,
         "threads": setup.threads,
         "machine": environment::machine()?,
         "gpu": Gpu::open().ok().map(|g| g.facts()),
     });
     Ok(sha256_hex(what.to_string().as_bytes()))
+}
+
+/// Hashes of what a tokenizer is made of: its file, or those of its folder that are read.
+fn tokenizer(path: &Path) -> Result<Vec<String>> {
+    if !path.is_dir() {
+        return Ok(vec![hashed(path)?]);
+    }
+    let files =
+        ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"].map(|name| path.join(name));
+    files.iter().filter(|file| file.is_file()).map(|file| hashed(file)).collect()
 }
 
 /// The machine in words.
@@ -80,4 +95,54 @@ pub fn save(certificate: &Certificate) -> Result<Option<PathBuf>> {
     }
     write_whole(&path, &pretty(&serde_json::to_value(certificate).expect("plain data")))?;
     Ok(Some(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        scenario::{Filter, Scenario, resolve},
+        worker,
+    };
+
+    const SCENARIO: &str = "\
+schema: chronibench.scenario/1
+name: tiny
+title: Mock arms
+model: { config: config.json }
+data: { path: data.jsonl, tokenizer: tokenizer.json, template: alpaca, max_length: 64 }
+measure: { untimed_steps: 2, timed_steps: 8, window_steps: 4 }
+trials: 2
+matrix:
+  method:
+    full: { type: full, per_device_train_batch_size: 2 }
+    lora: { type: lora, r: 2, lora_alpha: 4, per_device_train_batch_size: 2 }
+arms:
+  steady: { runner: mock }
+";
+
+    #[test]
+    fn a_certificate_is_for_one_scenario_with_its_changes_and_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        for name in ["config.json", "data.jsonl", "tokenizer.json"] {
+            write(name, "{}");
+        }
+        write("scenario.yaml", SCENARIO);
+        let key = |changes: &[&str], case: Option<&str>| {
+            let changes: Vec<String> = changes.iter().map(|c| c.to_string()).collect();
+            let scenario = Scenario::load(&dir.path().join("scenario.yaml"), &changes).unwrap();
+            let filter = Filter { case: case.map(String::from), ..Filter::default() };
+            key(&resolve::resolve(&scenario, &worker::offer(), &filter).unwrap()).unwrap()
+        };
+        let first = key(&[], None);
+        assert_eq!(key(&[], Some("lora")), first, "a selection has figures of its own in it");
+        assert_ne!(key(&["matrix.method.lora.r=64"], None), first);
+        for name in ["config.json", "data.jsonl", "tokenizer.json"] {
+            write(name, "{ }");
+            assert_ne!(key(&[], None), first, "{name}");
+            write(name, "{}");
+        }
+        assert_eq!(key(&[], None), first);
+    }
 }

@@ -16,14 +16,16 @@ pub mod turns;
 use std::path::{Path, PathBuf};
 
 use chronibench_analysis::{
+    RunSummary,
     gate::{GatePlan, GateReport, judge, pairs},
     sequential::GateVerdict,
 };
 
 use crate::{
+    env::Rival,
     error::{Error, Exit, Result},
     history, interrupt, session,
-    store::Store,
+    store::{Rendered, Store},
 };
 use args::GateArgs;
 use baseline::{Baseline, Side};
@@ -39,7 +41,7 @@ pub(crate) const PLAN: &str = "gate-plan.json";
 pub fn run(args: &GateArgs) -> Result<Exit> {
     args.save_baseline.as_deref().map_or(Ok(()), baseline::check_name)?;
     let Some(scenario) = &args.scenario else { return criterion::run(args) };
-    let setup = session::set_up(&args.cases.of(scenario.clone()))?;
+    let setup = session::ready(&args.cases.of(scenario.clone()))?;
     let design = args.test.design(setup.resolved.cases.len())?;
     interrupt::install();
     let candidate = args.candidate.as_deref().map_or_else(Side::this, Side::program)?;
@@ -49,6 +51,10 @@ pub fn run(args: &GateArgs) -> Result<Exit> {
         Baseline::Program(side) => side,
         Baseline::Run(dir) => return stored::run(args, setup, &dir, &candidate),
     };
+    // A program that plays the worker brings its own arms, and not its adapters.
+    for case in setup.resolved.cases.iter().filter(|c| Rival::named(&c.runner).is_some()) {
+        eprintln!("note: {}: both sides run this program's adapter: it shows the machine alone", case.id);
+    }
     let out = args.out.clone().unwrap_or_else(|| folder("gate", &setup.resolved.name));
     let plan = GatePlan {
         schema: chronibench_analysis::gate::SCHEMA.into(),
@@ -62,7 +68,7 @@ pub fn run(args: &GateArgs) -> Result<Exit> {
         advisory: Vec::new(),
     };
     let mut turns = Turns::start(setup, (&baseline.path, &candidate.path), &out)?;
-    turns.store().write(PLAN, &crate::store::pretty(&serde_json::to_value(&plan).expect("plain data")))?;
+    turns.store().seal(PLAN, &crate::store::pretty(&serde_json::to_value(&plan).expect("plain data")))?;
     match turns.gate(&plan, 0) {
         Err(e) if e.exit == Exit::Interrupted => {
             turns.finish()?;
@@ -95,22 +101,35 @@ pub fn is_gate(dir: &Path) -> bool {
 /// # Errors
 /// A file of the folder is missing or damaged.
 pub fn report(dir: &Path) -> Result<Exit> {
-    let path = dir.join(PLAN);
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, &e))?;
-    let plan: GatePlan =
-        serde_json::from_str(&text).map_err(|e| crate::store::damaged(&path, &e.to_string()))?;
-    let gate = publish(&Store::open(dir)?, &plan)?;
+    let gate = publish(&Store::open(dir)?, &stored_plan(dir)?)?;
     output::print(&gate, dir);
     Ok(exit(&gate))
 }
 
+fn stored_plan(dir: &Path) -> Result<GatePlan> {
+    let path = dir.join(PLAN);
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, &e))?;
+    serde_json::from_str(&text).map_err(|e| crate::store::damaged(&path, &e.to_string()))
+}
+
+/// The files of a stored gate, by its plan and its trials.
+///
+/// # Errors
+/// A file of the folder is missing or damaged.
+pub(crate) fn rendered(store: &Store) -> Result<Rendered> {
+    Ok(output::files(&judged(&store.summary()?, &stored_plan(store.folder())?)))
+}
+
 /// Renders the run and the gate from what is stored.
 fn publish(store: &Store, plan: &GatePlan) -> Result<GateReport> {
-    let summary = store.publish()?;
-    let pairs: Vec<_> = plan.cases.iter().map(|case| pairs::live(&summary, case, 0..u32::MAX)).collect();
-    let gate = judge(plan, &pairs);
+    let gate = judged(&store.publish()?, plan);
     output::store(store, &gate)?;
     Ok(gate)
+}
+
+fn judged(summary: &RunSummary, plan: &GatePlan) -> GateReport {
+    let pairs: Vec<_> = plan.cases.iter().map(|case| pairs::live(summary, case, 0..u32::MAX)).collect();
+    judge(plan, &pairs)
 }
 
 /// A FAIL counts where it is enforced; figures that are not valid always do.

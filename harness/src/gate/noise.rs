@@ -16,7 +16,7 @@ use crate::{
 /// # Errors
 /// The scenario is unusable, or a trial is not valid.
 pub fn run(args: &NoiseArgs) -> Result<Exit> {
-    let setup = session::set_up(&args.cases.of(args.scenario.clone()))?;
+    let setup = session::ready(&args.cases.of(args.scenario.clone()))?;
     let design = args.test.design(setup.resolved.cases.len())?;
     interrupt::install();
     let key = certificate::key(&setup)?;
@@ -46,9 +46,10 @@ pub fn run(args: &NoiseArgs) -> Result<Exit> {
         other => other?,
     };
     let certificate = certificate(&plan, key, &ratios)?;
-    turns
-        .store()
-        .write("certificate.json", &pretty(&serde_json::to_value(&certificate).expect("plain data")))?;
+    let text = pretty(&serde_json::to_value(&certificate).expect("plain data"));
+    turns.store().seal("certificate.json", &text)?;
+    // The results have the evidence in them.
+    Store::open(&out)?.publish()?;
     let path = certificate::save(&certificate)?;
     output::grid(table(&certificate));
     for why in &certificate.why_not {

@@ -6,7 +6,7 @@ use chronibench_analysis::gate::{CaseGate, GateReport, comment, junit_xml, table
 
 use crate::{
     error::Result,
-    store::{Store, pretty, write_whole},
+    store::{Rendered, Store, pretty, write_whole},
 };
 
 /// Writes the report of a gate into its run folder.
@@ -14,8 +14,23 @@ use crate::{
 /// # Errors
 /// The folder cannot be written.
 pub fn store(store: &Store, gate: &GateReport) -> Result<()> {
-    store.write("gate.json", &pretty(&serde_json::to_value(gate).expect("plain data")))?;
-    store.write("gate.md", comment(gate).as_bytes())
+    files(gate).iter().try_for_each(|(name, bytes)| store.write(name, bytes))
+}
+
+/// The same of a gate that does not follow from its run folder alone: the evidence has their hashes.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn seal(store: &Store, gate: &GateReport) -> Result<()> {
+    files(gate).iter().try_for_each(|(name, bytes)| store.seal(name, bytes))?;
+    // The results have the evidence in them.
+    store.publish().map(|_| ())
+}
+
+/// The report of a gate by file name.
+pub fn files(gate: &GateReport) -> Rendered {
+    let json = pretty(&serde_json::to_value(gate).expect("plain data"));
+    vec![("gate.json".into(), json), ("gate.md".into(), comment(gate).into_bytes())]
 }
 
 /// Writes the files that were asked for.

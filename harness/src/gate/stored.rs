@@ -4,8 +4,11 @@ use std::path::Path;
 
 use chronibench_analysis::{
     RunSummary,
+    asked::{asked, differences},
     gate::{GatePlan, Program, SCHEMA, judge, pairs},
 };
+
+use chronibench_protocol::record::Resolved;
 
 use super::{GateArgs, baseline::Side, certificate, exit, folder, output};
 use crate::{
@@ -40,6 +43,10 @@ pub fn run(args: &GateArgs, mut setup: Setup, dir: &Path, candidate: &Side) -> R
     {
         advisory.push("the baseline's scenario is another one".into());
     }
+    if earlier.model != setup.resolved.model || earlier.data != setup.resolved.data {
+        advisory.push("the baseline's model or data set is another one".into());
+    }
+    advisory.extend(cases.iter().filter_map(|id| asked_otherwise(id, &earlier, &setup.resolved)));
     let about = Program { name: dir.display().to_string(), sha256: None, revision: revision(&machine_then) };
     let plan = GatePlan {
         schema: SCHEMA.into(),
@@ -65,10 +72,18 @@ pub fn run(args: &GateArgs, mut setup: Setup, dir: &Path, candidate: &Side) -> R
     };
     let pair = |case: &String| pairs::stored(&then, &now, case, args.anchor.as_deref());
     let gate = judge(&plan, &plan.cases.iter().map(pair).collect::<Vec<_>>());
-    output::store(&Store::open(&out)?, &gate)?;
+    output::seal(&Store::open(&out)?, &gate)?;
     output::write(&gate, args.junit.as_deref(), args.comment.as_deref())?;
     output::print(&gate, &out);
     Ok(exit(&gate))
+}
+
+/// What a case was asked otherwise in the earlier run: the same file, changed on the command line, is another scenario.
+fn asked_otherwise(id: &str, then: &Resolved, now: &Resolved) -> Option<String> {
+    let of = |r: &Resolved| r.cases.iter().find(|c| c.id == id).map(asked);
+    let other = differences(&of(then)?, &of(now)?);
+    let words: Vec<String> = other.iter().map(|(name, a, b)| format!("{name} was {a}, and is {b}")).collect();
+    (!words.is_empty()).then(|| format!("{id} is another case than the baseline's: {}", words.join(", ")))
 }
 
 fn revision(environment: &serde_json::Value) -> Option<String> {
@@ -116,7 +131,8 @@ fn trials(setup: &mut Setup, rounds: u32, out: &Path) -> Result<RunSummary> {
     setup.resolved.order = interleaved(&setup.resolved.cases, rounds);
     let gpu = Gpu::open().ok();
     let expect = HfConfig::load(&setup.config)?;
-    let store = Store::create(out, &setup.resolved, &environment::describe(gpu.as_ref())?)?;
+    let store =
+        Store::create(out, &setup.resolved, &environment::describe(gpu.as_ref(), Some(&setup.file))?)?;
     let interrupted = match played(setup, &expect, gpu.as_ref(), &store) {
         Err(e) if e.exit == Exit::Interrupted => Some(e),
         other => other.map(|()| None)?,

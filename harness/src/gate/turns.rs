@@ -40,7 +40,8 @@ impl Turns {
         let setup = two_sides(setup, programs);
         let expect = HfConfig::load(&setup.config)?;
         let gpu = Gpu::open().ok();
-        let store = Store::create(out, &setup.resolved, &environment::describe(gpu.as_ref())?)?;
+        let store =
+            Store::create(out, &setup.resolved, &environment::describe(gpu.as_ref(), Some(&setup.file))?)?;
         eprintln!("preparing data, batches and starting weights");
         let inputs = inputs::prepare(&setup, &store.path("inputs"), Extent::Everything)?;
         Ok(Self { setup, inputs, expect, gpu, store })

@@ -63,7 +63,7 @@ pub fn run(args: &KernelArgs) -> Result<Exit> {
     let trials = plan(args, &cases, &references);
     let resolved = resolved(args, &trials, &references);
     let out = args.out.clone().unwrap_or_else(|| session::default_folder("kernels"));
-    let store = KernelStore::create(&out, &resolved, &environment::describe(nvml.as_ref())?)?;
+    let store = KernelStore::create(&out, &resolved, &environment::describe(nvml.as_ref(), None)?)?;
     let mut summary = store.publish()?;
     for (position, trial) in trials.iter().enumerate() {
         eprintln!("{} ({} of {})", trial.spec.trial_id, position + 1, trials.len());

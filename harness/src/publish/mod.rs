@@ -50,8 +50,8 @@ pub struct PublishArgs {
     pub index: bool,
 }
 
-/// Files of a gate, which lie beside those of its run.
-const BESIDE: [&str; 3] = ["gate-plan.json", "gate.json", "gate.md"];
+/// Files of a gate or of a measurement of noise, which lie beside those of its run.
+const BESIDE: [&str; 4] = ["gate-plan.json", "gate.json", "gate.md", "certificate.json"];
 
 /// Publishes a run, or writes the index.
 ///

@@ -10,8 +10,8 @@ use chronibench_protocol::{
 use super::{
     factorial,
     kernels::Seams,
-    located::{Ordered, Word},
-    raw::{Raw, RawArm, RawOptions, Runner, Settings},
+    located::{Ordered, Place, Word},
+    raw::{Raw, RawAblation, RawArm, RawOptions, Runner, Settings},
     rivals, settings,
     source::Source,
     sweep::{self, Swept},
@@ -177,7 +177,8 @@ fn combinations(matrix: &Ordered<Ordered<Settings>>) -> Vec<Vec<Value<'_>>> {
 }
 
 fn ablations(raw: &Raw, source: &Source, seams: &Seams, cases: &[Case]) -> Result<Vec<Case>> {
-    let mut made = Vec::new();
+    let mut made: Vec<Case> = Vec::new();
+    let mut places: BTreeMap<String, Place> = BTreeMap::new();
     for a in &raw.ablations {
         let arms: Vec<&str> = raw.arms.keys().collect();
         if !arms.contains(&a.arm.as_str()) {
@@ -204,8 +205,15 @@ fn ablations(raw: &Raw, source: &Source, seams: &Seams, cases: &[Case]) -> Resul
         let off = seams.off_list(a.off.as_deref(), lora, source)?;
         for (off, design) in factorial::combinations(a, off, source)? {
             let rest = base.id.strip_prefix(&base.arm).expect("an id begins with its arm");
+            let id = format!("{}~{off}{rest}", base.arm);
+            let word = a.off.iter().flatten().find(|w| w.text == off);
+            let place = word.map_or(a.arm.place, |w| w.place);
+            // Trials are told apart by their case's id: two cases of one name would be one, with twice the trials.
+            if let Some(first) = places.insert(id.clone(), place) {
+                return Err(twice(&id, first, last_place(a, &off).unwrap_or(place), source));
+            }
             made.push(Case {
-                id: format!("{}~{off}{rest}", base.arm),
+                id,
                 kernels: seams.turned_off(&base.kernels, &off),
                 ablation: Some(Ablation { of: base.id.clone(), off, design }),
                 ..base.clone()
@@ -213,6 +221,21 @@ fn ablations(raw: &Raw, source: &Source, seams: &Seams, cases: &[Case]) -> Resul
         }
     }
     Ok(made)
+}
+
+/// Where an ablation names what is off, the last time.
+fn last_place(a: &RawAblation, off: &str) -> Option<Place> {
+    a.off.iter().flatten().rfind(|w| w.text == off).map(|w| w.place)
+}
+
+fn twice(id: &str, first: Place, again: Place, source: &Source) -> Error {
+    let what = format!(
+        "ablations make the case '{id}' twice: here, and at {}:{}:{}",
+        source.name, first.line, first.column
+    );
+    source
+        .error(Exit::Usage, again, what)
+        .hint("take one of the two ablations out, or give their `off` different seams")
 }
 
 /// Settings that other runners do not have are left out.

@@ -45,6 +45,10 @@ pub struct Filter {
 pub struct Setup {
     /// What is recorded.
     pub resolved: Resolved,
+    /// The scenario file, as it was given.
+    pub file: PathBuf,
+    /// Hash of the scenario's text with the changes of the command line.
+    pub changed_sha256: String,
     /// Model config, absolute.
     pub config: PathBuf,
     /// Data set, absolute.
@@ -128,6 +132,8 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
     let cheats = raw.arms.0.iter().filter_map(|(k, a)| Some((k.text.clone(), a.cheat?))).collect();
     Ok(Setup {
         resolved,
+        file: scenario.path.clone(),
+        changed_sha256: sha256_hex(source.text.as_bytes()),
         config,
         data,
         tokenizer,
@@ -187,7 +193,7 @@ fn find(base: &Path, word: &Word, kind: &str, source: &Source) -> Result<PathBuf
     })
 }
 
-fn hashed(path: &Path) -> Result<String> {
+pub(crate) fn hashed(path: &Path) -> Result<String> {
     Ok(sha256_hex(&std::fs::read(path).at(path)?))
 }
 

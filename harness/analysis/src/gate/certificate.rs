@@ -53,7 +53,7 @@ pub struct Certificate {
     pub schema: String,
     /// Name of the scenario.
     pub scenario: String,
-    /// Hash of what must be the same for the certificate to hold: scenario, steps, machine.
+    /// Hash of what must be the same for the certificate to hold: scenario with its changes and files, steps, machine.
     pub key: String,
     /// The machine in words.
     pub machine: String,

@@ -96,7 +96,7 @@ pub(super) fn method(resolved: &Resolved, summary: &RunSummary) -> String {
 - **Interval**: seeded percentile bootstrap ({RESAMPLES} resamples, {:.0} %) of the median over trials. The unit is the process, never the step.{few}
 - **Ratios** are paired by round: the exponential of the median log ratio, with a bootstrap over rounds.
 - **A trial is VALID** when it ended well, its events are complete and in order, its batches, counts, settings, kernel plan and trainable set are the ones asked for, every gradient norm is finite and not zero, the loss falls (mean of the last third below that of the first by {LOSS_FALL_MIN_Z} standard errors), every trainable tensor changed, and no other tensor changed by a bit.
-- **Two cases are comparable** when their settings are identical except for declared differences and, on equal weights and batches, their first losses and gradient norms agree: within {} and {} relative where both hold their weights in f32, within {} and {} where one holds them in bf16.
+- **Two cases are comparable** when the settings that arms tell, and those that they were asked for, are equal except for declared differences and, on equal weights and batches, their first losses and gradient norms agree: within {} and {} relative where both hold their weights in f32, within {} and {} where one holds them in bf16.
 - **Model FLOPs** of a real token follow the 6·N rule: 2 a multiply-add, once forward and twice backward; frozen weights need no gradient of their own (4·N); the LM head counts; attention scores are left out because they depend on document lengths.{partial}
 ",
         CONFIDENCE * 100.0, F32.loss, F32.grad_norm, BF16.loss, BF16.grad_norm
@@ -138,20 +138,4 @@ fn leaves(name: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
 
 fn scalar(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), String::from)
-}
-
-pub(super) fn reproduce(resolved: &Resolved) -> String {
-    format!(
-        "## Reproduce
-
-Run the scenario file whose SHA-256 is `{}`:
-
-```
-cargo run --release -p chronibench -- run scenarios/{}.yaml
-```
-
-Beside this report lie the scenario with every default filled in (`resolved.yaml`), the machine (`environment.json`), every event of every trial (`events/`), and the figures (`results.json`, `results.csv`). `chronibench report DIR` rebuilds the report from the events alone, to the last byte.
-",
-        resolved.scenario_sha256, resolved.name
-    )
 }

@@ -6,6 +6,7 @@ mod division;
 pub(crate) mod markdown;
 mod parity;
 pub(crate) mod plots;
+mod reproduce;
 mod results;
 
 use chronibench_protocol::record::{Resolved, Verdict};
@@ -34,7 +35,7 @@ pub fn report_md(resolved: &Resolved, summary: &RunSummary, environment: &serde_
         appendix::skipped(summary),
         appendix::method(resolved, summary),
         appendix::environment(environment),
-        appendix::reproduce(resolved),
+        reproduce::reproduce(resolved, environment),
     ];
     let mut text = parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("\n");
     text.truncate(text.trim_end().len());

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::markdown::{code, heading, plain, table};
 use crate::{compare::Compared, summary::ComparisonSummary};
 
-/// One comparison: its sides, why it is not comparable, and a table of what is not identical.
+/// One comparison: its sides, why it is not comparable, and a table of what is not equal.
 pub(super) fn section(c: &ComparisonSummary) -> String {
     let result = &c.result;
     let mut out = format!("### {}\n\n{} over {}\n", plain(&c.label), code(&c.case), code(&c.against));
@@ -20,14 +20,29 @@ pub(super) fn section(c: &ComparisonSummary) -> String {
     if !result.unreported.is_empty() {
         out += &format!("\nReported by neither side: {}.\n", names(&result.unreported));
     }
-    if !result.identical.is_empty() {
-        out += &format!(
-            "\n<details><summary>{} settings are identical</summary>\n\n{}\n\n</details>\n",
-            result.identical.len(),
-            names(&result.identical)
-        );
-    }
+    out += &equal(result);
     out
+}
+
+/// The settings that are equal, by whose word: an arm may tell what it was asked, and not what it does.
+fn equal(result: &Compared) -> String {
+    let told: Vec<String> = result.told().cloned().collect();
+    let kinds = [
+        ("as told by both arms, which may repeat what they were asked", &told),
+        ("as the harness checked batches and steps", &result.checked),
+        ("as asked of both, where an arm does not tell", &result.asked),
+    ];
+    let kinds = || kinds.iter().filter(|(_, all)| !all.is_empty());
+    if kinds().next().is_none() {
+        return String::new();
+    }
+    let counts: Vec<String> = kinds().map(|(how, all)| format!("{} {how}", all.len())).collect();
+    let lists: String = kinds().map(|(how, all)| format!("- {how}: {}\n", names(all))).collect();
+    format!(
+        "\n<details><summary>{} settings equal: {}</summary>\n\n{lists}\n</details>\n",
+        result.identical.len(),
+        counts.join(", ")
+    )
 }
 
 fn rows(result: &Compared) -> Vec<Vec<String>> {

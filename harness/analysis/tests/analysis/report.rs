@@ -98,6 +98,8 @@ fn everything_is_said() {
         "| ≥ 1.50× | yes |",
         "| NOT\\_COMPARABLE |",
         "saw undeclared differences: batches",
+        " settings equal: ",
+        "as told by both arms, which may repeat what they were asked: `",
         "| `packing` | bfd | none |",
         "## Trials that do not count",
         "(round 0, trial `chronicals-eager-full-padded-0`)",

@@ -372,6 +372,16 @@ fn every_setting_is_accounted_for() {
             .iter()
             .all(|n| c.identical.contains(&n.to_string()))
     );
+    // What an arm tells, what the harness checked, and what was only asked of the two.
+    for (name, all) in [
+        ("recompute", c.told().collect::<Vec<_>>()),
+        ("precision.moments", c.told().collect()),
+        ("batches", c.checked.iter().collect()),
+        ("weight_decay", c.asked.iter().collect()),
+    ] {
+        assert!(all.iter().any(|n| *n == name), "{name}: {all:?}");
+    }
+    assert_eq!(c.told().count() + c.checked.len() + c.asked.len(), c.identical.len());
     assert!(
         c.unreported.contains(&"attention".to_string()) && !c.unreported.contains(&"recompute".to_string())
     );
