@@ -56,23 +56,6 @@ fn faults_of_a_python_arm_are_found() {
     }
 }
 
-/// What an arm says of itself is what it does, also where that is not what it was asked.
-#[test]
-fn unsloth_tells_no_full_finetuning_under_lora() {
-    let program = "
-import adapter
-from types import SimpleNamespace as Trial
-for lora in ({'r': 8}, None):
-    for asked in (True, False):
-        told = adapter.in_force(Trial(lora=lora, options={'optim': 'adamw_8bit', 'full_finetuning': asked}))
-        assert told == {'optim': 'adamw_8bit', 'full_finetuning': asked and not lora}, told
-";
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../baselines/unsloth");
-    let run = std::process::Command::new("python3").args(["-B", "-c", program]).current_dir(folder).output();
-    let run = run.unwrap();
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-}
-
 #[test]
 fn options_are_checked_where_they_stand() {
     let of = |arm: &str| resolved(&format!("{HEAD}arms:\n  a: {{ {arm} }}\n{CELL}"));

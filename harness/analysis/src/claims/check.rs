@@ -23,14 +23,14 @@ pub struct Runs {
 
 /// Checks every claim, in the file's order.
 pub fn check(ledger: &Ledger, runs: &Runs) -> Vec<Finding> {
-    let kernels_run = runs.kernels.last().map(|(dir, summary)| (dir.as_str(), summary));
+    let kernels = kernels::outcomes(ledger, &runs.kernels);
     ledger
         .claims
         .iter()
         .flat_map(|claim| match &claim.check {
             Check::Formula(f) => vec![formula_finding(claim, f, runs)],
             Check::Untestable { why } => vec![one(claim, Verdict::Untestable, why.clone(), None)],
-            _ => kernels::findings(ledger, claim, kernels_run),
+            _ => kernels::findings(claim, &kernels),
         })
         .collect()
 }

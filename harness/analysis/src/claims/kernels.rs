@@ -69,20 +69,33 @@ impl Ledger {
     }
 }
 
-/// The parts of a claim of kernels, in the order in which the file expects them.
-pub(super) fn findings(ledger: &Ledger, claim: &Claim, run: Option<(&str, &KernelSummary)>) -> Vec<Finding> {
+/// What a run of kernels, by its folder, comes to.
+pub(super) type Outcomes<'a> = Vec<(&'a str, Vec<ClaimOutcome>)>;
+
+/// What every run comes to, the last one first.
+pub(super) fn outcomes<'a>(ledger: &Ledger, runs: &'a [(String, KernelSummary)]) -> Outcomes<'a> {
+    runs.iter().rev().map(|(dir, summary)| (dir.as_str(), summary.claims_of(ledger))).collect()
+}
+
+/// The parts of a claim of kernels, in the order in which the file expects them. Each is held to the first run that has it: a run may be
+/// of some kernels alone.
+pub(super) fn findings(claim: &Claim, runs: &Outcomes) -> Vec<Finding> {
     let Expect::Each(parts) = &claim.expect else { return Vec::new() };
-    let outcomes = run.map(|(_, summary)| summary.claims_of(ledger)).unwrap_or_default();
     let of_part = |part: &String| {
-        let found: Vec<&ClaimOutcome> =
-            outcomes.iter().filter(|o| o.id == claim.id && belongs(claim, part, o)).collect();
-        let (verdict, figures) = judge(&found, claim);
+        let of_run = |(dir, outcomes): &(&str, Vec<ClaimOutcome>)| {
+            let found = outcomes.iter().filter(|o| o.id == claim.id && belongs(claim, part, o));
+            judge(&found.collect::<Vec<_>>(), claim).map(|judged| (judged, dir.to_string()))
+        };
+        let found = runs.iter().find_map(of_run);
+        let untestable = || (Verdict::Untestable, "no run of kernels has it".to_string());
+        let (judged, run) = found.map_or((None, None), |(judged, dir)| (Some(judged), Some(dir)));
+        let (verdict, figures) = judged.unwrap_or_else(untestable);
         Finding {
             id: claim.id.clone(),
             part: Some(part.clone()),
             quote: claim.quote.clone(),
             figures,
-            run: run.filter(|_| verdict != Verdict::Untestable).map(|(dir, _)| dir.to_string()),
+            run,
             verdict,
             expected: expected(claim, Some(part)),
         }
@@ -99,7 +112,8 @@ fn belongs(claim: &Claim, part: &str, o: &ClaimOutcome) -> bool {
     }
 }
 
-fn judge(found: &[&ClaimOutcome], claim: &Claim) -> (Verdict, String) {
+/// Nothing where nothing was measured.
+fn judge(found: &[&ClaimOutcome], claim: &Claim) -> Option<(Verdict, String)> {
     let measured: Vec<(&ClaimOutcome, f64)> =
         found.iter().filter_map(|o| Some((*o, o.measured?.median))).collect();
     let ends = measured.iter().fold((f64::INFINITY, 0.0f64), |(l, h), (_, m)| (l.min(*m), h.max(*m)));
@@ -107,9 +121,7 @@ fn judge(found: &[&ClaimOutcome], claim: &Claim) -> (Verdict, String) {
         Check::KernelTraffic(_) => percent(x),
         _ => times(x),
     };
-    let Some((first, _)) = measured.first() else {
-        return (Verdict::Untestable, "no run of kernels has it".into());
-    };
+    let (first, _) = measured.first()?;
     let range = if measured.len() == 1 {
         show(ends.0)
     } else {
@@ -117,5 +129,5 @@ fn judge(found: &[&ClaimOutcome], claim: &Claim) -> (Verdict, String) {
     };
     let figures = format!("{range}; claimed {}", show(first.claimed));
     let reached = measured.iter().any(|(o, _)| o.outcome == Outcome::Reproduced);
-    (if reached { Verdict::Reproduced } else { Verdict::Refuted }, figures)
+    Some((if reached { Verdict::Reproduced } else { Verdict::Refuted }, figures))
 }
