@@ -3,7 +3,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     ops::Range,
     rc::Rc,
     thread::ThreadId,
@@ -203,9 +203,9 @@ impl Machine for Training {
 
     fn choices(&self) -> String {
         let tuned = self.tuned.borrow();
-        let mut names: Vec<String> = tuned.iter().map(|p| format!("{}\n", p.name())).collect();
-        names.sort_unstable();
-        format!("emulator\n{}", names.concat())
+        let names: BTreeSet<String> =
+            self.adopted.borrow().iter().cloned().chain(tuned.iter().map(Product::name)).collect();
+        names.into_iter().fold("emulator\n".to_string(), |all, name| all + &name + "\n")
     }
 
     fn adopt(&self, choices: &str) {

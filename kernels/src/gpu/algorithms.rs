@@ -26,6 +26,11 @@ impl Algorithms {
         self.adopted.extend(lines.filter_map(parse));
     }
 
+    /// What was taken over.
+    pub(super) fn adopted(&self) -> &BTreeMap<String, [u64; 8]> {
+        &self.adopted
+    }
+
     /// The line of a choice.
     pub(super) fn line(name: &str, data: [u64; 8]) -> String {
         let hex: String = data.iter().map(|word| format!("{word:016x}")).collect();

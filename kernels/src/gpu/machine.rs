@@ -48,7 +48,7 @@ pub trait Machine {
     /// What was chosen by timing for the products so far, for [`adopt`](Self::adopt).
     fn choices(&self) -> String;
 
-    /// Chooses the same for products that are not tuned yet, if this is such a device.
+    /// Chooses the same from now on, if this is such a device.
     fn adopt(&self, choices: &str);
 
     /// Compiles and loads a kernel, which its first launch would do.

@@ -4,15 +4,23 @@
 //! of the shape, that multiplies right and to the same bits again. Choices are kept on disk by device and library version, so that
 //! a shape is tuned once a machine.
 
-use std::{cell::RefCell, collections::HashMap, ffi::c_void, path::PathBuf, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    ffi::c_void,
+    path::PathBuf,
+    rc::Rc,
+};
 
 use cudarc::cublaslt::sys::{self, cublasStatus_t::CUBLAS_STATUS_SUCCESS};
 
 use super::{
-    Buffer, Elem, Gpu, GpuError, Product, Products, Ptr, algorithms::Algorithms, digest, product::Matrix,
-    proof::Proof,
+    Buffer, Elem, Gpu, GpuError, Product, Products, Ptr,
+    algorithms::Algorithms,
+    digest,
+    product::Matrix,
+    proof::{Proof, block},
 };
-use crate::cases::values;
 
 /// Workspace of every product: what the library's documentation recommends for Hopper.
 pub const WORKSPACE_BYTES: usize = 64 << 20;
@@ -35,6 +43,16 @@ pub struct Matmul<'a> {
     algorithms: RefCell<Algorithms>,
     /// Device and version of the library: what choices are good for.
     of: String,
+}
+
+/// What an algorithm is tried on.
+struct Trial<'a> {
+    proof: Proof,
+    c: &'a Buffer,
+    /// What C is filled with.
+    block: &'a [u8],
+    /// Room for the parts of a digest.
+    parts: Buffer,
 }
 
 struct Plan {
@@ -157,17 +175,15 @@ impl<'a> Matmul<'a> {
         self.algorithms.borrow().get(&product.name()).is_some()
     }
 
-    /// The choices of every product that was planned: device and library, then a line each.
+    /// The choices of every product that was planned, or adopted: device and library, then a line each.
     pub fn choices(&self) -> String {
-        let plans = self.plans.borrow();
-        let line =
-            |(p, plan): (&Product, &Rc<Plan>)| Algorithms::line(&p.name(), plan.algorithm.borrow().data);
-        let mut lines: Vec<String> = plans.iter().map(line).collect();
-        lines.sort_unstable();
-        format!("{}\n{}", self.of, lines.concat())
+        let mut all: BTreeMap<String, [u64; 8]> = self.algorithms.borrow().adopted().clone();
+        all.extend(self.plans.borrow().iter().map(|(p, plan)| (p.name(), plan.algorithm.borrow().data)));
+        let lines = all.iter().map(|(name, data)| Algorithms::line(name, *data));
+        format!("{}\n{}", self.of, lines.collect::<String>())
     }
 
-    /// Takes such choices over, for products that are planned from now on: the fastest algorithm is another from time to time, and
+    /// Takes such choices over, also for products that are planned: the fastest algorithm is another from time to time, and
     /// rounds otherwise. Those of another device or library are left alone.
     pub fn adopt(&self, choices: &str) {
         let mut lines = choices.lines();
@@ -177,15 +193,16 @@ impl<'a> Matmul<'a> {
         }
     }
 
-    /// The fastest candidate on random operands.
+    /// The fastest candidate that multiplies random operands right.
     fn fastest(&self, plan: &Plan) -> Result<sys::cublasLtMatmulAlgo_t, GpuError> {
         let p = &plan.product;
         let [a, b, c] = p.spans();
         let extents = [(a, p.elem), (b, p.elem), (c, p.out), (p.n, p.out)];
-        let blocks = extents.map(|(len, elem)| block(len, elem));
+        let extents = extents.map(|(len, elem)| (whole(len), elem));
+        let blocks = [0, 1, 2, 3].map(|i| block(i as u64, extents[i].0, extents[i].1));
         let mut operands = Vec::new();
         for ((len, elem), block) in extents.iter().zip(&blocks) {
-            operands.push(self.on.repeat(block, whole(*len) * elem.bytes())?);
+            operands.push(self.on.repeat(block, len * elem.bytes())?);
         }
         let [a, b, c, bias] = [0, 1, 2, 3].map(|i| operands[i].ptr());
         let mut timed: Vec<(f64, sys::cublasLtMatmulAlgo_t)> = Vec::new();
@@ -204,36 +221,43 @@ impl<'a> Matmul<'a> {
             timed.push((times[TUNING_RUNS / 2], candidate));
         }
         self.on.synchronise()?;
+        let none = |what: &str, hint: &str| GpuError::new(what, p.name(), hint);
+        if timed.is_empty() {
+            return Err(none("no algorithm runs this product", "make its extents multiples of 8"));
+        }
         timed.sort_by(|one, other| one.0.total_cmp(&other.0));
         let numbers = [0, 1, 2, 3].map(|i| extents[i].1.decode(&blocks[i]));
         let proof = Proof::new(p, numbers.each_ref().map(Vec::as_slice));
+        let parts = self.on.alloc(digest::parts_bytes(self.on))?;
+        let trial = Trial { proof, c: &operands[2], block: &blocks[2], parts };
         for (_, candidate) in timed {
-            // SAFETY: as above.
+            // SAFETY: as above; what is read of C waits for it.
             let run = || unsafe { self.launch(plan, &candidate, a, b, bias, c) };
-            if self.holds(p, &proof, &operands[2], &blocks[2], run)? {
+            if self.holds(p, &trial, run)? {
                 return Ok(candidate);
             }
         }
-        Err(GpuError::new("no algorithm runs this product", p.name(), "make its extents multiples of 8"))
+        Err(none(
+            "no algorithm multiplies right, and to the same bits again",
+            "take another version of cuBLASLt",
+        ))
     }
 
     /// Whether runs of an algorithm on the same C leave the same bits, and those of the product.
     fn holds(
         &self,
         p: &Product,
-        proof: &Proof,
-        c: &Buffer,
-        block: &[u8],
+        trial: &Trial<'_>,
         run: impl Fn() -> Result<(), GpuError>,
     ) -> Result<bool, GpuError> {
-        let parts = self.on.alloc(digest::parts_bytes(self.on))?;
+        let Trial { proof, c, block, parts } = trial;
         let mut digests = Vec::new();
         for _ in 0..PROOF_RUNS {
             self.on.refill(c, block)?;
             run()?;
             // SAFETY: C has whole words, and both live until the download, which waits for the launch.
             unsafe { digest::launch(self.on, c.ptr(), c.bytes() / 4, parts.ptr())? };
-            digests.push(digest::sum(&self.on.download(&parts)?));
+            digests.push(digest::sum(&self.on.download(parts)?));
         }
         let read = |at: usize| {
             let bytes = self.on.read(c, at * p.out.bytes(), p.out.bytes())?;
@@ -295,12 +319,6 @@ impl<'a> Matmul<'a> {
 /// Elements that an operand of `len` takes: whole packs, as algorithms read the pack in which a row ends.
 fn whole(len: usize) -> usize {
     len.max(1).next_multiple_of(8)
-}
-
-/// Random elements, which an operand of `len` is filled with again and again: products of zeros run faster than real ones.
-fn block(len: usize, elem: Elem) -> Vec<u8> {
-    const MOST: usize = 1 << 20;
-    elem.encode(&values(1, MOST.min(whole(len))))
 }
 
 impl Products for Matmul<'_> {

@@ -89,6 +89,7 @@ pub fn adopted(_: &dyn Fn() -> Training) {
     let saved = checkpoint::save(&first, dir.path(), &identity, &progress, keep, |_| Ok(())).unwrap();
     let mut second = new();
     checkpoint::load(&mut second, &saved, &identity).unwrap();
+    assert_eq!(second.backend().choices().as_ref(), Some(&choices), "also before anything is planned");
     second.rehearse(&batches).unwrap();
     assert_eq!(second.backend().device().peak_of_tuning(), 0, "nothing is timed");
     assert_eq!(second.backend().choices(), Some(choices));
