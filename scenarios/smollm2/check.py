@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Holds a fine-tuned model against Transformers and PEFT: check.py CHRONICALS FOLDER, as run.sh calls it.
 
-Losses of Chronicals and of Transformers on the same texts, the merged weights against those that PEFT merges, and an answer before and
-after. Fails where they differ by more than rounding.
+Losses and the log-probability of every token by Chronicals and by Transformers on the same texts, the merged weights against those that
+PEFT merges, and an answer before and after. Fails where they differ by more than rounding.
 """
 
+import json
 import subprocess
 import sys
 
@@ -12,8 +13,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-# Chronicals prints four decimals; the rest is the order of sums in f32.
-LOSS_TOLERANCE = 2e-4
+# Both compute in f32, and sum in another order. A log-probability depends on every logit of its place.
+LOSS_TOLERANCE = 2e-5
+TOKEN_TOLERANCE = 2e-4
 # Share of merged weights that may be rounded to the other neighbour in bf16: W + s·B·A is summed in another order.
 ROUNDED_OTHERWISE = 1e-3
 
@@ -28,8 +30,11 @@ QUESTIONS = ["What is the capital of France?", "Give me three tips to sleep bett
 
 
 def ours(chronicals, arguments, text):
-    run = subprocess.run([chronicals, "evaluate", *arguments, "--text", text], capture_output=True, text=True, check=True)
-    return float(run.stdout.split()[1])
+    """Log-probabilities of the tokens behind the first, and the ids of all."""
+    command = [chronicals, "evaluate", *arguments, "--text", text, "--per-token"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    tokens = [json.loads(line) for line in run.stdout.splitlines()]
+    return torch.tensor([t["log_probability"] for t in tokens[1:]], dtype=torch.float64), [t["id"] for t in tokens]
 
 
 def main():
@@ -45,17 +50,20 @@ def main():
         "model + adapter": (PeftModel.from_pretrained(load(base), adapter).eval(), ["--model", base, "--adapter", adapter]),
         "merged": (load(merged), ["--model", merged]),
     }
-    worst = 0.0
-    print("| | text | Chronicals | Transformers |\n|---|---|---:|---:|")
+    worst = worst_token = 0.0
+    print("| | text | loss, Chronicals | loss, Transformers | largest difference of a token's log-probability |\n|---|---|---:|---:|---:|")
     for name, (model, arguments) in models.items():
         for i, text in enumerate(TEXTS):
             ids = tokenizer(text, return_tensors="pt")
             with torch.no_grad():
-                out = model(**ids, labels=ids["input_ids"])
-            loss = ours(chronicals, arguments, text)
-            worst = max(worst, abs(loss - out.loss.item()))
-            print(f"| {name} | {i + 1} | {loss:.4f} | {out.loss.item():.4f} |")
-    print(f"\nLargest difference of a loss: {worst:.1e}.")
+                logits = model(**ids).logits[0]
+            here, read = ours(chronicals, arguments, text)
+            assert read == ids["input_ids"][0].tolist(), (read, ids)
+            there = logits[:-1].double().log_softmax(-1).gather(1, ids["input_ids"][0, 1:, None])[:, 0]
+            apart = (here - there).abs().max().item()
+            worst, worst_token = max(worst, (here.mean() - there.mean()).abs().item()), max(worst_token, apart)
+            print(f"| {name} | {i + 1} | {-here.mean():.4f} | {-there.mean():.4f} | {apart:.1e} |")
+    print(f"\nLargest difference of a loss: {worst:.1e}, of a token's log-probability: {worst_token:.1e}.")
     merged_by_peft = models["model + adapter"][0].merge_and_unload().to(torch.bfloat16).state_dict()
     stored = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16).state_dict()
     assert stored.keys() == merged_by_peft.keys(), stored.keys() ^ merged_by_peft.keys()
@@ -72,7 +80,7 @@ def main():
             new = models[name][0].generate(**ids, max_new_tokens=60, do_sample=False)[0, ids["input_ids"].shape[1] :]
             print(f"- {name}: {' '.join(tokenizer.decode(new, skip_special_tokens=True).split())}")
         print()
-    if worst > LOSS_TOLERANCE or otherwise > ROUNDED_OTHERWISE or steps.max() > 1:
+    if worst > LOSS_TOLERANCE or worst_token > TOKEN_TOLERANCE or otherwise > ROUNDED_OTHERWISE or steps.max() > 1:
         sys.exit("they do not agree")
 
 
