@@ -5,6 +5,8 @@ mod files;
 mod lists;
 mod noise;
 mod pages;
+mod rows;
+mod schema;
 mod shapes;
 
 use std::path::{Path, PathBuf};
