@@ -46,7 +46,7 @@ fn lengths(walk: &mut Walk<&[u8]>, most: u64, summed: bool) -> Result<Lengths, S
         return Err(Stop::Malformed);
     }
     let (each, mut left) = (block / blocks, count.saturating_sub(1));
-    let mut sum = if count > 0 { positive(last) } else { 0 };
+    let mut sum = if summed && count > 0 { positive(last) } else { 0 };
     if count > most {
         return Ok(Lengths { count, sum });
     }
