@@ -1,5 +1,5 @@
-//! What a row of lists takes, and a page whose lengths are in a DELTA encoding: known once pages are unpacked. A few bytes can repeat a
-//! value for a billion times, and a row goes on over as many pages as it likes.
+//! What a row of lists takes, and a page whose lengths are in a DELTA encoding or whose bytes are split: known once pages are unpacked. A
+//! few bytes can repeat a value for a billion times, and a row goes on over as many pages as it likes.
 
 use parquet::{
     basic::{ConvertedType, Encoding, Type},
@@ -14,8 +14,8 @@ use super::{
 
 /// What a value of a list takes beside its bytes: levels, the library's value and ours.
 const VALUE: u64 = 128;
-/// What the library and we make of every group around it, with two copies of the name. Of groups with many fields they are counted too
-/// often, and of those with few, room that grows is counted.
+/// What the library and we make of every group around a value, beside two copies of its name. It is counted for each of a group's fields,
+/// so often enough for groups of one field whose room has just grown.
 const GROUP: u64 = 640;
 /// Bytes in front of levels, which say how long they are.
 const PREFIX: usize = 4;
