@@ -1,5 +1,6 @@
 //! Files of records: kinds of file, shapes of record, and what is told about those that cannot be read.
 
+mod alike;
 mod bad;
 mod files;
 mod lists;

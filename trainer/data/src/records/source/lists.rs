@@ -1,6 +1,8 @@
 //! What a row of lists takes, and a page whose lengths are in a DELTA encoding or whose bytes are split: known once pages are unpacked. A
 //! few bytes can repeat a value for a billion times, and a row goes on over as many pages as it likes.
 
+use std::ops::Range;
+
 use parquet::{
     basic::{ConvertedType, Encoding, Type},
     column::page::{Page, PageReader},
@@ -9,6 +11,7 @@ use parquet::{
 
 use super::{
     delta,
+    shapes::Shape,
     thrift::{Bytes, Walk},
 };
 
@@ -32,8 +35,9 @@ pub(super) fn memory(
     mut pages: Box<dyn PageReader>,
     column: &ColumnDescriptor,
     most: u64,
+    shape: &mut Shape,
 ) -> Result<u64, String> {
-    let mut rows = Rows::new(column);
+    let mut rows = Rows::new(column, shape);
     let mut number = 0;
     // A page that cannot be had ends the rows too.
     while let Ok(Some(page)) = pages.get_next_page() {
@@ -117,16 +121,17 @@ struct Rows<'a> {
     dictionary: Vec<u32>,
     now: Row,
     most: u64,
+    shape: &'a mut Shape,
 }
 
 impl<'a> Rows<'a> {
-    fn new(column: &'a ColumnDescriptor) -> Self {
+    fn new(column: &'a ColumnDescriptor, shape: &'a mut Shape) -> Self {
         let groups = column.path().parts().iter().skip(1);
         let groups = groups.map(|name| GROUP + 2 * name.len() as u64).sum::<u64>();
         let decimal = column.converted_type() == ConvertedType::DECIMAL;
         let zeros = if decimal { column.type_scale().try_into().unwrap_or(0) } else { 0 };
         let each = VALUE + groups + zeros;
-        Self { column, each, dictionary: Vec::new(), now: Row::default(), most: 0 }
+        Self { column, each, dictionary: Vec::new(), now: Row::default(), most: 0, shape }
     }
 
     fn most(&self) -> u64 {
@@ -134,7 +139,7 @@ impl<'a> Rows<'a> {
     }
 
     fn page(&mut self, page: &Page, most: u64) -> Result<(), String> {
-        let Self { column, each, .. } = *self;
+        let (column, each) = (self.column, self.each);
         let values = u64::from(page.num_values());
         let parts = Parts::new(page, column)?;
         let lists = match page.encoding() {
@@ -152,6 +157,9 @@ impl<'a> Rows<'a> {
         if column.max_rep_level() == 0 {
             return Ok(());
         }
+        let definitions = Runs::new(parts.definitions, bits(column.max_def_level()), values);
+        let repetitions = Runs::new(parts.repetitions, bits(column.max_rep_level()), values);
+        self.shape.page(repetitions, definitions, values)?;
         let size = (page.buffer().len() as u64).saturating_add(room);
         self.now.turn(own, size);
         each_run(parts.repetitions, bits(column.max_rep_level()), values, |level, n| {
@@ -270,39 +278,68 @@ impl<'a> Parts<'a> {
 fn each_run(
     levels: &[u8],
     width: u32,
-    mut left: u64,
+    left: u64,
     mut take: impl FnMut(u64, u64) -> bool,
 ) -> Result<(), String> {
-    const DAMAGED: &str = "has damaged levels";
-    let mut walk = Walk(levels);
-    // Behind the last run there may be zeros.
-    while let Some(run) = walk.varint().ok().filter(|run| *run > 0) {
-        let (among, length) = (run & 1 == 1, run >> 1);
-        let n = if among { length.saturating_mul(PACKED) } else { length }.min(left);
-        left -= n;
-        let here = walk.0;
-        let bytes = if among { length.saturating_mul(width.into()) } else { width.div_ceil(8).into() };
-        let whole = walk.0.skip(bytes).is_ok();
-        // Those of no bits are all the same.
-        if among && width > 0 {
-            let mut all = (0..n).map_while(|i| packed(here, i, width));
-            if !all.all(|level| take(level, 1)) {
-                break;
-            }
-        } else if whole && n > 0 {
-            let bytes = if among { &[] } else { &here[..bytes as usize] };
-            let level = bytes.iter().rev().fold(0, |level, byte| level << 8 | u64::from(*byte));
-            if !take(level, n) {
-                break;
-            }
-        }
-        match (left, whole) {
-            (0, _) => break,
-            (_, false) => return Err(DAMAGED.into()),
-            _ => {}
-        }
+    let mut runs = Runs::new(levels, width, left);
+    if runs.by_ref().all(|(level, n)| take(level, n)) && runs.damaged() {
+        return Err("has damaged levels".into());
     }
     Ok(())
+}
+
+/// Runs of equal levels, each with how many there are.
+pub(super) struct Runs<'a> {
+    walk: Walk<&'a [u8]>,
+    width: u32,
+    /// Levels behind those that are begun.
+    left: u64,
+    /// Levels that are packed one after another, and which of them are next.
+    packed: &'a [u8],
+    next: Range<u64>,
+    /// Whether the last run is longer than the bytes.
+    cut: bool,
+}
+
+impl<'a> Runs<'a> {
+    pub fn new(levels: &'a [u8], width: u32, left: u64) -> Self {
+        Self { walk: Walk(levels), width, left, packed: &[], next: 0..0, cut: false }
+    }
+
+    fn damaged(&self) -> bool {
+        self.cut && self.left > 0
+    }
+}
+
+impl Iterator for Runs<'_> {
+    type Item = (u64, u64);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(level) = self.next.next().and_then(|i| packed(self.packed, i, self.width)) {
+                return Some((level, 1));
+            }
+            self.next = 0..0;
+            if self.left == 0 || self.cut {
+                return None;
+            }
+            // Behind the last run there may be zeros.
+            let run = self.walk.varint().ok().filter(|run| *run > 0)?;
+            let (among, length, width) = (run & 1 == 1, run >> 1, self.width);
+            let n = if among { length.saturating_mul(PACKED) } else { length }.min(self.left);
+            self.left -= n;
+            let here = self.walk.0;
+            let bytes = if among { length.saturating_mul(width.into()) } else { width.div_ceil(8).into() };
+            self.cut = self.walk.0.skip(bytes).is_err();
+            // Those of no bits are all the same.
+            if among && width > 0 {
+                (self.packed, self.next) = (here, 0..n);
+            } else if !self.cut && n > 0 {
+                let bytes = if among { &[] } else { &here[..bytes as usize] };
+                return Some((bytes.iter().rev().fold(0, |level, byte| level << 8 | u64::from(*byte)), n));
+            }
+        }
+    }
 }
 
 /// The `i`th of numbers that are packed one after another, from the lowest bit on, each of at most 32 bits.

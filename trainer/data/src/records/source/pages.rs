@@ -5,6 +5,7 @@
 //! A header that is not read here as the library reads it could hide another, so what is malformed is refused.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io::{self, Read},
     os::unix::fs::FileExt,
@@ -22,6 +23,7 @@ use parquet::{
 
 use super::{
     lists,
+    shapes::{self, Shape},
     thrift::{BOOLEANS, Bytes, DEEPEST, INTEGER, STRUCT, Stop, Walk},
 };
 
@@ -75,10 +77,25 @@ pub(super) fn check(file: &File, reader: &dyn FileReader) -> Result<(), Wrong> {
         );
         return Err((what, "write it anew with numbers of another type"));
     }
-    (0..groups.len()).try_for_each(|group| check_group(file, length, reader, group))
+    // The library finds columns by their names, and would read the last of those that are alike for each of them.
+    let mut paths = HashSet::new();
+    if let Some(column) = columns.iter().find(|column| !paths.insert(column.path().parts())) {
+        return Err((format!("column {} comes twice", column.path()), "rename one of the two"));
+    }
+    let mut shapes = shapes::shapes(reader.metadata().file_metadata().schema());
+    (0..groups.len()).try_for_each(|group| {
+        shapes.iter_mut().for_each(Shape::reset);
+        check_group(file, length, reader, group, &mut shapes)
+    })
 }
 
-fn check_group(file: &File, length: u64, reader: &dyn FileReader, number: usize) -> Result<(), Wrong> {
+fn check_group(
+    file: &File,
+    length: u64,
+    reader: &dyn FileReader,
+    number: usize,
+    shapes: &mut [Shape],
+) -> Result<(), Wrong> {
     let group = reader.metadata().row_group(number);
     let mut sum = 0u64;
     for (column, i) in group.columns().iter().zip(0..) {
@@ -100,8 +117,13 @@ fn check_group(file: &File, length: u64, reader: &dyn FileReader, number: usize)
         if lists || found.unpacked {
             let pages = reader.get_row_group(number).and_then(|group| group.get_column_page_reader(i));
             let pages = pages.map_err(|e| damaged(format!("it cannot be read: {e}")))?;
-            let row = lists::memory(pages, column, left).map_err(damaged)?;
+            let row = lists::memory(pages, column, left, &mut shapes[i]).map_err(damaged)?;
             add(row, "a row of each column", if lists { SPLIT } else { SMALLER })?;
+            if let Some([before, this]) = i.checked_sub(1).and_then(|i| shapes.get_mut(i..i + 2))
+                && !before.agrees(this)
+            {
+                return Err(damaged("its lists are not as long as those of the column before".into()));
+            }
         }
     }
     Ok(())
