@@ -1,10 +1,13 @@
 //! Files of records: kinds of file, shapes of record, and what is told about those that cannot be read.
 
+mod alike;
 mod bad;
 mod files;
 mod lists;
 mod noise;
 mod pages;
+mod rows;
+mod schema;
 mod shapes;
 
 use std::path::{Path, PathBuf};

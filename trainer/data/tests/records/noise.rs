@@ -8,7 +8,7 @@ use ::parquet::{
 };
 use proptest::prelude::*;
 
-use super::{lists::lists, *};
+use super::{lists::lists, rows::structs, *};
 
 const ENDINGS: [&str; 6] = ["jsonl", "json", "csv", "tsv", "parquet", "data"];
 
@@ -53,14 +53,15 @@ fn almost() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|parts| parts.concat().into_bytes())
 }
 
-/// Parquet files of all compressions, and of lists with lengths in front of strings.
+/// Parquet files of all compressions, and of lists with lengths in front of strings, and of structs and maps.
 static WHOLE: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let stored = ["none.parquet", "snappy.parquet", "zstd.parquet", "gzip.parquet"];
     let stored = stored.map(|name| std::fs::read(parquet(name)).unwrap());
     let encodings = [Some(Encoding::DELTA_LENGTH_BYTE_ARRAY), Some(Encoding::DELTA_BYTE_ARRAY), None];
     let made = encodings.into_iter().flat_map(|encoding| {
-        [WriterVersion::PARQUET_1_0, WriterVersion::PARQUET_2_0]
-            .map(|version| lists(encoding, Compression::UNCOMPRESSED, version))
+        [WriterVersion::PARQUET_1_0, WriterVersion::PARQUET_2_0].into_iter().flat_map(move |version| {
+            [lists(encoding, Compression::UNCOMPRESSED, version), structs(encoding, version)]
+        })
     });
     stored.into_iter().chain(made).collect()
 });

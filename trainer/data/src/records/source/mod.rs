@@ -9,6 +9,7 @@ mod jsonl;
 mod lists;
 mod pages;
 mod parquet;
+mod shapes;
 mod thrift;
 
 use std::{

@@ -5,6 +5,7 @@
 //! A header that is not read here as the library reads it could hide another, so what is malformed is refused.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io::{self, Read},
     os::unix::fs::FileExt,
@@ -22,6 +23,7 @@ use parquet::{
 
 use super::{
     lists,
+    shapes::{self, Shape},
     thrift::{BOOLEANS, Bytes, DEEPEST, INTEGER, STRUCT, Stop, Walk},
 };
 
@@ -40,12 +42,16 @@ const WINDOW: usize = 4096;
 /// Types of pages: one that the library steps over, and one that is no data.
 const INDEX: i32 = 1;
 const DICTIONARY: i32 = 2;
-/// Encodings of strings with their lengths in front: DELTA_LENGTH_BYTE_ARRAY and DELTA_BYTE_ARRAY.
-const DELTA: [i32; 2] = [6, 7];
+/// Encodings whose pages have to be unpacked to know what they take: DELTA_LENGTH_BYTE_ARRAY and DELTA_BYTE_ARRAY, of strings with their
+/// lengths in front, and BYTE_STREAM_SPLIT.
+const UNPACKED: [i32; 3] = [6, 7, 9];
+/// Most digits behind the point of a decimal. The library puts zeros in front one by one, each before all the others.
+const SCALE: i32 = 1000;
 
 pub(super) const DAMAGED: &str = "check that it is whole, or write it anew";
 const SMALLER: &str =
     "write it anew with smaller pages or row groups, e.g. `df.to_parquet(path, row_group_size=1000)`";
+const SPLIT: &str = "split the row, e.g. a conversation into several of fewer messages";
 
 /// What is wrong, and how to mend it.
 pub(super) type Wrong = (String, &'static str);
@@ -63,32 +69,61 @@ pub(super) fn check(file: &File, reader: &dyn FileReader) -> Result<(), Wrong> {
     if total.is_none_or(|total| total > length) {
         return Err(("its columns do not fit into the file".into(), DAMAGED));
     }
-    (0..groups.len()).try_for_each(|group| check_group(file, length, reader, group))
+    let columns = reader.metadata().file_metadata().schema_descr().columns();
+    if let Some(column) = columns.iter().find(|column| column.type_scale() > SCALE) {
+        let (path, scale) = (column.path(), column.type_scale());
+        let what = format!(
+            "column {path}: its decimals have {scale} digits behind the point, and {SCALE} are the most"
+        );
+        return Err((what, "write it anew with numbers of another type"));
+    }
+    // The library finds columns by their names, and would read the last of those that are alike for each of them.
+    let mut paths = HashSet::new();
+    if let Some(column) = columns.iter().find(|column| !paths.insert(column.path().parts())) {
+        return Err((format!("column {} comes twice", column.path()), "rename one of the two"));
+    }
+    let mut shapes = shapes::shapes(reader.metadata().file_metadata().schema());
+    (0..groups.len()).try_for_each(|group| {
+        shapes.iter_mut().for_each(Shape::reset);
+        check_group(file, length, reader, group, &mut shapes)
+    })
 }
 
-fn check_group(file: &File, length: u64, reader: &dyn FileReader, number: usize) -> Result<(), Wrong> {
+fn check_group(
+    file: &File,
+    length: u64,
+    reader: &dyn FileReader,
+    number: usize,
+    shapes: &mut [Shape],
+) -> Result<(), Wrong> {
     let group = reader.metadata().row_group(number);
     let mut sum = 0u64;
     for (column, i) in group.columns().iter().zip(0..) {
         let at = |what| format!("row group {}, column {}: {what}", number + 1, column.column_path());
         let damaged = |what| (at(what), DAMAGED);
-        let mut add = |bytes, what| {
+        let mut add = |bytes, what, hint| {
             sum = sum.saturating_add(bytes);
             let most = format!("{sum} bytes, and {MOST} are the most that is read");
             if sum > MOST {
-                Err((at(format!("{what} up to this one takes {most}")), SMALLER))
+                Err((at(format!("{what} up to this one takes {most}")), hint))
             } else {
                 Ok(MOST - sum)
             }
         };
         let found = Chunk::new(file, column, length).and_then(Chunk::memory).map_err(damaged)?;
-        let left = add(found.memory, "a page of each column")?;
+        let left = add(found.memory, "a page of each column", SMALLER)?;
         let column = column.column_descr();
-        if column.max_rep_level() > 0 || found.delta {
+        let lists = column.max_rep_level() > 0;
+        if lists || found.unpacked {
             let pages = reader.get_row_group(number).and_then(|group| group.get_column_page_reader(i));
             let pages = pages.map_err(|e| damaged(format!("it cannot be read: {e}")))?;
-            let row = lists::memory(pages, column, left).map_err(damaged)?;
-            add(row, "a row of each column")?;
+            let row = lists::memory(pages, column, left, &mut shapes[i]).map_err(damaged)?;
+            add(row, "a row of each column", if lists { SPLIT } else { SMALLER })?;
+            if let Some([before, this]) = i.checked_sub(1).and_then(|i| shapes.get_mut(i..i + 2))
+                && !before.agrees(this)
+            {
+                return Err(damaged("its lists are not as long as those of the column before".into()));
+            }
         }
     }
     Ok(())
@@ -98,8 +133,8 @@ fn check_group(file: &File, length: u64, reader: &dyn FileReader, number: usize)
 struct Found {
     /// Bytes that the dictionary and the largest page take.
     memory: u64,
-    /// Whether one has lengths in front of strings.
-    delta: bool,
+    /// Whether one has to be unpacked to know what it takes.
+    unpacked: bool,
 }
 
 /// A column of a row group.
@@ -122,13 +157,13 @@ impl<'a> Chunk<'a> {
     }
 
     fn memory(mut self) -> Result<Found, String> {
-        let (mut dictionary, mut largest, mut delta) = (0u64, 0, false);
+        let (mut dictionary, mut largest, mut unpacked) = (0u64, 0, false);
         while self.walk.0.at < self.walk.0.end {
             let at = self.walk.0.at;
             let page = self.page().map_err(|what| format!("the page at byte {at} {what}"))?;
             // What is not compressed is as large as it is, whatever it says.
             let size = page.declared.max(page.stored);
-            delta |= page.delta;
+            unpacked |= page.unpacked;
             match page.kind {
                 INDEX => {}
                 DICTIONARY => {
@@ -138,7 +173,7 @@ impl<'a> Chunk<'a> {
                 _ => largest = largest.max(size),
             }
         }
-        Ok(Found { memory: dictionary.saturating_add(largest), delta })
+        Ok(Found { memory: dictionary.saturating_add(largest), unpacked })
     }
 
     /// The next page, behind which the walk then is.
@@ -146,6 +181,7 @@ impl<'a> Chunk<'a> {
         let page = Page::read(&mut self.walk).map_err(|stop| match stop {
             Stop::Malformed => "has a damaged header".to_string(),
             Stop::Empty(n) => format!("has a list of {n} values without any bytes"),
+            Stop::Refused(what) => what,
         })?;
         let Window { file, at: body, .. } = self.walk.0;
         self.walk.0.skip(page.stored).map_err(|_| "is longer than its column".to_string())?;
@@ -190,8 +226,8 @@ struct Page {
     compressed: bool,
     /// Values of a dictionary.
     values: u64,
-    /// Whether lengths are in front of strings.
-    delta: bool,
+    /// Whether it has to be unpacked to know what it takes.
+    unpacked: bool,
 }
 
 impl Page {
@@ -216,7 +252,7 @@ impl Page {
             levels: size(definitions)? + size(repetitions)?,
             compressed: second.flag.unwrap_or(true),
             values: size(dictionary.integers[0])?,
-            delta: [encoding, first.integers[1]].iter().any(|encoding| DELTA.contains(encoding)),
+            unpacked: [encoding, first.integers[1]].iter().any(|encoding| UNPACKED.contains(encoding)),
         };
         if page.levels > page.declared.min(page.stored) {
             return Err(Stop::Malformed);

@@ -1,5 +1,6 @@
 //! Parquet, row by row: a page of every column is in memory at a time, or as many as a row of lists needs, and [`pages`] says how large
-//! they may be together.
+//! they may be together. Pages of lists, and of encodings whose lengths or bytes stand apart from the values (DELTA_LENGTH_BYTE_ARRAY,
+//! DELTA_BYTE_ARRAY and BYTE_STREAM_SPLIT), are unpacked twice: once to know what rows take, and once to read them.
 
 use std::{
     fs::File,
@@ -91,36 +92,44 @@ fn guarded<T>(f: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, Strin
 }
 
 fn object(row: Row) -> Object {
-    row.into_columns().into_iter().map(|(key, field)| (key, value(field))).collect()
+    // Most of a file is text, which need not be copied.
+    let own = |field| match field {
+        Field::Str(text) => text.into(),
+        other => value(&other),
+    };
+    row.into_columns().into_iter().map(|(key, field)| (key, own(field))).collect()
 }
 
-/// A field as JSON. Bytes that are no text are none: pictures may stand in columns that nobody reads.
-fn value(field: Field) -> Value {
+/// A field as JSON. Only what holds no others is copied: what is in a hundred lists would be a hundred times. Bytes that are no text are
+/// none: pictures may stand in columns that nobody reads.
+fn value(field: &Field) -> Value {
     match field {
         Field::Null => Value::Null,
-        Field::Bool(b) => b.into(),
-        Field::Byte(n) => n.into(),
-        Field::Short(n) => n.into(),
-        Field::Int(n) => n.into(),
-        Field::Long(n) => n.into(),
-        Field::UByte(n) => n.into(),
-        Field::UShort(n) => n.into(),
-        Field::UInt(n) => n.into(),
-        Field::ULong(n) => n.into(),
+        Field::Bool(b) => (*b).into(),
+        Field::Byte(n) => (*n).into(),
+        Field::Short(n) => (*n).into(),
+        Field::Int(n) => (*n).into(),
+        Field::Long(n) => (*n).into(),
+        Field::UByte(n) => (*n).into(),
+        Field::UShort(n) => (*n).into(),
+        Field::UInt(n) => (*n).into(),
+        Field::ULong(n) => (*n).into(),
         Field::Float16(n) => float(n.to_f64()),
-        Field::Float(n) => float(f64::from(n)),
-        Field::Double(n) => float(n),
-        Field::Str(text) => text.into(),
-        Field::Bytes(bytes) => String::from_utf8(bytes.data().to_vec()).map_or(Value::Null, Value::from),
-        Field::Group(row) => Value::Object(object(row)),
-        Field::ListInternal(list) => Value::Array(list.elements().iter().cloned().map(value).collect()),
+        Field::Float(n) => float(f64::from(*n)),
+        Field::Double(n) => float(*n),
+        Field::Str(text) => text.as_str().into(),
+        Field::Bytes(bytes) => str::from_utf8(bytes.data()).map_or(Value::Null, Value::from),
+        Field::Group(row) => {
+            Value::Object(row.get_column_iter().map(|(key, field)| (key.clone(), value(field))).collect())
+        }
+        Field::ListInternal(list) => Value::Array(list.elements().iter().map(value).collect()),
         Field::MapInternal(map) => {
             let entry = |(key, v): &(Field, Field)| {
-                let key = match value(key.clone()) {
+                let key = match value(key) {
                     Value::String(text) => text,
                     other => other.to_string(),
                 };
-                (key, value(v.clone()))
+                (key, value(v))
             };
             Value::Object(map.entries().iter().map(entry).collect())
         }

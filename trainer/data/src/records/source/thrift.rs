@@ -7,11 +7,11 @@ pub(super) const DEEPEST: u8 = 96;
 
 /// Types of values on the wire; of booleans in a structure, the first is true.
 pub(super) const BOOLEANS: [u8; 2] = [1, 2];
-const BYTE: u8 = 3;
+pub(super) const BYTE: u8 = 3;
 const INTEGERS: [u8; 3] = [4, 5, 6];
 const DOUBLE: u8 = 7;
-const BINARY: u8 = 8;
-const LISTS: [u8; 2] = [9, 10];
+pub(super) const BINARY: u8 = 8;
+pub(super) const LISTS: [u8; 2] = [9, 10];
 const MAP: u8 = 11;
 pub(super) const STRUCT: u8 = 12;
 const UUID: u8 = 13;
@@ -24,6 +24,8 @@ pub(super) enum Stop {
     Malformed,
     /// So many values that take no bytes: the library steps over them one by one, for days if there are many.
     Empty(u64),
+    /// What the library would read, and may not.
+    Refused(String),
 }
 
 /// What a walk goes over.
