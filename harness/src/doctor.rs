@@ -52,7 +52,11 @@ fn gpu() -> Result<(), String> {
             for d in facts["devices"].as_array().into_iter().flatten() {
                 let gib = d["memory_bytes"].as_f64().unwrap_or(0.0) / (1u64 << 30) as f64;
                 let capability = d["compute_capability"].as_str().unwrap_or("?");
-                println!("  device    {}, {gib:.0} GiB, sm {capability}", d["name"].as_str().unwrap_or("?"));
+                let mig = d["mig"].as_str().map_or(String::new(), |mode| format!(", MIG {mode}"));
+                println!(
+                    "  device    {}, {gib:.0} GiB, sm {capability}{mig}",
+                    d["name"].as_str().unwrap_or("?")
+                );
             }
             Ok(())
         }

@@ -221,7 +221,9 @@ impl Job {
     pub fn load(path: &Path) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, &e))?;
         let mut job: Self = serde_saphyr::from_str(&text).map_err(|e| {
-            Error::new(e.to_string(), path.display().to_string())
+            // It says by itself that it is one.
+            let said = e.to_string();
+            Error::new(said.strip_prefix("error: ").unwrap_or(&said), path.display().to_string())
                 .hint("see `chronicals train --help` for an example")
         })?;
         let dir = path.parent().unwrap_or(Path::new(""));

@@ -54,7 +54,13 @@ pub fn entries(
     environment: &Value,
 ) -> Vec<Entry> {
     let word = |pointer: &str| environment.pointer(pointer).and_then(Value::as_str).map(str::to_string);
-    let gpu = environment.pointer("/gpu/devices").cloned().unwrap_or(Value::Null);
+    let mut gpu = environment.pointer("/gpu/devices").cloned().unwrap_or(Value::Null);
+    // Older records do not tell the mode: one that changes nothing leaves the machine the one that it was.
+    for device in gpu.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+        if device.get("mig").is_some_and(|mode| mode != "enabled") {
+            device.remove("mig");
+        }
+    }
     let machine = format!("{}{gpu}", environment.get("machine").unwrap_or(&Value::Null));
     let dirty = environment.pointer("/program/git/dirty").and_then(Value::as_bool).unwrap_or(false);
     let revision = word("/program/git/revision").map(|r| if dirty { r + "-dirty" } else { r });

@@ -35,6 +35,16 @@ fn first_shown(listed: Option<&str>, uuids: &[String]) -> u32 {
     numbered.or_else(named).unwrap_or(0) as u32
 }
 
+/// Whether a GPU is divided among tenants (MIG): an arm on a slice of one has a part of its speed. `None` where NVML does not tell.
+fn mig(mode: Result<u32, NvmlError>) -> Option<&'static str> {
+    match mode {
+        Ok(0) => Some("disabled"),
+        Ok(_) => Some("enabled"),
+        Err(NvmlError::NotSupported) => Some("unsupported"),
+        Err(_) => None,
+    }
+}
+
 impl Gpu {
     /// Opens NVML and checks that there is a device.
     ///
@@ -112,6 +122,7 @@ impl Gpu {
                     "power_limit_mw": d.enforced_power_limit().ok(),
                     "max_sm_mhz": d.max_clock_info(Clock::SM).ok(),
                     "ecc": d.is_ecc_enabled().ok().map(|e| e.currently_enabled),
+                    "mig": mig(d.mig_mode().map(|m| m.current)),
                 })
             })
             .collect();
@@ -122,6 +133,13 @@ impl Gpu {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_known_of_mig_is_not_told() {
+        assert_eq!([mig(Ok(0)), mig(Ok(1))], [Some("disabled"), Some("enabled")]);
+        assert_eq!(mig(Err(NvmlError::NotSupported)), Some("unsupported"));
+        assert_eq!(mig(Err(NvmlError::GpuLost)), None);
+    }
 
     #[test]
     fn the_first_gpu_that_is_listed_is_looked_at() {

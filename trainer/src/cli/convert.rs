@@ -46,10 +46,10 @@ impl Output {
 /// Arguments of `import`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  chronicals import SmolLM2-135M-Instruct.Q4_1.gguf smollm2             config, tokenizer and chat template are in the file
-  chronicals import Qwen/Qwen2.5-0.5B qwen --dtype f32                  from the hub's cache, after `hf download Qwen/Qwen2.5-0.5B`
+  chronicals import SmolLM2-135M-Instruct.Q4_1.gguf smollm2   which has tokenizer and chat template
+  chronicals import Qwen/Qwen2.5-0.5B qwen --dtype f32        after `hf download Qwen/Qwen2.5-0.5B`
   chronicals import model.gguf out --tokenizer tokenizer.json
-GGUF: the architectures llama, qwen2 and qwen3 in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K and Q6_K. The folder OUT is then what
+GGUF: the architectures llama, qwen2 and qwen3 in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K and Q6_K. The folder OUT is then what \
 `model: {path: OUT}` of a training takes, and what Transformers loads.")]
 pub struct Import {
     /// GGUF file, Hugging Face folder, or repository in the hub's cache
@@ -66,7 +66,7 @@ pub struct Import {
 /// Arguments of `export`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  chronicals export out my-model                                        what full fine-tuning left, rounded to bf16, without its checkpoints
+  chronicals export out my-model        what full fine-tuning left, in bf16, without its checkpoints
   chronicals export out/checkpoint-200 my-model --dtype f32 --max-shard-gb 2")]
 pub struct Export {
     /// Folder of a model, such as a training's output_dir
@@ -80,7 +80,7 @@ pub struct Export {
 /// Arguments of `merge`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  chronicals merge --model smollm2 --adapter out merged                 W + scale·B·A in f32, rounded once to bf16
+  chronicals merge --model smollm2 --adapter out merged   W + scale·B·A in f32, rounded once to bf16
   chronicals merge --model Qwen/Qwen2.5-0.5B --adapter out merged --dtype f32")]
 pub struct Merge {
     /// Hugging Face folder of the base model, repository in the hub's cache, or GGUF file

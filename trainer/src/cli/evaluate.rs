@@ -31,12 +31,13 @@ use super::data::Samples;
 #[command(after_help = "Examples:
   chronicals evaluate --model smollm2 --text \"The capital of France is Paris.\"
   chronicals evaluate --model smollm2 --data held-out.jsonl --max-length 1024
-  chronicals evaluate --model smollm2 --adapter out --data held-out.jsonl --assistant-only-loss --device cuda
+  chronicals evaluate --model smollm2 --adapter out --data held-out.jsonl --device cuda
+  chronicals evaluate --model smollm2 --data chat.jsonl --assistant-only-loss
   chronicals evaluate --model smollm2 --data held-out.jsonl --completion-only-loss false
   chronicals evaluate --model smollm2 --data held-out.jsonl --per-token > tokens.jsonl
-A text begins with the token that the tokenizer puts in front, if any. Of data the tokens count that a training with these settings would learn:
-of records with a prompt what follows it. Prints the mean loss over the tokens that count, and e to it. With --per-token that goes to the standard error, and the
-standard output has a JSON object a line for every token: sample and position, both from 0, id, token, log_probability in nats (null for the
+A text begins with the token that the tokenizer puts in front, if any. Of data the tokens count that a training with these settings would learn: \
+of records with a prompt what follows it. Prints the mean loss over the tokens that count, and e to it. With --per-token that goes to the standard error, and the \
+standard output has a JSON object a line for every token: sample and position, both from 0, id, token, log_probability in nats (null for the \
 first of a sample, which nothing comes before), and whether it is learned.")]
 pub struct Args {
     /// Hugging Face folder, or repository in the hub's cache

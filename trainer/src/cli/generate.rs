@@ -20,10 +20,10 @@ use serde_json::Value;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   chronicals generate --model smollm2 --chat --prompt \"What is the capital of France?\"
-  chronicals generate --model smollm2 --adapter out --chat --prompt \"Name three colours.\" --max-new-tokens 64
-  chronicals generate --model smollm2 --prompt \"Once upon a time\" --temperature 0.7 --top-p 0.9 --seed 1
+  chronicals generate --model smollm2 --adapter out --chat --prompt \"Name three colours.\"
+  chronicals generate --model smollm2 --prompt \"Once upon a time\" --temperature 0.7 --seed 1
   chronicals generate --model smollm2 --chat < question.txt
-The most likely token is taken at every place unless a temperature is set. The answer ends at a token that generation_config.json
+The most likely token is taken at every place unless a temperature is set. The answer ends at a token that generation_config.json \
 or config.json names as eos_token_id, or at the tokenizer's. Text goes to stdout as it comes, the speed to stderr.")]
 pub struct Args {
     /// Hugging Face folder, or repository in the hub's cache

@@ -19,12 +19,12 @@ use clap::ValueEnum;
 /// Arguments of `init`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  chronicals init --model smollm2 --data chat.jsonl                             for this machine's GPU, or its processor; into train.yaml
-  chronicals init --model Qwen/Qwen2.5-0.5B --data chat.jsonl --gpu 80GB --method full --out full.yaml
+  chronicals init --model smollm2 --data chat.jsonl       for this machine's GPU, or its processor
+  chronicals init --model Qwen/Qwen2.5-0.5B --data chat.jsonl --gpu 80GB --method full
   chronicals init --model smollm2 --data chat.jsonl --gpu cpu --max-length 512 --epochs 3
-The data are read: rows are as long as nearly all samples, and steps are those of the epochs. Micro-batch, recomputation and what the
-optimizer keeps are the first that the plan of memory has room for (see `chronicals memory`). The file is yours: every setting has a
-comment, and `chronicals train --help` has the others.")]
+The data are read: rows are as long as nearly all samples, and steps are those of the epochs. \
+Micro-batch, recomputation and what the optimizer keeps are the first that the plan of memory has room for \
+(see `chronicals memory`). The file is yours: every setting has a comment, and `chronicals train --help` has the others.")]
 pub struct Args {
     /// Hugging Face folder of the model, or repository in the hub's cache
     #[arg(long)]

@@ -22,11 +22,11 @@ use clap::ValueEnum;
 /// Arguments of `memory`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  chronicals memory --model config.json                          full fine-tuning, 1 x 512, as this CPU trainer holds it
+  chronicals memory --model config.json                          full fine-tuning, 1 x 512, on a CPU
   chronicals memory --model config.json --method lora --r 32 --rows 8 --row-slots 512
   chronicals memory --model config.json --accounting cuda --rows 16 --row-slots 2048 --states 8bit
-  chronicals memory --model config.json --accounting cuda --rows 16 --row-slots 2048 --memory-limit-gb 40
-  chronicals memory --model config.json --accounting cuda --rows 4 --row-slots 2048 --states bf16 --offload --loss-chunk-rows 1024
+  chronicals memory --model config.json --accounting cuda --rows 16 --memory-limit-gb 40
+  chronicals memory --model config.json --accounting cuda --states bf16 --offload
   chronicals memory --params 7e9 --accounting paper              14 + 14 + 56 = 84 GB")]
 pub struct Args {
     /// Hugging Face config.json

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use chronibench_analysis::{TrialLog, report, summarise};
+use chronibench_analysis::{TrialLog, history, report, summarise};
 use chronibench_protocol::{
     event::Failure,
     record::{Case, Packing, Resolved, Skipped},
@@ -112,6 +112,26 @@ fn everything_is_said() {
         &"5c".repeat(32),
     ] {
         assert!(text.contains(words), "'{words}' is not in:\n{text}");
+    }
+}
+
+/// Older records do not tell whether a GPU is divided: they have no row, and are of the machine that they were of.
+#[test]
+fn mig_is_told_where_it_is_known() {
+    let (r, logs) = everything();
+    let summary = summarise(&r, &logs);
+    let of = |device: serde_json::Value| {
+        let environment = json!({"gpu": {"devices": [device]}});
+        let entries = history::entries("run", "head", &|_| "work".into(), &summary, &environment);
+        (report::report_md(&r, &summary, &environment), entries[0].machine.clone())
+    };
+    let older = of(json!({"name": "A100"}));
+    assert!(!older.0.contains("mig"), "{}", older.0);
+    assert_eq!(of(json!({"name": "A100", "mig": null})), older);
+    for (mode, same) in [("disabled", true), ("unsupported", true), ("enabled", false)] {
+        let (text, machine) = of(json!({"name": "A100", "mig": mode}));
+        assert!(text.contains(&format!("| gpu.devices.0.mig | {mode} |")), "{text}");
+        assert_eq!(machine == older.1, same, "{mode}");
     }
 }
 

@@ -25,7 +25,8 @@ use super::Source;
   chronicals data show qa.csv --tokenizer model/ --column prompt=question --column completion=answer
   chronicals data show chat.parquet --tokenizer model/ --skip 100 -n 1 --ids
 
-On a terminal learned tokens are green and the others grey; elsewhere learned tokens are between ⟦ and ⟧.")]
+On a terminal learned tokens are green and the others grey; \
+elsewhere learned tokens are between ⟦ and ⟧.")]
 pub struct Args {
     #[command(flatten)]
     source: Source,

@@ -24,52 +24,60 @@ use super::Exit;
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: chronicals train --config train.yaml, where train.yaml has (paths are relative to the file)
-  model: {path: my-model}                               # a Hugging Face folder, or a repository in the hub's cache
+  model: {path: my-model}             # a Hugging Face folder, or a repository in the hub's cache
   data: {path: data/chat-instruct/train.jsonl, max_length: 512}
-  method: {type: lora, r: 16, lora_alpha: 32, loraplus_lr_ratio: 16}      # or {type: full}; also use_rslora, use_dora, init_lora_weights: pissa,
-                                                        # rank_pattern: {k_proj: 8}, alpha_pattern
+  # Or {type: full}. Also use_rslora, use_dora, init_lora_weights: pissa, alpha_pattern,
+  # rank_pattern: {k_proj: 8}.
+  method: {type: lora, r: 16, lora_alpha: 32, loraplus_lr_ratio: 16}
   batch: {packing: bfd, per_device_train_batch_size: 2}
   train: {learning_rate: 1e-3, lr_scheduler_type: cosine, warmup_steps: 5}
   max_steps: 100
   output_dir: out
-  recompute: auto                                       # the default: keep what memory has room for; or none, swiglu, norm, ffn, block
-  memory_limit_gb: 40                                   # plan for so much; what is free when left out
-Conversations, with the chat template of an instruction-tuned model, whose folder has config.json and tokenizer:
-  data: {path: chat.jsonl, tokenizer: model/, max_length: 2048, assistant_only_loss: true, validation_split: 0.05}
-Records are JSON Lines, JSON, CSV or Parquet, in the shape of messages, ShareGPT, prompt and completion, Alpaca or text; the shape is
-recognised, or named by data.format. Keys of other names: data.columns: {prompt: question, completion: answer}.
+  recompute: auto                     # the default: what fits; or none, swiglu, norm, ffn, block
+  memory_limit_gb: 40                 # plan for so much; what is free when left out
+Conversations, with the chat template of an instruction-tuned model, whose folder has config.json \
+and tokenizer:
+  data: {path: chat.jsonl, tokenizer: model/, max_length: 2048, assistant_only_loss: true}
+Records are JSON Lines, JSON, CSV or Parquet, in the shape of messages, ShareGPT, prompt and completion, \
+Alpaca or text; the shape is recognised, or named by data.format. \
+Keys of other names: data.columns: {prompt: question, completion: answer}. \
+A part to evaluate on: data.validation_split: 0.05.
 `chronicals data show train.yaml` prints what of it is learned.
 To begin with drawn weights:
   model: {config: scenarios/models/tiny-qwen2.json}
-  data: {path: data/chat-instruct/train.jsonl, tokenizer: data/chat-instruct/tokenizer.json, max_length: 512}
+  data: {path: data/chat-instruct/train.jsonl, max_length: 512,
+    tokenizer: data/chat-instruct/tokenizer.json}
 On a GPU also:
-  device: cuda                                          # or cuda:1
-  offload: true                                         # blocks' inputs wait for the backward pass in the host's memory
-  precision: {dtype: bf16, states: f32}                 # the default; dtype f32 to debug, states bf16 or 8bit to save memory
+  device: cuda                        # or cuda:1
+  offload: true                       # blocks' inputs wait in the host's memory
+  precision: {dtype: bf16, states: f32}   # the default; dtype f32 to debug, states bf16, 8bit
 
-Writes to output_dir metrics (metrics.jsonl, metrics.csv, and TensorBoard's event files in runs/), and a model that Transformers loads (model.safetensors in f32, config.json, tokenizer) or, under LoRA,
-an adapter that PEFT loads (adapter_model.safetensors, adapter_config.json); and with
-  logging_steps: 10                                     # metrics of every ten steps: the loss is their mean
-  report_to: [tensorboard]                              # besides metrics.jsonl; csv and tensorboard when left out
-  peak_tflops: 989                                      # what MFU is a share of; known of common GPUs
-  eval_steps: 25                                        # the loss of what data.validation_split or validation_path holds out
-  save_steps: 50                                        # a checkpoint every 50 steps
-  save_total_limit: 2                                   # of which the newest two are kept
-  load_best_model_at_end: true                          # keep the checkpoint of the best evaluation, and end with it
-  early_stopping_patience: 3                            # end after so many evaluations without improvement
-  early_stopping_threshold: 0.01                        # of so much
-  max_loss_rise: 3.0                                    # the default: give up when the loss rises by so many nats
-folders checkpoint-50 and so on, from which a training that ended early goes on, to the bit, and which are models or adapters too. Ctrl-C ends the step at hand, writes a
+Writes to output_dir metrics (metrics.jsonl, metrics.csv, and TensorBoard's event files in runs/), \
+and a model that Transformers loads (model.safetensors in f32, config.json, tokenizer) \
+or, under LoRA, an adapter that PEFT loads (adapter_model.safetensors, adapter_config.json); and with
+  logging_steps: 10                   # metrics of every ten steps: the loss is their mean
+  report_to: [tensorboard]            # besides metrics.jsonl; csv and tensorboard when left out
+  peak_tflops: 989                    # what MFU is a share of; known of common GPUs
+  eval_steps: 25                      # the loss of what data.validation_split or _path holds out
+  save_steps: 50                      # a checkpoint every 50 steps
+  save_total_limit: 2                 # of which the newest two are kept
+  load_best_model_at_end: true        # keep the checkpoint of the best evaluation, and end with it
+  early_stopping_patience: 3          # end after so many evaluations without improvement
+  early_stopping_threshold: 0.01      # of so much
+  max_loss_rise: 3.0                  # the default: give up when the loss rises by so many nats
+folders checkpoint-50 and so on, from which a training that ended early goes on, to the bit, and which are models or adapters too. \
+Ctrl-C ends the step at hand, writes a \
 checkpoint and exits with 130, and so does a termination signal; a second one ends at once.
-  chronicals train --config train.yaml --resume                 # from its newest checkpoint, or from the beginning
+  chronicals train --config train.yaml --resume   # from its newest checkpoint, if any
   chronicals train --config train.yaml --resume-from out/checkpoint-50
 
 Where a step goes:
-  chronicals train --config train.yaml --profile prof   # prof/trace.json opens in ui.perfetto.dev or chrome://tracing
+  chronicals train --config train.yaml --profile prof
   chronicals train --config train.yaml --profile prof --profile-steps 5 --profile-warmup 20
-It prints, and writes to prof/profile.md, a table by seam and kernel: time, bytes, FLOPs, and how near that is to a copy and a product
-measured on the same device. profile.csv and profile.json are the same for programs. The training goes on to its last step: set
-max_steps to a few dozen where the profile is all that is wanted."
+prof/trace.json opens in ui.perfetto.dev or chrome://tracing. \
+It prints, and writes to prof/profile.md, a table by seam and kernel: time, bytes, FLOPs, and how near that is to a copy and a product \
+measured on the same device. profile.csv and profile.json are the same for programs. The training goes on to its last step: \
+set max_steps to a few dozen where the profile is all that is wanted."
 )]
 pub struct Args {
     /// YAML file that describes the training
