@@ -98,6 +98,39 @@ fn bf16_is_widened() {
 }
 
 #[test]
+fn a_tied_head_that_is_stored_is_the_embedding() {
+    let files = Files::new();
+    let (head, embedding) = ("lm_head.weight", "model.embed_tokens.weight");
+    let path = files.rewrite(|t| drop(t.insert(head.into(), t[embedding].clone())));
+    files.trainer().load_weights(&path).unwrap();
+
+    let cut = |bytes: &[u8]| bytes.chunks(4).flat_map(|v| [v[2], v[3]]).collect::<Vec<u8>>();
+    // The same numbers in another format.
+    let path = files.rewrite(|t| {
+        let (_, shape, bytes) = t[embedding].clone();
+        t.insert(head.into(), (Dtype::BF16, shape.clone(), cut(&bytes)));
+        let widened = cut(&bytes).chunks(2).flat_map(|v| [0, 0, v[0], v[1]]).collect();
+        t.insert(embedding.into(), (Dtype::F32, shape, widened));
+    });
+    files.trainer().load_weights(&path).unwrap();
+
+    let mut changes: [fn(&mut (Dtype, Vec<usize>, Vec<u8>)); 3] = [
+        |(_, _, bytes)| *bytes.last_mut().unwrap() ^= 1,
+        |(_, shape, bytes)| (shape[0], *bytes) = (10, bytes[..320].to_vec()),
+        |(dtype, _, bytes)| (*dtype, *bytes) = (Dtype::F16, vec![0; 176]),
+    ];
+    for change in &mut changes {
+        let path = files.rewrite(|t| {
+            let mut tensor = t[embedding].clone();
+            change(&mut tensor);
+            t.insert(head.into(), tensor);
+        });
+        let e = files.refusal(&path);
+        assert!(e.contains(head) && e.contains("tie_word_embeddings: false"), "{e}");
+    }
+}
+
+#[test]
 fn missing_extra_misshapen_and_foreign_tensors_are_named() {
     let files = Files::new();
     let name = "model.layers.0.mlp.up_proj.weight";
