@@ -18,6 +18,9 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 const CONFIG: &str = r#"{"model_type":"qwen2","vocab_size":11,"hidden_size":8,"intermediate_size":6,
     "num_hidden_layers":1,"num_attention_heads":2,"num_key_value_heads":1,"tie_word_embeddings":true}"#;
 
+/// Type, extents and bytes of a tensor.
+type Stored = (Dtype, Vec<usize>, Vec<u8>);
+
 struct Files {
     dir: tempfile::TempDir,
     config: ModelConfig,
@@ -52,7 +55,7 @@ impl Files {
     }
 
     /// Writes the model again after `change` has been at its tensors.
-    fn rewrite(&self, change: impl FnOnce(&mut BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>)) -> PathBuf {
+    fn rewrite(&self, change: impl FnOnce(&mut BTreeMap<String, Stored>)) -> PathBuf {
         let bytes = std::fs::read(self.model()).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let mut tensors: BTreeMap<_, _> = file
@@ -114,12 +117,12 @@ fn a_tied_head_that_is_stored_is_the_embedding() {
     });
     files.trainer().load_weights(&path).unwrap();
 
-    let mut changes: [fn(&mut (Dtype, Vec<usize>, Vec<u8>)); 3] = [
+    let changes: [fn(&mut Stored); 3] = [
         |(_, _, bytes)| *bytes.last_mut().unwrap() ^= 1,
         |(_, shape, bytes)| (shape[0], *bytes) = (10, bytes[..320].to_vec()),
         |(dtype, _, bytes)| (*dtype, *bytes) = (Dtype::F16, vec![0; 176]),
     ];
-    for change in &mut changes {
+    for change in changes {
         let path = files.rewrite(|t| {
             let mut tensor = t[embedding].clone();
             change(&mut tensor);
