@@ -228,11 +228,11 @@ impl HfConfig {
 }
 
 /// Llama 3's frequency-dependent context extension (`rope_type: llama3`).
-struct Llama3Scaling {
-    factor: f64,
-    low: f64,
-    high: f64,
-    original: f64,
+pub(crate) struct Llama3Scaling {
+    pub(crate) factor: f64,
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+    pub(crate) original: f64,
 }
 
 impl Llama3Scaling {
@@ -247,7 +247,7 @@ impl Llama3Scaling {
     }
 
     /// Long wavelengths are stretched by `factor`, short ones kept, those between blended.
-    fn apply(&self, inv_freq: f64) -> f64 {
+    pub(crate) fn apply(&self, inv_freq: f64) -> f64 {
         let turns = self.original * inv_freq / (2.0 * std::f64::consts::PI);
         if turns > self.high {
             inv_freq

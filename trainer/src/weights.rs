@@ -65,10 +65,10 @@ pub fn load_from<B: Backend>(b: &mut B, layout: &Layout, values: View, files: &[
 /// Checks that a file has the tensors of a layout, each in its shape, and no others that belong to a model.
 ///
 /// # Errors
-/// It has not; the first such tensor is named.
+/// It has not, or it has a head of its own where the embedding is the head; the first such tensor is named.
 pub fn check(file: &dyn Tensors, layout: &Layout) -> Result<(), Error> {
     // A tied head is often stored all the same, and old Llama files carry their rotary frequencies.
-    let harmless = |name: &str| name == "lm_head.weight" || name.ends_with("rotary_emb.inv_freq");
+    let harmless = |name: &str| name == HEAD || name.ends_with("rotary_emb.inv_freq");
     let mut names = file.names();
     names.retain(|n| layout.get(n).is_none() && !harmless(n));
     if let Some(extra) = names.first() {
@@ -78,7 +78,24 @@ pub fn check(file: &dyn Tensors, layout: &Layout) -> Result<(), Error> {
         )
         .hint("give the config.json that came with these weights"));
     }
-    layout.tensors.iter().try_for_each(|t| check_tensor(file, t))
+    layout.tensors.iter().try_for_each(|t| check_tensor(file, t))?;
+    check_tied(file, layout)
+}
+
+const HEAD: &str = "lm_head.weight";
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// A head that is stored beside a tied embedding must be the embedding, or it would be left out unsaid.
+fn check_tied(file: &dyn Tensors, layout: &Layout) -> Result<(), Error> {
+    let tied = layout.get(EMBEDDING).is_some() && layout.get(HEAD).is_none();
+    if !tied || file.shape(HEAD).is_none() || file.equal(EMBEDDING, HEAD)? {
+        return Ok(());
+    }
+    Err(Error::new(
+        format!("tie_word_embeddings: true, but '{HEAD}' is not equal to '{EMBEDDING}'"),
+        file.place(),
+    )
+    .hint("set tie_word_embeddings: false in config.json to use the head that is stored, or take it out of the weights"))
 }
 
 fn check_tensor(file: &dyn Tensors, t: &Tensor) -> Result<(), Error> {

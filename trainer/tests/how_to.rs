@@ -88,7 +88,7 @@ fn shell(name: &str, text: &str, dir: &Path) -> Vec<String> {
 /// A folder that looks like the repository's root as far as pages go.
 fn folder() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["data", "scenarios", "fuzz"] {
+    for name in ["data", "scenarios", "fuzz", "tests"] {
         std::os::unix::fs::symlink(root().join(name), dir.path().join(name)).unwrap();
     }
     dir
@@ -141,9 +141,12 @@ macro_rules! pages {
 
 pages! {
     fine_tune: "fine-tune.md",
+    conversations: "conversations.md",
+    formats: "formats.md",
     presets: "presets.md",
     look_at_data: "look-at-data.md",
     lora_variants: "lora-variants.md",
+    early_stop: "early-stop.md",
     resume: "resume.md",
     evaluate: "evaluate.md",
     merge_and_export: "merge-and-export.md",

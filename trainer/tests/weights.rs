@@ -18,6 +18,9 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 const CONFIG: &str = r#"{"model_type":"qwen2","vocab_size":11,"hidden_size":8,"intermediate_size":6,
     "num_hidden_layers":1,"num_attention_heads":2,"num_key_value_heads":1,"tie_word_embeddings":true}"#;
 
+/// Type, extents and bytes of a tensor.
+type Stored = (Dtype, Vec<usize>, Vec<u8>);
+
 struct Files {
     dir: tempfile::TempDir,
     config: ModelConfig,
@@ -52,7 +55,7 @@ impl Files {
     }
 
     /// Writes the model again after `change` has been at its tensors.
-    fn rewrite(&self, change: impl FnOnce(&mut BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>)) -> PathBuf {
+    fn rewrite(&self, change: impl FnOnce(&mut BTreeMap<String, Stored>)) -> PathBuf {
         let bytes = std::fs::read(self.model()).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let mut tensors: BTreeMap<_, _> = file
@@ -95,6 +98,39 @@ fn bf16_is_widened() {
     let t = trainer.trainable().get(name).unwrap().clone();
     let values = trainer.backend().read(trainer.model().weights.slice(t.offset, t.len())).unwrap();
     assert_eq!(values, [1.5, -2.0, 0.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+}
+
+#[test]
+fn a_tied_head_that_is_stored_is_the_embedding() {
+    let files = Files::new();
+    let (head, embedding) = ("lm_head.weight", "model.embed_tokens.weight");
+    let path = files.rewrite(|t| drop(t.insert(head.into(), t[embedding].clone())));
+    files.trainer().load_weights(&path).unwrap();
+
+    let cut = |bytes: &[u8]| bytes.chunks(4).flat_map(|v| [v[2], v[3]]).collect::<Vec<u8>>();
+    // The same numbers in another format.
+    let path = files.rewrite(|t| {
+        let (_, shape, bytes) = t[embedding].clone();
+        t.insert(head.into(), (Dtype::BF16, shape.clone(), cut(&bytes)));
+        let widened = cut(&bytes).chunks(2).flat_map(|v| [0, 0, v[0], v[1]]).collect();
+        t.insert(embedding.into(), (Dtype::F32, shape, widened));
+    });
+    files.trainer().load_weights(&path).unwrap();
+
+    let changes: [fn(&mut Stored); 3] = [
+        |(_, _, bytes)| *bytes.last_mut().unwrap() ^= 1,
+        |(_, shape, bytes)| (shape[0], *bytes) = (10, bytes[..320].to_vec()),
+        |(dtype, _, bytes)| (*dtype, *bytes) = (Dtype::F16, vec![0; 176]),
+    ];
+    for change in changes {
+        let path = files.rewrite(|t| {
+            let mut tensor = t[embedding].clone();
+            change(&mut tensor);
+            t.insert(head.into(), tensor);
+        });
+        let e = files.refusal(&path);
+        assert!(e.contains(head) && e.contains("tie_word_embeddings: false"), "{e}");
+    }
 }
 
 #[test]

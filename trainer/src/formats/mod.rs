@@ -39,6 +39,18 @@ pub trait Tensors {
     /// There is no such tensor, its type is not supported, or the file cannot be read.
     fn read(&self, name: &str) -> Result<Vec<f32>, Error>;
 
+    /// Whether two tensors are equal to the bit.
+    ///
+    /// # Errors
+    /// One of them cannot be read.
+    fn equal(&self, a: &str, b: &str) -> Result<bool, Error> {
+        if self.shape(a) != self.shape(b) {
+            return Ok(false);
+        }
+        let (a, b) = (self.read(a)?, self.read(b)?);
+        Ok(a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits()))
+    }
+
     /// Where they are, for messages.
     fn place(&self) -> String;
 }

@@ -19,6 +19,9 @@ use crate::error::Error;
 /// No honest header is larger; a damaged length would otherwise ask for that much memory.
 const MAX_HEADER: u64 = 100 << 20;
 
+/// Bytes that are compared at once.
+const PIECE: usize = 1 << 20;
+
 /// One file.
 struct Part {
     path: PathBuf,
@@ -111,6 +114,14 @@ impl Tensors for Shards {
             .read(name)
     }
 
+    fn equal(&self, a: &str, b: &str) -> Result<bool, Error> {
+        let part = |name: &str| Some(&self.parts[*self.of.get(name)?]);
+        match (part(a), part(b)) {
+            (Some(of_a), Some(of_b)) => of_a.equal(a, of_b, b),
+            _ => Ok(false),
+        }
+    }
+
     fn place(&self) -> String {
         self.place.display().to_string()
     }
@@ -121,6 +132,33 @@ impl Part {
         let mut file = File::open(path).map_err(|e| Error::io(path, &e))?;
         let (start, meta) = read_header(&mut file, path)?;
         Ok(Self { path: path.to_path_buf(), file, start, meta })
+    }
+
+    /// Compares bytes a piece at a time: the tensors that are compared are a model's largest.
+    fn equal(&self, name: &str, other: &Self, other_name: &str) -> Result<bool, Error> {
+        let (Some(a), Some(b)) = (self.meta.info(name), other.meta.info(other_name)) else {
+            return Ok(false);
+        };
+        if a.shape != b.shape {
+            return Ok(false);
+        }
+        if a.dtype != b.dtype {
+            let (a, b) = (self.read(name)?, other.read(other_name)?);
+            return Ok(a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits()));
+        }
+        let length = a.data_offsets.1 - a.data_offsets.0;
+        let (mut left, mut right) = (vec![0; length.min(PIECE)], vec![0; length.min(PIECE)]);
+        for at in (0..length).step_by(PIECE) {
+            let n = PIECE.min(length - at);
+            for (part, info, bytes) in [(self, a, &mut left), (other, b, &mut right)] {
+                let from = part.start + (info.data_offsets.0 + at) as u64;
+                part.file.read_exact_at(&mut bytes[..n], from).map_err(|e| Error::io(&part.path, &e))?;
+            }
+            if left[..n] != right[..n] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn read(&self, name: &str) -> Result<Vec<f32>, Error> {

@@ -33,7 +33,10 @@ fn gguf_says_what_is_not_supported() {
             small().tensor("blk.0.attn_norm_2.weight", &[32], 0, 128),
             "'blk.0.attn_norm_2.weight' belongs to no",
         ),
-        (small().tensor("rope_freqs.weight", &[32], 0, 128), "rotary frequencies of its own"),
+        (
+            small().tensor("token_embd.weight", &[32, 8], 0, 1024).tensor("rope_freqs.weight", &[32], 0, 128),
+            "'rope_freqs.weight' has 32 factors for heads of 16",
+        ),
         (small().tensor("blk.0.attn_q.weight", &[32, 30], 0, 3840), "has 30 rows for 2 heads"),
         (small(), "no 'token_embd.weight'"),
         (Gguf::small("gemma3"), "architecture 'gemma3' is not supported"),

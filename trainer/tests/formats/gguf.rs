@@ -1,6 +1,7 @@
 //! GGUF against llama.cpp's own package (`tests/goldens/make_gguf.py`).
 
 use chronicals::{
+    config::ModelConfig,
     data::tokenizer::{TextTokenizer, TokenizerArgs},
     formats::{
         folder::Source,
@@ -11,7 +12,7 @@ use safetensors::SafeTensors;
 
 use super::{
     assert_same, golden, open,
-    written::{Gguf, number, text, texts, truth},
+    written::{Gguf, float, number, text, texts, truth},
 };
 
 #[test]
@@ -153,4 +154,80 @@ fn texts_begin_with_a_token_where_the_tokenizer_puts_one() {
 
 fn merge(m: &serde_json::Value) -> String {
     format!("{} {}", m[0].as_str().unwrap(), m[1].as_str().unwrap())
+}
+
+/// A small Llama with the factors of llama.cpp's converter (`generate_extra_tensors`) for Llama 3's scaling by `factor`.
+fn llama3(factor: f64, original: f64) -> (Gguf, Vec<f64>) {
+    let frequencies = (0..8).map(|i| 500_000f64.powf(-f64::from(i) / 8.0));
+    let factors: Vec<f64> = frequencies
+        .map(|frequency| {
+            let wavelength = 2.0 * std::f64::consts::PI / frequency;
+            let smooth = (original / wavelength - 1.0) / 3.0;
+            if wavelength < original / 4.0 {
+                1.0
+            } else if wavelength > original {
+                factor
+            } else {
+                1.0 / ((1.0 - smooth) / factor + smooth)
+            }
+        })
+        .collect();
+    let bytes = factors.iter().flat_map(|x| (*x as f32).to_le_bytes()).collect();
+    let file = Gguf::small("llama")
+        .value("llama.rope.freq_base", float(500_000.0))
+        .value("llama.context_length", number(131_072))
+        .tensor_of("rope_freqs.weight", &[8], 0, bytes);
+    let square = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
+    let file = square
+        .iter()
+        .fold(file, |file, name| file.tensor(&format!("blk.0.{name}.weight"), &[32, 32], 0, 4096));
+    let norms = ["blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight"];
+    let file = norms.iter().fold(file, |file, name| file.tensor(name, &[32], 0, 128));
+    (file.tensor("token_embd.weight", &[32, 8], 0, 1024), factors)
+}
+
+#[test]
+fn llama_3s_rotary_factors_become_its_config() {
+    let dir = tempfile::tempdir().unwrap();
+    for factor in [8.0, 32.0] {
+        let (file, factors) = llama3(factor, 8192.0);
+        assert!(factors.iter().any(|f| *f > 1.0 && *f < factor), "one is blended: {factors:?}");
+        let path = dir.path().join("llama-3.gguf");
+        std::fs::write(&path, file.bytes()).unwrap();
+        let out = dir.path().join(format!("by-{factor}"));
+        let source = Source::open(&path, Some(&golden("../../data/chat-instruct/tokenizer.json"))).unwrap();
+        source.write(None, super::folder::F32, &out).unwrap();
+
+        let config = std::fs::read_to_string(out.join("config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        let expected = serde_json::json!({
+            "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        });
+        assert_eq!(config["rope_scaling"], expected);
+        let model = ModelConfig::load(&out.join("config.json")).unwrap();
+        for (i, (got, by)) in model.inv_freq.iter().zip(&factors).enumerate() {
+            let expected = 500_000f64.powf(-(i as f64) / 8.0) / by;
+            assert!((got - expected).abs() <= 1e-6 * expected, "{i}: {got} for {expected}");
+        }
+    }
+    // Factors of 1 scale nothing.
+    let (file, _) = llama3(1.0, 8192.0);
+    assert_eq!(opened(&dir, &file).config().unwrap().get("rope_scaling"), None);
+}
+
+#[test]
+fn other_rotary_factors_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, factors) = llama3(8.0, 4096.0);
+    let e = opened(&dir, &file).config().unwrap_err().to_string();
+    assert!(e.contains("'rope_freqs.weight' has factor 4 as") && e.contains("mend:"), "{e}\n{factors:?}");
+    let with = |bytes: Vec<u8>| {
+        let file = Gguf::small("llama").tensor("token_embd.weight", &[32, 8], 0, 1024);
+        opened(&dir, &file.tensor_of("rope_freqs.weight", &[8], 0, bytes)).config().unwrap_err().to_string()
+    };
+    for odd in [f32::NAN, f32::INFINITY, 0.0, -1.0] {
+        let e = with([odd; 8].iter().flat_map(|x| x.to_le_bytes()).collect());
+        assert!(e.contains("has factor"), "{odd}: {e}");
+    }
 }

@@ -11,6 +11,10 @@ pub fn number(n: u32) -> Value {
     Value(4, n.to_le_bytes().to_vec())
 }
 
+pub fn float(x: f32) -> Value {
+    Value(6, x.to_le_bytes().to_vec())
+}
+
 pub fn truth(is: bool) -> Value {
     Value(7, vec![is.into()])
 }
@@ -47,8 +51,12 @@ impl Gguf {
         self
     }
 
-    pub fn tensor(mut self, name: &str, extents: &[u64], kind: u32, bytes: usize) -> Self {
-        self.tensors.push((name.into(), extents.to_vec(), kind, vec![0; bytes]));
+    pub fn tensor(self, name: &str, extents: &[u64], kind: u32, bytes: usize) -> Self {
+        self.tensor_of(name, extents, kind, vec![0; bytes])
+    }
+
+    pub fn tensor_of(mut self, name: &str, extents: &[u64], kind: u32, bytes: Vec<u8>) -> Self {
+        self.tensors.push((name.into(), extents.to_vec(), kind, bytes));
         self
     }
 

@@ -4,6 +4,7 @@
 //! `raise_exception` and `strftime_now`, and `{% generation %}` around what the assistant says. One difference is left: `~` and
 //! `join` write a boolean as `true` and nothing as `none`, which Python writes `True` and `None`.
 
+mod bound;
 mod find;
 mod python;
 mod spans;
@@ -14,7 +15,6 @@ use std::{ops::Range, path::Path};
 use jiff::civil::DateTime;
 use minijinja::{
     Environment, ErrorKind, UndefinedBehavior, Value,
-    syntax::SyntaxConfig,
     value::{Kwargs, Serde},
 };
 use serde_json::Map;
@@ -34,6 +34,7 @@ pub struct ChatTemplate {
     /// Special tokens and settings, which templates read as variables.
     variables: Map<String, serde_json::Value>,
     has_tags: bool,
+    program: bound::Program,
 }
 
 /// A conversation as text.
@@ -119,13 +120,12 @@ impl ChatTemplate {
         // As Jinja reads a text, wherever it was written.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
         let (text, has_tags) = tags::replaced(&source);
-        let mut env = environment();
-        env.add_template_owned(NAME, text).map_err(|e| ChatError::Syntax {
+        let program = bound::Program::new(text).map_err(|e| ChatError::Syntax {
             name: name.into(),
             line: e.line().unwrap_or(1),
             what: said(&e),
         })?;
-        Ok(Self { source, name: name.into(), env, variables, has_tags })
+        Ok(Self { source, name: name.into(), env: environment(), variables, has_tags, program })
     }
 
     /// Reads a template from a file.
@@ -192,8 +192,8 @@ impl ChatTemplate {
         let messages: Vec<_> =
             messages.iter().map(|m| serde_json::Value::Object(m.object().clone())).collect();
         context.insert("messages".into(), messages.into());
-        let template = self.env.get_template(NAME).expect("added when made");
-        let text = template.render(Value::from(Serde(&context))).map_err(|e| self.failed(&e))?;
+        let root = Value::from(Serde(&context));
+        let text = self.program.render(&self.env, root).map_err(|e| self.failed(&e))?;
         if !self.has_tags {
             return Ok(RenderedChat { text, generated: None });
         }
@@ -231,8 +231,6 @@ fn said(e: &minijinja::Error) -> String {
 
 fn environment() -> Environment<'static> {
     let mut env = Environment::new();
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-    env.set_syntax(syntax.expect("Jinja's own delimiters"));
     env.set_undefined_behavior(UndefinedBehavior::Lenient);
     env.set_fuel(Some(FUEL));
     env.set_unknown_method_callback(python::method);
@@ -242,6 +240,7 @@ fn environment() -> Environment<'static> {
     env.add_filter("tojson", python::tojson);
     env.add_filter("string", python::display);
     env.add_filter(tags::FILTER, tags::marked);
+    env.add_filter(bound::FILTER, bound::bounded);
     env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
     });

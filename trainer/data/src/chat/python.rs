@@ -16,7 +16,7 @@ const DEEPEST: usize = 200;
 ///
 /// # Errors
 /// There is no fuel for it, or it is nested too deeply.
-fn pay(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
+pub(super) fn pay(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
     state.consume_fuel(1 + value.as_str().map_or(0, |text| text.len() as u64 / BYTES_OF_FUEL))?;
     if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map) {
         return Ok(());

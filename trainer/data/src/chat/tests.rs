@@ -147,6 +147,22 @@ fn a_template_of_endless_text_is_stopped_before_it_takes_the_memory() {
         let e = rendered(&doubled("[ns.x, ns.x]", last), json!({})).unwrap_err();
         assert!(matches!(e, ChatError::Endless { .. }), "{last}: {e}");
     }
+    // What the engine writes, adds or compares by itself goes through the whole value before it pays.
+    for (step, last) in [
+        ("[ns.x, ns.x]", "ns.x ~ ''"),
+        ("ns.x + ns.x", "ns.x | upper"),
+        ("{'a': ns.x, 'b': ns.x}", "ns.x == 1"),
+        ("[ns.x] * 1000", "'x' is in ns.x"),
+    ] {
+        let source = doubled(step, last).replace("x='ab'", "x=['ab']");
+        let e = rendered(&source, json!({})).unwrap_err();
+        assert!(matches!(e, ChatError::Endless { .. }), "{step}, {last}: {e}");
+    }
+    let by_macros = "{% macro m(x, n) %}{% if n %}{{ m([x, x], n - 1) }}{% else %}{{ x ~ '' }}{% endif %}{% endmacro %}{{ m('a', 30) }}";
+    for source in [by_macros, "{{ ([[0] * 90000000] * 90000000) | upper }}"] {
+        let e = rendered(source, json!({})).unwrap_err();
+        assert!(matches!(e, ChatError::Endless { .. } | ChatError::Render { .. }), "{source}: {e}");
+    }
     let e = rendered("{{ range(50000) | list | tojson(indent='x' * 50000) }}", json!({})).unwrap_err();
     assert!(matches!(e, ChatError::Endless { .. }), "{e}");
     let deep = "{% set ns = namespace(x=1) %}{% for i in range(300) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | tojson }}";
@@ -214,4 +230,24 @@ fn templates_are_found_beside_the_tokenizer() {
     assert_eq!(found(json!({"chat_template": "a"})).as_deref(), Some("file"));
     std::fs::write(dir.path().join("chat_template.jinja"), b"\xff").unwrap();
     assert!(matches!(find(dir.path(), &json!({})), Err(ChatError::Io { .. })));
+}
+
+/// Every kind of jump has to find its place again behind the checks that are put in.
+#[test]
+fn what_bounds_a_template_changes_nothing_else() {
+    let source = "{% macro m(a, b='-') %}{% set c = a * 2 %}{{ c }}{{ b }}{% endmacro %}\
+                  {% set ns = namespace(n=0, all=[]) %}\
+                  {% for i in range(4) if i != 2 %}{% set ns.n = ns.n + i %}{% set ns.all = ns.all + [i * 3] %}\
+                  {{ m(i, b='+') if i % 2 else m('ab') }}{% if i == 9 %}x{% elif loop.last %}!{% else %},{% endif %}{% else %}none\
+                  {% endfor %}{% for i in [] %}{% else %}none{% endfor %}\
+                  {% for k, v in {'a': 1}.items() recursive %}{{ k }}{{ v }}{% endfor %}\
+                  {% set b %}in {{ ns.n }}{% endset %}{% with d = 2 * 3 %}{{ d and b or 'x' }}{% endwith %}\
+                  {% for i in range(9) %}{% if i == 1 %}{% continue %}{% elif i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}{{ ns.all }}";
+    assert_eq!(text(source, json!({})), "abab-,2+,6+!nonea1in 402[0, 3, 9]");
+    // Programs beyond those that are kept.
+    for i in 0..80 {
+        assert_eq!(text(&format!("{{% set a = {i} %}}{{{{ a * 2 }}}}"), json!({})), (2 * i).to_string());
+    }
+    let e = rendered("{% set a = 1 %}\n{% set b = a * 2 %}\n\n{{ b.c.d }}", json!({})).unwrap_err();
+    assert!(matches!(&e, ChatError::Render { line: 4, .. }), "{e}");
 }

@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Header, Info, Value, tokenizer};
+use super::{Header, Info, Value, rope, tokenizer};
 use crate::{error::Error, formats::Tensors};
 
 /// A model in a GGUF file: Llama, Qwen2 or Qwen3.
@@ -69,6 +69,9 @@ fn name_of(tensor: &str) -> Option<String> {
     Some(format!("model.layers.{layer}.{name}"))
 }
 
+/// By what inverse frequencies are divided.
+const ROPE_FACTORS: &str = "rope_freqs.weight";
+
 impl Model {
     /// Opens a file.
     ///
@@ -93,14 +96,10 @@ impl Model {
 
     fn name_tensors(&mut self) -> Result<(), Error> {
         let (architecture, heads, kv_heads) = (self.architecture()?, self.heads()?, self.kv_heads()?);
-        for (name, info) in &self.header.tensors {
-            let to = name_of(name).ok_or_else(|| {
-                self.bad(if name.starts_with("rope_freqs") {
-                    "rotary frequencies of its own ('rope_freqs.weight'): take the model's Hugging Face folder".into()
-                } else {
-                    format!("tensor '{name}' belongs to no model that is supported")
-                })
-            })?;
+        // Its factors become a part of the config.
+        for (name, info) in self.header.tensors.iter().filter(|(name, _)| *name != ROPE_FACTORS) {
+            let to = name_of(name)
+                .ok_or_else(|| self.bad(format!("tensor '{name}' belongs to no model that is supported")))?;
             let rows = match architecture {
                 "llama" if to.contains("q_proj") => Rows::Alternate(heads),
                 "llama" if to.contains("k_proj") => Rows::Alternate(kv_heads),
@@ -186,7 +185,9 @@ impl Model {
             "tie_word_embeddings": self.shape("lm_head.weight").is_none(),
             "attention_bias": false,
         });
+        let scaling = self.rope_scaling(float("rope.freq_base").unwrap_or(10_000.0), head_dim as usize)?;
         let object = config.as_object_mut().expect("an object");
+        object.extend(scaling.map(|scaling| ("rope_scaling".into(), scaling)));
         if architecture == "qwen2" {
             object.remove("attention_bias");
         }
@@ -197,6 +198,24 @@ impl Model {
             }
         }
         Ok(config)
+    }
+
+    /// `rope_scaling` of the config, where the file has its factors.
+    fn rope_scaling(&self, theta: f64, head_dim: usize) -> Result<Option<Json>, Error> {
+        let Some(info) = self.header.tensors.get(ROPE_FACTORS) else { return Ok(None) };
+        rope::scaling(&self.values(info)?, theta, head_dim).map_err(|what| {
+            Error::new(format!("'{ROPE_FACTORS}' {what}"), self.path.display().to_string()).hint(
+                "take the model's Hugging Face folder, whose config.json says how its positions are scaled",
+            )
+        })
+    }
+
+    /// A tensor's values as they lie in the file.
+    fn values(&self, info: &Info) -> Result<Vec<f32>, Error> {
+        let mut bytes = vec![0; info.bytes()];
+        let at = self.header.start + info.offset;
+        self.file.read_exact_at(&mut bytes, at).map_err(|e| Error::io(&self.path, &e))?;
+        Ok(info.kind.decode(&bytes))
     }
 
     /// `tokenizer_config.json`.
@@ -233,10 +252,7 @@ impl Tensors for Model {
     fn read(&self, name: &str) -> Result<Vec<f32>, Error> {
         let missing = || Error::new("a tensor is missing", format!("{name} in {}", self.place()));
         let Tensor { info, rows } = self.tensors.get(name).ok_or_else(missing)?;
-        let mut bytes = vec![0; info.bytes()];
-        let at = self.header.start + info.offset;
-        self.file.read_exact_at(&mut bytes, at).map_err(|e| Error::io(&self.path, &e))?;
-        let values = info.kind.decode(&bytes);
+        let values = self.values(info)?;
         Ok(match rows {
             Rows::Same => values,
             Rows::Alternate(heads) => halves(&values, info.shape[0], *heads),
