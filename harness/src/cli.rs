@@ -246,7 +246,7 @@ pub struct ClaimsArgs {
 const VERIFY_EXAMPLES: &str = "\
 Examples:
   chronibench verify runs/20250131-101500-quickstart
-  chronibench verify reports/2026-11-24-quickstart reports/2026-11-26-gpu-h100
+  chronibench verify reports/2026-11-28-quickstart reports/2026-11-26-gpu-h100
   chronibench verify runs/latest --require-chain
 
 It proves integrity, not honesty: that nothing was changed, lost or added after the harness wrote

@@ -165,7 +165,7 @@ fn assert_seen(browser: &Path, page: &str, args: &[&str], (ground, first): ([u8;
 fn a_page_draws_its_charts_in_a_browser() {
     let Some(browser) = browser() else { return };
     let gpu = page_of(&published("2026-11-26-dense-2048-h100"));
-    let ablation = with_division(&published("2026-11-24-ablation-cpu"));
+    let ablation = with_division(&published("2026-11-28-ablation-cpu"));
     let charts: [(&str, &[&str]); 2] = [
         (
             &gpu,

@@ -117,7 +117,7 @@ fn render(dir: &Path) -> Result<(Rendered, bool)> {
     Ok((files, summary.trials_stored >= summary.trials_planned))
 }
 
-/// `2026-11-24-quickstart`: the day on which the run began, and what it is.
+/// `2026-11-28-quickstart`: the day on which the run began, and what it is.
 fn name(dir: &Path, given: Option<&str>) -> Result<String> {
     let path = dir.join(ENVIRONMENT);
     let text = std::fs::read_to_string(&path).at(&path)?;
