@@ -37,6 +37,13 @@ def ours(chronicals, arguments, text):
     return torch.tensor([t["log_probability"] for t in tokens[1:]], dtype=torch.float64), [t["id"] for t in tokens]
 
 
+def theirs(model, ids):
+    """The same by Transformers, of ids in a tensor of one row."""
+    with torch.no_grad():
+        logits = model(ids).logits[0]
+    return logits[:-1].double().log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+
+
 def main():
     chronicals, folder = sys.argv[1:]
     base, adapter, merged = (f"{folder}/{name}" for name in ("model", "adapter", "exported"))
@@ -54,12 +61,10 @@ def main():
     print("| | text | loss, Chronicals | loss, Transformers | largest difference of a token's log-probability |\n|---|---|---:|---:|---:|")
     for name, (model, arguments) in models.items():
         for i, text in enumerate(TEXTS):
-            ids = tokenizer(text, return_tensors="pt")
-            with torch.no_grad():
-                logits = model(**ids).logits[0]
+            ids = tokenizer(text, return_tensors="pt")["input_ids"]
             here, read = ours(chronicals, arguments, text)
-            assert read == ids["input_ids"][0].tolist(), (read, ids)
-            there = logits[:-1].double().log_softmax(-1).gather(1, ids["input_ids"][0, 1:, None])[:, 0]
+            assert read == ids[0].tolist(), (read, ids)
+            there = theirs(model, ids)
             apart = (here - there).abs().max().item()
             worst, worst_token = max(worst, (here.mean() - there.mean()).abs().item()), max(worst_token, apart)
             print(f"| {name} | {i + 1} | {-here.mean():.4f} | {-there.mean():.4f} | {apart:.1e} |")

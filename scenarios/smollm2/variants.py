@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from check import TEXTS, TOKEN_TOLERANCE, ours
+from check import TEXTS, TOKEN_TOLERANCE, ours, theirs
 
 # A rank of 8 is enough to see a factor that is wrong.
 DATA = Path(__file__).resolve().parents[2] / "data/chat-instruct/train.jsonl"
@@ -56,10 +56,7 @@ def main():
             here, _ = ours(chronicals, ["--model", base, "--adapter", f"{out}/adapter"], TEXTS[0])
             model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
             model = PeftModel.from_pretrained(model, f"{out}/adapter").eval()
-        tokens = torch.tensor([ids])
-        with torch.no_grad():
-            logits = model(tokens).logits[0]
-        there = logits[:-1].double().log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
+        there = theirs(model, torch.tensor([ids]))
         apart, moved = (here - there).abs().max().item(), (here - plain).abs().max().item()
         failed |= apart > TOKEN_TOLERANCE or moved < 10 * TOKEN_TOLERANCE
         print(f"| {name} | {apart:.1e} | {moved:.2f} |", flush=True)

@@ -86,10 +86,10 @@ pub(super) fn findings(claim: &Claim, runs: &Outcomes) -> Vec<Finding> {
             let found = outcomes.iter().filter(|o| o.id == claim.id && belongs(claim, part, o));
             judge(&found.collect::<Vec<_>>(), claim).map(|judged| (judged, dir.to_string()))
         };
-        let found = runs.iter().find_map(of_run);
-        let untestable = || (Verdict::Untestable, "no run of kernels has it".to_string());
-        let (judged, run) = found.map_or((None, None), |(judged, dir)| (Some(judged), Some(dir)));
-        let (verdict, figures) = judged.unwrap_or_else(untestable);
+        let ((verdict, figures), run) = runs.iter().find_map(of_run).map_or_else(
+            || ((Verdict::Untestable, "no run of kernels has it".to_string()), None),
+            |(judged, dir)| (judged, Some(dir)),
+        );
         Finding {
             id: claim.id.clone(),
             part: Some(part.clone()),

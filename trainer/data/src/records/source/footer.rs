@@ -7,7 +7,7 @@
 
 use std::{fs::File, os::unix::fs::FileExt};
 
-use super::thrift::{BINARY, BOOLEANS, BYTE, Bytes, DEEPEST, INTEGER, LISTS, STRUCT, Stop, Walk};
+use super::thrift::{BINARY, BOOLEANS, BYTE, DEEPEST, INTEGER, LISTS, STRUCT, Stop, Walk};
 
 /// Length of the metadata and the magic behind them.
 const TAIL: usize = 8;
@@ -60,9 +60,8 @@ fn walk(metadata: &[u8]) -> Result<(), Stop> {
 
 /// The schema: a list of elements, behind each of which are those that are in it.
 fn schema(walk: &mut Walk<&[u8]>) -> Result<(), Stop> {
-    let header = walk.0.byte()?;
-    let n = if header >> 4 == 15 { walk.varint()? } else { u64::from(header >> 4) };
-    if n > 0 && header & 15 != STRUCT {
+    let (n, kind) = walk.list()?;
+    if n > 0 && kind != STRUCT {
         return Err(Stop::Malformed);
     }
     // Of each group around the next element, how many elements it still has.

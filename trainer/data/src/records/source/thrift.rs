@@ -95,6 +95,13 @@ impl<B: Bytes> Walk<B> {
         }
     }
 
+    /// How many values a list has, and their type; they follow.
+    pub fn list(&mut self) -> Result<(u64, u8), Stop> {
+        let header = self.0.byte()?;
+        let n = if header >> 4 == 15 { self.varint()? } else { u64::from(header >> 4) };
+        Ok((n, header & 15))
+    }
+
     /// Steps over a value.
     pub fn value(&mut self, kind: u8, depth: u8) -> Result<(), Stop> {
         let Some(depth) = depth.checked_sub(1) else { return Err(Stop::Malformed) };
@@ -105,9 +112,8 @@ impl<B: Bytes> Walk<B> {
             DOUBLE => self.0.skip(8),
             BINARY => self.varint().and_then(|n| self.0.skip(n)),
             kind if LISTS.contains(&kind) => {
-                let header = self.0.byte()?;
-                let n = if header >> 4 == 15 { self.varint()? } else { u64::from(header >> 4) };
-                self.values(n, &[header & 15], depth)
+                let (n, kind) = self.list()?;
+                self.values(n, &[kind], depth)
             }
             MAP => match self.varint()? {
                 0 => Ok(()),
