@@ -226,7 +226,8 @@ class StepLog:
         starts = [self.begin_ns] + ends[:-1]
         for (step, _, report), start, end in zip(self.pending, starts, ends):
             phase = "timed" if timed else "untimed"
-            self.trial.events.tell("step", step=step, phase=phase, start_ns=start, end_ns=end, **report())
+            fields = {"samples": self.trial.samples(step), **report()}
+            self.trial.events.tell("step", step=step, phase=phase, start_ns=start, end_ns=end, **fields)
         if timed:
             first = self.pending[0][0]
             index = (first - self.measure["untimed_steps"]) // size
@@ -278,6 +279,10 @@ class Trial:
         """Tokens of a step, all its micro-batches."""
         all_counts = [batch.counts for batch in self.batches[step]]
         return {name: sum(c[name] for c in all_counts) for name in ("slots", "real", "loss")}
+
+    def samples(self, step):
+        """Samples of a step, row after row."""
+        return [s for batch in self.batches[step] for row in batch.samples for s in row]
 
     def settings(self, **more):
         """Training settings under the names that the parity diff knows; `more` are the arm's own."""

@@ -74,9 +74,11 @@ def report(trial, step, behaviour):
     lr = {"all": trial.lr(step)}
     if trial.lora:
         lr = {"lora_A": trial.lr(step), "lora_B": trial.lr(step) * trial.lora["loraplus_lr_ratio"]}
+    samples = trial.samples(step)
     return {
         "loss": 6.0 - 3.0 * (step + 1) / trial.scheduled,
         "grad_norm": 1.0,
+        "samples": samples[::-1] + [0] if behaviour == "wrong_samples" else samples,
         "digest": "0" * 64 if behaviour == "wrong_digest" else cb.digest(rows),
         "tokens": counts,
         "lr": lr,

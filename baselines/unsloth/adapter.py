@@ -12,12 +12,17 @@ import chronibench as cb  # noqa: E402
 os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
 
 
+def in_force(trial):
+    """The options as they are applied: adapters are never loaded with full_finetuning, whatever was asked."""
+    return trial.options | {"full_finetuning": not trial.lora and trial.options["full_finetuning"]}
+
+
 def load(trial, FastLanguageModel):
     """Unsloth's model with the harness's weights, and under LoRA its adapters."""
     import huggingface as hf
     import torch
 
-    options, lora = trial.options, trial.lora
+    options, lora = in_force(trial), trial.lora
     folder = hf.model_folder(trial)
     hf.stand_in_tokenizer(trial).save_pretrained(folder)
     checkpointing = {"none": False, "unsloth": "unsloth", "hf": True}[options["gradient_checkpointing"]]
@@ -27,7 +32,7 @@ def load(trial, FastLanguageModel):
         max_seq_length=longest,
         dtype=torch.bfloat16,
         load_in_4bit=False,
-        full_finetuning=not lora and options["full_finetuning"],
+        full_finetuning=options["full_finetuning"],
         use_gradient_checkpointing=checkpointing,
     )
     if lora:
@@ -49,7 +54,7 @@ def run(trial):
     import transformers
     from transformers import Trainer, TrainingArguments
 
-    options = trial.options
+    options = in_force(trial)
     hf.check_train(trial)
     trial.load()
     setting = hf.Setting(trial)

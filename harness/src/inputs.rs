@@ -196,25 +196,15 @@ impl Inputs {
     /// The harness's own count of the steps that an arm reported.
     pub fn ledger(&self, case: &Case, steps: &[chronibench_protocol::event::Step]) -> Vec<LedgerStep> {
         let (_, plan) = self.plan(case);
-        let counted =
-            |step: u32| plan.steps.get(step as usize).map(|s| s.ledger(&self.tokens, plan.pad_token_id));
-        steps
-            .iter()
-            .map(|s| {
-                let (digest, counted) = counted(s.step).unwrap_or_default();
-                LedgerStep { step: s.step, digest_ok: digest == s.digest, counted, reported: s.tokens }
-            })
-            .collect()
+        steps.iter().map(|s| LedgerStep::count(s, plan, &self.tokens)).collect()
     }
 
     /// Real tokens of the distinct samples among the timed steps that an arm reported: a sample that comes again adds nothing.
     pub fn unique(&self, case: &Case, steps: &[chronibench_protocol::event::Step]) -> u64 {
         let (_, plan) = self.plan(case);
         let timed = steps.iter().filter(|s| s.phase == chronibench_protocol::event::Phase::Timed);
-        let rows = timed
-            .filter_map(|s| plan.steps.get(s.step as usize))
-            .flat_map(|s| s.micro_batches.iter().flat_map(|m| m.rows.iter().flatten()));
-        let samples: std::collections::BTreeSet<u32> = rows.copied().collect();
+        let planned = timed.filter_map(|s| plan.steps.get(s.step as usize));
+        let samples: std::collections::BTreeSet<u32> = planned.flat_map(|s| s.samples()).collect();
         samples.iter().map(|s| self.tokens.sample(*s as usize).0.len() as u64).sum()
     }
 

@@ -45,6 +45,7 @@ fn faults_of_a_python_arm_are_found() {
         ("garbage", "INVALID", 3),
         ("wrong_counts", "INVALID", 3),
         ("wrong_digest", "INVALID", 3),
+        ("wrong_samples", "INVALID", 3),
         ("frozen", "INVALID", 3),
         ("huge_output", "VALID", 0),
         ("grandchild", "VALID", 0),

@@ -73,6 +73,7 @@ fn failures_are_records_and_leave_the_other_arm_alone() {
         ("garbage", "INVALID", 3),
         ("nan", "INVALID", 3),
         ("wrong_digest", "INVALID", 3),
+        ("wrong_samples", "INVALID", 3),
         ("frozen", "INVALID", 3),
     ] {
         let ran = with_fault(behaviour);

@@ -39,6 +39,8 @@ pub struct StepReport {
     pub tokens: TokenCounts,
     /// Digest of the ids that ran, see [`StepBatches::digest`].
     pub digest: String,
+    /// See [`StepBatches::samples`].
+    pub samples: Vec<u32>,
 }
 
 /// What is known of a step's batches before the first of them.
@@ -52,13 +54,16 @@ pub struct Head {
     pub tokens: TokenCounts,
     /// See [`StepBatches::digest`].
     pub digest: String,
+    /// See [`StepBatches::samples`].
+    pub samples: Vec<u32>,
 }
 
 impl Head {
     /// Of batches.
     pub fn of(step: u32, batches: &StepBatches) -> Self {
-        let StepBatches { micro_batches, counts, digest } = batches;
-        Self { step, micro_batches: micro_batches.len(), tokens: *counts, digest: digest.clone() }
+        let StepBatches { micro_batches, counts, digest, samples } = batches;
+        let (micro_batches, tokens) = (micro_batches.len(), *counts);
+        Self { step, micro_batches, tokens, digest: digest.clone(), samples: samples.clone() }
     }
 }
 
@@ -246,7 +251,7 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// The loss or the gradient norm is not finite, or the device fails; the parameters are then not to be used.
     pub fn wait(&mut self, running: Running<B>) -> Result<StepReport, Error> {
-        let Running { ended, step, lr, head: Head { tokens, digest, .. } } = running;
+        let Running { ended, step, lr, head: Head { tokens, digest, samples, .. } } = running;
         let stats = self.backend.stats(ended)?;
         let loss = stats.loss_sum / tokens.loss as f64;
         if !(loss.is_finite() && stats.grad_norm.is_finite()) {
@@ -257,7 +262,7 @@ impl<B: Backend> Trainer<B> {
             .hint("lower learning_rate, add warmup_steps, or set max_grad_norm"));
         }
         let grad_norm_by_group = stats.by_group(lr.keys());
-        Ok(StepReport { loss, grad_norm: stats.grad_norm, grad_norm_by_group, lr, tokens, digest })
+        Ok(StepReport { loss, grad_norm: stats.grad_norm, grad_norm_by_group, lr, tokens, digest, samples })
     }
 
     fn next_update(&self) -> Update {

@@ -342,6 +342,7 @@ fn step_event(step: u32, phase: Phase, (start_ns, end_ns): (u64, u64), r: StepRe
         start_ns,
         end_ns,
         digest: r.digest,
+        samples: r.samples,
         tokens: r.tokens,
         loss: r.loss,
         grad_norm: r.grad_norm,

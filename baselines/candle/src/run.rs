@@ -47,6 +47,7 @@ pub fn run(spec: &Spec, events: &mut dyn FnMut(Event) -> io::Result<()>) -> Resu
             start_ns,
             end_ns,
             digest: report.digest,
+            samples: report.samples,
             tokens: report.tokens,
             loss: report.loss,
             grad_norm: report.grad_norm,

@@ -55,6 +55,8 @@ pub struct StepReport {
     pub lr: BTreeMap<String, f64>,
     /// Digest of the ids that entered the model.
     pub digest: String,
+    /// Samples that entered the model, row after row.
+    pub samples: Vec<u32>,
     /// Tokens that entered the model.
     pub tokens: TokenCounts,
 }
@@ -127,7 +129,8 @@ impl Trainer {
         }
         let lr = self.args.learning_rate * self.args.lr_factor(step, self.total_steps);
         let lr = self.optimizer.step(grads, grad_norm, lr)?;
-        Ok(StepReport { loss, grad_norm, lr, digest, tokens })
+        let samples = self.step_plan(step).samples();
+        Ok(StepReport { loss, grad_norm, lr, digest, samples, tokens })
     }
 
     /// Nanoseconds and floating-point operations of all matrix products of `steps`. Each distinct rectangle among their

@@ -137,6 +137,9 @@ pub struct Step {
     pub end_ns: u64,
     /// [`crate::BatchDigest`] of the ids that entered the model, hexadecimal.
     pub digest: String,
+    /// Its samples as indices into the token store, row after row; empty where the arm's own packing lost them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub samples: Vec<u32>,
     /// Token counts as the arm sees them; the harness counts for itself and compares.
     pub tokens: TokenCounts,
     /// Mean loss over the loss tokens, before the update.

@@ -48,6 +48,11 @@ impl MicroBatch {
 }
 
 impl StepPlan {
+    /// Samples of this step, row after row.
+    pub fn samples(&self) -> Vec<u32> {
+        self.micro_batches.iter().flat_map(|micro| micro.rows.iter().flatten().copied()).collect()
+    }
+
     /// Digest and counts of this step, computed from the token store alone.
     pub fn ledger(&self, tokens: &TokenStore, pad_token_id: u32) -> (String, TokenCounts) {
         let mut digest = BatchDigest::new();

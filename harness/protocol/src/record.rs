@@ -8,9 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     audit::Findings,
-    event::{Event, TensorInfo, TokenCounts},
+    event::{Event, Step, TensorInfo, TokenCounts},
     kernels::KernelHeader,
+    plan::BatchPlan,
     spec::Spec,
+    tokens::TokenStore,
 };
 pub use crate::{
     data::ResolvedData,
@@ -137,10 +139,36 @@ pub struct LedgerStep {
     pub step: u32,
     /// The arm's digest equals the one of the harness's own tokens.
     pub digest_ok: bool,
+    /// The samples that the arm names, if it names any, are the planned ones in the planned order.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub samples_ok: bool,
     /// Counted by the harness.
     pub counted: TokenCounts,
     /// Reported by the arm.
     pub reported: TokenCounts,
+}
+
+impl LedgerStep {
+    /// What an arm says of a step, against the plan and the tokens of the harness.
+    pub fn count(said: &Step, plan: &BatchPlan, tokens: &TokenStore) -> Self {
+        let planned = plan.steps.get(said.step as usize);
+        let (digest, counted) = planned.map(|p| p.ledger(tokens, plan.pad_token_id)).unwrap_or_default();
+        Self {
+            step: said.step,
+            digest_ok: digest == said.digest,
+            samples_ok: said.samples.is_empty() || planned.is_some_and(|p| p.samples() == said.samples),
+            counted,
+            reported: said.tokens,
+        }
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 /// A tensor before and after training, read by the harness from the files.

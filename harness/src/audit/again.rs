@@ -89,12 +89,7 @@ fn recount(dir: &Path, log: &TrialLog) -> Result<Option<Vec<LedgerStep>>> {
     }
     let bytes = std::fs::read(&plan).at(&plan)?;
     let plan: BatchPlan = serde_json::from_slice(&bytes).map_err(|e| damaged(&plan, &e.to_string()))?;
-    let count = |s: &chronibench_protocol::event::Step| {
-        let step = plan.steps.get(s.step as usize);
-        let (digest, counted) = step.map(|p| p.ledger(&store, plan.pad_token_id)).unwrap_or_default();
-        LedgerStep { step: s.step, digest_ok: digest == s.digest, counted, reported: s.tokens }
-    };
-    Ok(Some(log.steps.iter().map(|s| count(&s.event)).collect()))
+    Ok(Some(log.steps.iter().map(|s| LedgerStep::count(&s.event, &plan, &store)).collect()))
 }
 
 /// One row a case, one column an audit: the gravest over its trials.

@@ -46,6 +46,8 @@ pub enum Behaviour {
     Nan,
     /// Claims other tokens than it was given.
     WrongDigest,
+    /// Names other samples than it was given.
+    WrongSamples,
     /// Claims to have counted more tokens than it was given.
     WrongCounts,
     /// Ends in the middle of a line, with success.

@@ -57,6 +57,10 @@ fn play(spec: &Spec, script: &MockScript, events: &mut EventFile) -> Result<(), 
         if now(Behaviour::WrongDigest) {
             event.digest = "0".repeat(64);
         }
+        if now(Behaviour::WrongSamples) {
+            event.samples.reverse();
+            event.samples.push(0);
+        }
         if now(Behaviour::WrongCounts) {
             event.tokens.real += 1;
         }
@@ -146,7 +150,8 @@ fn ready(config: &HfConfig, spec: &Spec, trainable: &[TensorInfo], tokens: &Toke
 
 fn step_event(spec: &Spec, plan: &BatchPlan, tokens: &TokenStore, step: u32, clock: &Clock) -> Step {
     let total = spec.measure.total_steps();
-    let (digest, counts) = plan.steps[step as usize].ledger(tokens, plan.pad_token_id);
+    let planned = &plan.steps[step as usize];
+    let (digest, counts) = planned.ledger(tokens, plan.pad_token_id);
     let timed = step >= spec.measure.untimed_steps;
     let lr = spec.train.learning_rate * spec.train.lr_factor(step, total);
     let ratio = match &spec.method {
@@ -159,6 +164,7 @@ fn step_event(spec: &Spec, plan: &BatchPlan, tokens: &TokenStore, step: u32, clo
         start_ns: clock.ns(step),
         end_ns: clock.ns(step + 1),
         digest,
+        samples: planned.samples(),
         tokens: counts,
         loss: 6.0 - 3.0 * f64::from(step + 1) / f64::from(total),
         grad_norm: 1.0,

@@ -16,9 +16,8 @@ use crate::machine::{Machine, Memory, Operands, assert_close, cases, rounded};
 const SHAPES: [(usize, usize, usize); 5] =
     [(1, 7, 8), (200, 1, 16), (70, 3, 2056), (390, 4, 64), (700, 300, 24)];
 
-fn each(machine: &dyn Machine, mut check: impl FnMut(Shape, Elem, Vec<u32>, String)) {
-    let shapes = cases(machine, &SHAPES, &[1]);
-    for ((tokens, vocabulary, hidden), elem) in shapes.into_iter().flat_map(|s| Elem::ALL.map(|e| (s, e))) {
+fn each(shapes: &[(usize, usize, usize)], mut check: impl FnMut(Shape, Elem, Vec<u32>, String)) {
+    for ((tokens, vocabulary, hidden), elem) in shapes.iter().flat_map(|s| Elem::ALL.map(|e| (*s, e))) {
         let shape = Shape { tokens, vocabulary, hidden };
         // The first id more often than the others; the last row of the table among them.
         let mut ids: Vec<u32> = values(9, tokens)
@@ -36,7 +35,11 @@ fn upload(machine: &dyn Machine, ids: &[i32]) -> Memory {
 
 /// Rows as they are.
 pub fn forward(machine: &dyn Machine) {
-    each(machine, |shape, elem, ids, what| {
+    forward_of(machine, &cases(machine, &SHAPES, &[1]));
+}
+
+pub fn forward_of(machine: &dyn Machine, shapes: &[(usize, usize, usize)]) {
+    each(shapes, |shape, elem, ids, what| {
         let on = Operands { machine, elem };
         let table = rounded(elem, values(1, shape.vocabulary * shape.hidden));
         let (table_in, x) = (on.input(&table), on.output(shape.tokens * shape.hidden));
@@ -55,7 +58,11 @@ pub fn forward(machine: &dyn Machine) {
 
 /// Sums of rows, onto what is there; twice, to the same bits.
 pub fn backward(machine: &dyn Machine) {
-    each(machine, |shape, elem, ids, what| {
+    backward_of(machine, &cases(machine, &SHAPES, &[1]));
+}
+
+pub fn backward_of(machine: &dyn Machine, shapes: &[(usize, usize, usize)]) {
+    each(shapes, |shape, elem, ids, what| {
         let on = Operands { machine, elem };
         let (rows, table) = (shape.tokens * shape.hidden, shape.vocabulary * shape.hidden);
         let (dx, old) = (rounded(elem, values(2, rows)), values(3, table));

@@ -283,6 +283,16 @@ pub fn chunks(machine: &dyn Machine) {
     }
 }
 
+/// Both variants in bf16, the fused one in chunks of `chunk` rows; every third row has no loss.
+pub fn in_bf16(machine: &dyn Machine, (tokens, hidden, vocab): (usize, usize, usize), chunk: usize) {
+    let batch = Batch::new((tokens, hidden, vocab, 3), Elem::Bf16, 1.0);
+    for (variant, chunk) in [(Variant::Fused, Some(chunk)), (Variant::Eager, None)] {
+        let plan = Plan::new(batch.shape, batch.elem, batch.rows(), chunk);
+        let way = Way { variant, plan: &plan, opts: OPTIONS[2] };
+        check(machine, &batch, way, &format!("{tokens} tokens"));
+    }
+}
+
 /// Logits of hundreds, of which one exponential is all of the sum, and of nothing.
 pub fn magnitudes(machine: &dyn Machine) {
     for (elem, magnitude) in Elem::ALL.into_iter().flat_map(|e| [1e-6, 300.0, 1e4].map(|m| (e, m))) {

@@ -1,4 +1,5 @@
-//! 131,072 tokens in one launch, more than 2³¹ bytes of some operands: rows that are looked at, sums over all of them.
+//! 131,072 tokens in one launch: of wide operands, of which some have more than 2³¹ bytes, rows that are looked at and sums over all
+//! of them; of narrow ones every row.
 
 use chronicals_kernels::{
     Variant,
@@ -6,12 +7,14 @@ use chronicals_kernels::{
     cases::values,
     gpu::{Elem, le_bytes},
     linear_ce,
+    lora::Segment,
     qk_rope::{self, Tables},
     rmsnorm, swiglu,
 };
 
 use crate::{
-    attention,
+    attention, embedding,
+    lora::{self, segment},
     machine::{Machine, Memory, Operands, assert_close, rounded, wide},
 };
 
@@ -36,6 +39,52 @@ fn picked(v: &[f32], width: usize) -> Vec<f32> {
 
 fn on(machine: &dyn Machine) -> Operands<'_> {
     Operands { machine, elem: Elem::Bf16 }
+}
+
+/// With the residual added, and its gradient.
+pub fn rmsnorm_residual(machine: &dyn Machine) {
+    let shape = rmsnorm::Shape { tokens: TOKENS, hidden: 64 };
+    for variant in Variant::ALL {
+        crate::rmsnorm::forward_of(&crate::rmsnorm::Op::new(machine, Elem::Bf16, variant, shape), 1.0);
+        crate::rmsnorm::backward_of(machine, Elem::Bf16, variant, shape);
+    }
+}
+
+/// Heads that are normalised before they are rotated, with a bias.
+pub fn qk_norm(machine: &dyn Machine) {
+    let shape = qk_rope::Shape { tokens: TOKENS, heads: 2, kv_heads: 1, head_dim: 64 };
+    for variant in Variant::ALL {
+        let case =
+            crate::qk_rope::Case { variant, elem: Elem::Bf16, shape, with_bias: true, with_norm: true };
+        crate::qk_rope::forward_of(machine, case);
+        crate::qk_rope::backward_of(machine, case);
+    }
+}
+
+/// Gather and scatter, most ids in many pieces.
+pub fn embedding(machine: &dyn Machine) {
+    let shapes = [(TOKENS, 4_001, 64)];
+    embedding::forward_of(machine, &shapes);
+    embedding::backward_of(machine, &shapes);
+}
+
+/// Adapters of q, k and v.
+pub fn lora(machine: &dyn Machine) {
+    const QKV: &[Segment] = &[segment(0, 64, 16), segment(64, 32, 8), segment(96, 32, 8)];
+    lora::in_bf16(machine, (TOKENS, 64, 128, QKV));
+}
+
+/// SwiGLU that adds the updates of adapters.
+pub fn swiglu_adapted(machine: &dyn Machine) {
+    use crate::swiglu_adapted::{Case, backward_of, forward_of};
+    let case = [Case { tokens: TOKENS, ffn: 136, ranks: [32, 32, 16] }];
+    forward_of(machine, &case);
+    backward_of(machine, &case);
+}
+
+/// All tokens' loss and gradients, in chunks of which the last is ragged.
+pub fn linear_ce_rows(machine: &dyn Machine) {
+    crate::linear_ce::in_bf16(machine, (TOKENS, 16, 501), 12_345);
 }
 
 /// RMSNorm forward, then its backward, with the sum for the weight's gradient over all rows.

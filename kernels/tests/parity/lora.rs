@@ -15,14 +15,17 @@ use crate::machine::{Machine, Memory, Operands, assert_close, cases, rounded, wi
 
 const SCALE: f32 = 1.5;
 
-const fn segment(offset: usize, width: usize, r: usize) -> Segment {
+/// Tokens, inputs, outputs and adapters.
+pub type Extents = (usize, usize, usize, &'static [Segment]);
+
+pub const fn segment(offset: usize, width: usize, r: usize) -> Segment {
     Segment { offset, width, r }
 }
 
-/// Tokens, inputs, outputs and adapters: one of all columns and one token; q, k and v, of several ranks, one of them odd;
+/// One of all columns and one token; q, k and v, of several ranks, one of them odd;
 /// columns that no adapter has; the last alone; q, k and v with columns between them, all in multiples of 8; ranks that are no
 /// whole packs, together and alone; gate and up, alike, and all but alike.
-const CASES: [(usize, usize, usize, &[Segment]); 10] = [
+const CASES: [Extents; 10] = [
     (1, 8, 16, &[segment(0, 16, 8)]),
     (37, 40, 64, &[segment(0, 32, 8), segment(32, 16, 5), segment(48, 16, 3)]),
     (50, 24, 80, &[segment(8, 30, 4), segment(48, 24, 12)]),
@@ -66,7 +69,7 @@ impl<'a> Case<'a> {
         machine: &'a dyn Machine,
         variant: Variant,
         elem: Elem,
-        (tokens, inputs, outputs, segments): (usize, usize, usize, &'static [Segment]),
+        (tokens, inputs, outputs, segments): Extents,
         magnitude_of_b: f32,
     ) -> Self {
         let on = Operands { machine, elem };
@@ -217,38 +220,52 @@ pub fn refusal(machine: &dyn Machine) {
 
 /// Forward; columns without an adapter keep their bits.
 pub fn forward(machine: &dyn Machine) {
-    each(machine, |case, what| {
-        let Shape { tokens, outputs: n, .. } = case.group.shape;
-        let old = rounded(case.on.elem, values(4, tokens * n));
-        let got = case.forward(&old);
-        let scale = f64::from(SCALE);
-        let (x, a, b) = (wide(&case.x), wide(&case.a), wide(&case.b));
-        let exact = reference::forward(&x, &a, &b, scale, case.segments, &wide(&old), case.group.shape);
-        assert_close(&format!("y {what}"), &got, &exact, tolerance(case.on.elem));
-        let of_none = |j: usize| !case.segments.iter().any(|s| (s.offset..s.offset + s.width).contains(&j));
-        for (i, y) in got.iter().enumerate().filter(|(i, _)| of_none(i % n)) {
-            assert_eq!(*y, old[i], "{what}: column {} has no adapter", i % n);
-        }
-        assert_eq!(case.forward(&old), got, "{what}: another run, other bits");
-    });
+    each(machine, forward_of);
+}
+
+fn forward_of(case: &Case, what: String) {
+    let Shape { tokens, outputs: n, .. } = case.group.shape;
+    let old = rounded(case.on.elem, values(4, tokens * n));
+    let got = case.forward(&old);
+    let scale = f64::from(SCALE);
+    let (x, a, b) = (wide(&case.x), wide(&case.a), wide(&case.b));
+    let exact = reference::forward(&x, &a, &b, scale, case.segments, &wide(&old), case.group.shape);
+    assert_close(&format!("y {what}"), &got, &exact, tolerance(case.on.elem));
+    let of_none = |j: usize| !case.segments.iter().any(|s| (s.offset..s.offset + s.width).contains(&j));
+    for (i, y) in got.iter().enumerate().filter(|(i, _)| of_none(i % n)) {
+        assert_eq!(*y, old[i], "{what}: column {} has no adapter", i % n);
+    }
+    assert_eq!(case.forward(&old), got, "{what}: another run, other bits");
 }
 
 /// Gradients onto what is there, with and without dx.
 pub fn backward(machine: &dyn Machine) {
-    each(machine, |case, what| {
-        let Shape { tokens, inputs, outputs } = case.group.shape;
-        case.forward(&vec![0.0; tokens * outputs]);
-        let dy = rounded(case.on.elem, values(5, tokens * outputs));
-        let lengths = [case.a.len(), case.b.len(), tokens * inputs];
-        let old = [6, 7, 8].map(|seed| rounded(case.on.elem, values(seed, lengths[seed as usize - 6])));
-        let exact = case.expected(&dy);
-        let got = case.backward(&dy, &old, true);
-        for (i, name) in ["da", "db", "dx"].into_iter().enumerate() {
-            let sum: Vec<f64> = exact[i].iter().zip(&old[i]).map(|(e, o)| e + f64::from(*o)).collect();
-            assert_close(&format!("{name} {what}"), &got[i], &sum, tolerance(case.on.elem));
-        }
-        assert!(case.backward(&dy, &old, true) == got, "{what}: another run, other bits");
-        let without = case.backward(&dy, &old, false);
-        assert!(without[..2] == got[..2] && without[2] == old[2], "{what}: without dx");
-    });
+    each(machine, backward_of);
+}
+
+fn backward_of(case: &Case, what: String) {
+    let Shape { tokens, inputs, outputs } = case.group.shape;
+    case.forward(&vec![0.0; tokens * outputs]);
+    let dy = rounded(case.on.elem, values(5, tokens * outputs));
+    let lengths = [case.a.len(), case.b.len(), tokens * inputs];
+    let old = [6, 7, 8].map(|seed| rounded(case.on.elem, values(seed, lengths[seed as usize - 6])));
+    let exact = case.expected(&dy);
+    let got = case.backward(&dy, &old, true);
+    for (i, name) in ["da", "db", "dx"].into_iter().enumerate() {
+        let sum: Vec<f64> = exact[i].iter().zip(&old[i]).map(|(e, o)| e + f64::from(*o)).collect();
+        assert_close(&format!("{name} {what}"), &got[i], &sum, tolerance(case.on.elem));
+    }
+    assert!(case.backward(&dy, &old, true) == got, "{what}: another run, other bits");
+    let without = case.backward(&dy, &old, false);
+    assert!(without[..2] == got[..2] && without[2] == old[2], "{what}: without dx");
+}
+
+/// Both passes of one group in bf16.
+pub fn in_bf16(machine: &dyn Machine, extents: Extents) {
+    for variant in Variant::ALL {
+        let case = Case::new(machine, variant, Elem::Bf16, extents, 1.0);
+        let what = format!("{variant} {extents:?}");
+        forward_of(&case, what.clone());
+        backward_of(&case, what);
+    }
 }

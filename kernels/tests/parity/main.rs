@@ -91,5 +91,8 @@ parity! {
     matmul { products, batches }
     ;
     graph { replays }
-    long { attention, linear_ce, qk_rope, rmsnorm, swiglu }
+    long {
+        attention, embedding, linear_ce, linear_ce_rows, lora, qk_norm, qk_rope, rmsnorm, rmsnorm_residual, swiglu,
+        swiglu_adapted,
+    }
 }

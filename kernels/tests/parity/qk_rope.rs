@@ -32,14 +32,24 @@ const SHAPES: [(usize, usize, usize, usize); 9] = [
 /// What takes part: bias, norm.
 const PARTS: [(bool, bool); 4] = [(false, false), (true, false), (false, true), (true, true)];
 
-fn each(machine: &dyn Machine, mut check: impl FnMut(Variant, Shape, Elem, (bool, bool), String)) {
+/// What is computed, by whom, and which parts take part.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    pub variant: Variant,
+    pub elem: Elem,
+    pub shape: Shape,
+    pub with_bias: bool,
+    pub with_norm: bool,
+}
+
+fn each(machine: &dyn Machine, check: fn(&dyn Machine, Case)) {
     let shapes = cases(machine, &SHAPES, &[1, 7]);
     for (variant, elem) in Variant::ALL.into_iter().flat_map(|v| Elem::ALL.map(|e| (v, e))) {
         for ((tokens, heads, kv_heads, head_dim), parts) in shapes.iter().flat_map(|s| PARTS.map(|p| (*s, p)))
         {
             let shape = Shape { tokens, heads, kv_heads, head_dim };
-            let what = format!("{variant} {shape:?} {} bias {} norm {}", elem.name(), parts.0, parts.1);
-            check(variant, shape, elem, parts, what);
+            let (with_bias, with_norm) = parts;
+            check(machine, Case { variant, elem, shape, with_bias, with_norm });
         }
     }
 }
@@ -171,48 +181,50 @@ fn rotated_part(qkv: &[f32], shape: Shape) -> Vec<f32> {
 
 /// Forward, with and without bias and norm, and what the norm saves.
 pub fn forward(machine: &dyn Machine) {
-    each(machine, |variant, shape, elem, (with_bias, with_norm), what| {
-        let (n, k) = (shape.tokens * shape.packed(), shape.head_dim);
-        let op = Op::new(machine, elem, variant, shape);
-        let (on, angles) = (&op.on, &op.angles);
-        let qkv = rounded(elem, values(1, n));
-        let bias = rounded(elem, values(2, shape.packed()));
-        let weights = [3, 4].map(|seed| rounded(elem, values(seed, k)));
-        let (in_place, bias_in) = (on.input(&qkv), on.input(&bias));
-        let weights_in = weights.each_ref().map(|w| on.input(w));
-        let saved = on.output(shape.tokens * shape.rotated());
-        let rstd = on.f32().output(shape.tokens * shape.rotated_heads());
-        let [q_weight_K, k_weight_K] = weights_in.each_ref().map(Memory::ptr);
-        let norm =
-            cuda::NormForward { q_weight_K, k_weight_K, eps: EPS, pre_norm: saved.ptr(), rstd: rstd.ptr() };
-        op.forward(&in_place, with_bias.then(|| bias_in.ptr()), with_norm.then_some(norm));
-        // The norm is of the sum as it is stored.
-        let bias_of = |i: usize| if with_bias { bias[i % shape.packed()] } else { 0.0 };
-        let sum: Vec<f32> = qkv.iter().enumerate().map(|(i, x)| x + bias_of(i)).collect();
-        let sum = if with_norm { rounded(elem, sum) } else { sum };
-        let wide_weights = weights.each_ref().map(|w| wide(w));
-        let norm_ref = with_norm.then(|| (&*wide_weights[0], &*wide_weights[1], f64::from(EPS)));
-        let expected =
-            reference::forward(&wide(&sum), None, norm_ref, &angles.frequencies, &angles.positions, shape);
-        let got = on.read(&in_place);
-        assert_close(&format!("qkv {what}"), &got, &expected, tolerance(elem, variant));
-        let stored = rounded(elem, sum.clone());
-        for (t, (got, expected)) in got.chunks(shape.packed()).zip(stored.chunks(shape.packed())).enumerate()
-        {
-            assert_eq!(got[shape.rotated()..], expected[shape.rotated()..], "v of token {t} {what}");
+    each(machine, forward_of);
+}
+
+pub fn forward_of(machine: &dyn Machine, case: Case) {
+    let (Case { variant, elem, shape, with_bias, with_norm }, what) = (case, format!("{case:?}"));
+    let (n, k) = (shape.tokens * shape.packed(), shape.head_dim);
+    let op = Op::new(machine, elem, variant, shape);
+    let (on, angles) = (&op.on, &op.angles);
+    let qkv = rounded(elem, values(1, n));
+    let bias = rounded(elem, values(2, shape.packed()));
+    let weights = [3, 4].map(|seed| rounded(elem, values(seed, k)));
+    let (in_place, bias_in) = (on.input(&qkv), on.input(&bias));
+    let weights_in = weights.each_ref().map(|w| on.input(w));
+    let saved = on.output(shape.tokens * shape.rotated());
+    let rstd = on.f32().output(shape.tokens * shape.rotated_heads());
+    let [q_weight_K, k_weight_K] = weights_in.each_ref().map(Memory::ptr);
+    let norm =
+        cuda::NormForward { q_weight_K, k_weight_K, eps: EPS, pre_norm: saved.ptr(), rstd: rstd.ptr() };
+    op.forward(&in_place, with_bias.then(|| bias_in.ptr()), with_norm.then_some(norm));
+    // The norm is of the sum as it is stored.
+    let bias_of = |i: usize| if with_bias { bias[i % shape.packed()] } else { 0.0 };
+    let sum: Vec<f32> = qkv.iter().enumerate().map(|(i, x)| x + bias_of(i)).collect();
+    let sum = if with_norm { rounded(elem, sum) } else { sum };
+    let wide_weights = weights.each_ref().map(|w| wide(w));
+    let norm_ref = with_norm.then(|| (&*wide_weights[0], &*wide_weights[1], f64::from(EPS)));
+    let expected =
+        reference::forward(&wide(&sum), None, norm_ref, &angles.frequencies, &angles.positions, shape);
+    let got = on.read(&in_place);
+    assert_close(&format!("qkv {what}"), &got, &expected, tolerance(elem, variant));
+    let stored = rounded(elem, sum.clone());
+    for (t, (got, expected)) in got.chunks(shape.packed()).zip(stored.chunks(shape.packed())).enumerate() {
+        assert_eq!(got[shape.rotated()..], expected[shape.rotated()..], "v of token {t} {what}");
+    }
+    if with_norm {
+        if variant == Variant::Fused {
+            assert_eq!(on.read(&saved), rotated_part(&sum, shape), "saved {what}");
         }
-        if with_norm {
-            if variant == Variant::Fused {
-                assert_eq!(on.read(&saved), rotated_part(&sum, shape), "saved {what}");
-            }
-            assert_close(
-                &format!("rstd {what}"),
-                &on.f32().read(&rstd),
-                &inverse_roots(&wide(&sum), shape),
-                1e-5,
-            );
-        }
-    });
+        assert_close(
+            &format!("rstd {what}"),
+            &on.f32().read(&rstd),
+            &inverse_roots(&wide(&sum), shape),
+            1e-5,
+        );
+    }
 }
 
 /// Gradients in f64, from what the kernel reads.
@@ -333,41 +345,43 @@ fn added(a: &[f64], b: &[f32]) -> Vec<f64> {
 
 /// Backward, with and without bias, norm and the gradients of their weights; twice, to the same bits.
 pub fn backward(machine: &dyn Machine) {
-    each(machine, |variant, shape, elem, (bias, norm), what| {
-        let case = Backward::new(machine, elem, variant, shape);
-        let (saved, rstd) = (wide(&case.saved), wide(&case.rstd));
-        let weights = case.weights.each_ref().map(|w| wide(w));
-        let normed = norm.then_some((&*saved, &*rstd, weights.each_ref().map(|w| &**w)));
-        let expected = gradients(&wide(&case.dqkv), normed, &case.op.angles, shape);
-        let left = case.run(norm, [bias, true, true]);
-        let (dqkv, dbias, dweights) = &left;
-        assert_close(&format!("dqkv {what}"), dqkv, &expected.dqkv, tolerance(elem, variant));
-        for (t, (got, dqkv)) in dqkv.chunks(shape.packed()).zip(case.dqkv.chunks(shape.packed())).enumerate()
-        {
-            assert_eq!(got[shape.rotated()..], dqkv[shape.rotated()..], "dv of token {t} {what}");
+    each(machine, backward_of);
+}
+
+pub fn backward_of(machine: &dyn Machine, case: Case) {
+    let (Case { variant, elem, shape, with_bias: bias, with_norm: norm }, what) = (case, format!("{case:?}"));
+    let case = Backward::new(machine, elem, variant, shape);
+    let (saved, rstd) = (wide(&case.saved), wide(&case.rstd));
+    let weights = case.weights.each_ref().map(|w| wide(w));
+    let normed = norm.then_some((&*saved, &*rstd, weights.each_ref().map(|w| &**w)));
+    let expected = gradients(&wide(&case.dqkv), normed, &case.op.angles, shape);
+    let left = case.run(norm, [bias, true, true]);
+    let (dqkv, dbias, dweights) = &left;
+    assert_close(&format!("dqkv {what}"), dqkv, &expected.dqkv, tolerance(elem, variant));
+    for (t, (got, dqkv)) in dqkv.chunks(shape.packed()).zip(case.dqkv.chunks(shape.packed())).enumerate() {
+        assert_eq!(got[shape.rotated()..], dqkv[shape.rotated()..], "dv of token {t} {what}");
+    }
+    if bias {
+        let sum = added(&expected.dbias, &case.old[0]);
+        assert_close(&format!("dbias {what}"), dbias, &sum, sum_tolerance(elem, variant));
+    } else {
+        assert_eq!(*dbias, case.old[0], "{what}: a gradient that nobody asked for");
+    }
+    if norm {
+        for (side, old) in case.old[1..].iter().enumerate() {
+            let sum = added(&expected.dweights[side], old);
+            assert_close(
+                &format!("dweight {side} {what}"),
+                &dweights[side],
+                &sum,
+                sum_tolerance(elem, variant),
+            );
         }
-        if bias {
-            let sum = added(&expected.dbias, &case.old[0]);
-            assert_close(&format!("dbias {what}"), dbias, &sum, sum_tolerance(elem, variant));
-        } else {
-            assert_eq!(*dbias, case.old[0], "{what}: a gradient that nobody asked for");
-        }
-        if norm {
-            for (side, old) in case.old[1..].iter().enumerate() {
-                let sum = added(&expected.dweights[side], old);
-                assert_close(
-                    &format!("dweight {side} {what}"),
-                    &dweights[side],
-                    &sum,
-                    sum_tolerance(elem, variant),
-                );
-            }
-            let (some, _, [dq, dk]) = case.run(norm, [bias, false, true]);
-            assert_eq!((&some, &dq, &dk), (dqkv, &case.old[1], &dweights[1]), "{what}: keys' weight alone");
-            let (none, _, unasked) = case.run(norm, [bias, false, false]);
-            assert_eq!(none, *dqkv, "{what}: without weights");
-            assert_eq!(unasked[..], case.old[1..], "{what}: a gradient that nobody asked for");
-        }
-        assert_eq!(case.run(norm, [bias, true, true]), left, "{what}: another run, other bits");
-    });
+        let (some, _, [dq, dk]) = case.run(norm, [bias, false, true]);
+        assert_eq!((&some, &dq, &dk), (dqkv, &case.old[1], &dweights[1]), "{what}: keys' weight alone");
+        let (none, _, unasked) = case.run(norm, [bias, false, false]);
+        assert_eq!(none, *dqkv, "{what}: without weights");
+        assert_eq!(unasked[..], case.old[1..], "{what}: a gradient that nobody asked for");
+    }
+    assert_eq!(case.run(norm, [bias, true, true]), left, "{what}: another run, other bits");
 }

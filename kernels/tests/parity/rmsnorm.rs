@@ -124,7 +124,7 @@ pub fn forward(machine: &dyn Machine) {
     }
 }
 
-fn forward_of(op: &Op, magnitude: f32) {
+pub fn forward_of(op: &Op, magnitude: f32) {
     let (on, variant, shape, elem) = (&op.on, op.variant, op.shape, op.on.elem);
     let n = shape.elements();
     let what = format!("{variant} {shape:?} {} ×{magnitude}", elem.name());
@@ -172,7 +172,7 @@ pub fn backward(machine: &dyn Machine) {
     }
 }
 
-fn backward_of(machine: &dyn Machine, elem: Elem, variant: Variant, shape: Shape) {
+pub fn backward_of(machine: &dyn Machine, elem: Elem, variant: Variant, shape: Shape) {
     let (n, d) = (shape.elements(), shape.hidden);
     let on = Operands { machine, elem };
     let [dy, x, old] = [4, 5, 6].map(|seed| rounded(elem, values(seed, n)));

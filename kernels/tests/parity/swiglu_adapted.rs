@@ -25,10 +25,10 @@ const TOLERANCE: f64 = 4e-3;
 
 /// Tokens and F, ranks of gate, up, and the adapter behind.
 #[derive(Clone, Copy, Debug)]
-struct Case {
-    tokens: usize,
-    ffn: usize,
-    ranks: [usize; 3],
+pub struct Case {
+    pub tokens: usize,
+    pub ffn: usize,
+    pub ranks: [usize; 3],
 }
 
 /// One pack; a rank alone; ranks that begin inside a pack; more than a block of products; tokens and columns beyond a tile, a
@@ -136,7 +136,11 @@ fn pointers([gate_up, xa, b]: &[Memory; 3]) -> cuda::Operands {
 
 /// Forward; gate and up do not change.
 pub fn forward(machine: &dyn Machine) {
-    for case in cases(machine, &CASES, &[1, 2]) {
+    forward_of(machine, &cases(machine, &CASES, &[1, 2]));
+}
+
+pub fn forward_of(machine: &dyn Machine, cases: &[Case]) {
+    for &case in cases {
         let (on, i) = (Operands { machine, elem: ELEM }, Inputs::new(machine.launcher(), case));
         let (inputs, act) = (i.operands(&on), on.output(case.tokens * case.ffn));
         let (o, launcher) = (pointers(&inputs), machine.launcher());
@@ -150,7 +154,11 @@ pub fn forward(machine: &dyn Machine) {
 
 /// Backward, in place; twice, to the same bits.
 pub fn backward(machine: &dyn Machine) {
-    for case in cases(machine, &CASES, &[1, 2]) {
+    backward_of(machine, &cases(machine, &CASES, &[1, 2]));
+}
+
+pub fn backward_of(machine: &dyn Machine, cases: &[Case]) {
+    for &case in cases {
         let (on, i) = (Operands { machine, elem: ELEM }, Inputs::new(machine.launcher(), case));
         let run = || {
             let inputs = i.operands(&on);

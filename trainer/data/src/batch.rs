@@ -41,6 +41,8 @@ pub struct StepBatches {
     pub counts: TokenCounts,
     /// [`BatchDigest`] of the ids, hexadecimal.
     pub digest: String,
+    /// Samples of the rows, row after row.
+    pub samples: Vec<u32>,
 }
 
 /// Why a micro-batch of a plan cannot be laid out. Each of them means that plan and token store do not belong together
@@ -203,7 +205,7 @@ pub fn collate_step(
         counts += batch.counts;
         batch.feed(&mut digest);
     }
-    Ok(StepBatches { micro_batches, counts, digest: digest.finish() })
+    Ok(StepBatches { micro_batches, counts, digest: digest.finish(), samples: step.samples() })
 }
 
 #[cfg(test)]

@@ -252,6 +252,14 @@ pub enum Reason {
         /// Steps concerned.
         steps: usize,
     },
+    /// Samples that are not the planned ones, or in another order.
+    #[error("expected the samples of the harness's batches, saw others at {}", steps_at(.step, .steps))]
+    Samples {
+        /// First step concerned.
+        step: u32,
+        /// Steps concerned.
+        steps: usize,
+    },
     /// Token counts that are not the harness's.
     #[error("expected {} at {}, saw {}", counts(.expected), steps_at(.step, .steps), counts(.seen))]
     Counts {

@@ -182,6 +182,10 @@ fn ledger(log: &TrialLog, out: &mut Vec<Reason>) {
     if let Some(first) = digests.first() {
         out.push(Reason::Digest { step: first.step, steps: digests.len() });
     }
+    let samples: Vec<_> = ledger.iter().filter(|l| !l.samples_ok).collect();
+    if let Some(first) = samples.first() {
+        out.push(Reason::Samples { step: first.step, steps: samples.len() });
+    }
     let counts: Vec<_> = ledger.iter().filter(|l| l.counted != l.reported).collect();
     if let Some(first) = counts.first() {
         let (expected, seen) = (first.counted, first.reported);

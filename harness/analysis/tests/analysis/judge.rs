@@ -255,6 +255,9 @@ fault!(ledger_missing, Invalid, Reason::LedgerSteps { seen: 0, .. }, ["27 steps"
 fault!(cached_batch, Invalid, Reason::Digest { step: 1, steps: 26 }, ["step 1 and 25 others"], |l| {
     l.ledger.as_mut().unwrap().iter_mut().skip(1).for_each(|s| s.digest_ok = false);
 });
+fault!(other_samples, Invalid, Reason::Samples { step: 1, steps: 26 }, ["step 1 and 25 others"], |l| {
+    l.ledger.as_mut().unwrap().iter_mut().skip(1).for_each(|s| s.samples_ok = false);
+});
 fault!(padding_counted, Invalid, Reason::Counts { step: 0, .. }, ["950 real", "1000 real"], |l| {
     l.ledger.as_mut().unwrap().iter_mut().for_each(|s| s.reported.real = s.reported.slots);
 });

@@ -147,7 +147,13 @@ pub fn lines(case: &Case, round: u32, step_ms: u64) -> Vec<Line> {
     let mut edge = 0;
     for index in 0..MEASURE.total_steps() {
         let step = step(case, &spec, index, &mut clock, step_ms);
-        ledger.push(LedgerStep { step: index, digest_ok: true, counted: step.tokens, reported: step.tokens });
+        ledger.push(LedgerStep {
+            step: index,
+            digest_ok: true,
+            samples_ok: true,
+            counted: step.tokens,
+            reported: step.tokens,
+        });
         let timed = step.phase == Phase::Timed;
         if timed && (index - MEASURE.untimed_steps).is_multiple_of(MEASURE.window_steps) {
             edge = step.start_ns;
@@ -288,6 +294,7 @@ fn step(case: &Case, spec: &Spec, index: u32, clock: &mut Clock, step_ms: u64) -
         start_ns,
         end_ns: clock.arm,
         digest: format!("{index:03}-{}", case.batch.packing.name()),
+        samples: Vec::new(),
         tokens: TokenCounts {
             slots: 1000,
             real: if packed { 950 } else { 430 },

@@ -28,7 +28,7 @@ pub enum Audit {
     Settings,
     /// Tensors that train.
     TrainableSet,
-    /// Digest of every batch.
+    /// Digest and samples of every batch.
     BatchDigest,
     /// Slots, real and loss tokens.
     TokenLedger,
@@ -105,7 +105,7 @@ impl Reason {
             | Reason::Kernel { .. }
             | Reason::Launches { .. } => Audit::Settings,
             Reason::TrainableSet { .. } | Reason::ParameterCount { .. } => Audit::TrainableSet,
-            Reason::Tokens { .. } | Reason::Digest { .. } => Audit::BatchDigest,
+            Reason::Tokens { .. } | Reason::Digest { .. } | Reason::Samples { .. } => Audit::BatchDigest,
             Reason::LedgerSteps { .. } | Reason::Counts { .. } => Audit::TokenLedger,
             Reason::GradNorm { .. }
             | Reason::GroupNorms { .. }
