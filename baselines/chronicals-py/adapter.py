@@ -3,7 +3,7 @@
 Its configuration keeps its defaults in all that the specification leaves open, but for
 
 - `fp8`: it replaces the parameters of linear layers after the optimizer was given the old ones, so that they would never move;
-- the compiler's warm-up: it runs five batches and makes one update before the first step. Without it, the first steps compile;
+- the compiler's warm-up: it runs five batches and makes one update before the first step. `rehearse` runs every shape without one;
 - its schedules, which are other than the harness's: the trainer calls the one that it is given after every update;
 - checkpoints and reports, which are the harness's.
 
@@ -164,6 +164,24 @@ class Edges:
         self.log = cb.StepLog(trial, setting.clock)
         trainer.model.register_forward_hook(lambda module, args, output: self.losses.append(output.loss.detach()))
 
+    def start(self):
+        """The forward and backward pass of its loop, once for every shape; then the first step begins."""
+        import huggingface as hf
+        import torch
+
+        trainer = self.trainer
+
+        def backward(micro):
+            micro = {name: tensor.to(trainer.device) for name, tensor in micro.items()}
+            with torch.autocast(trainer.device.type, enabled=trainer._use_autocast, dtype=trainer._autocast_dtype):
+                loss = trainer.model(**micro).loss
+            loss.backward()
+
+        hf.rehearse(trainer.train_dataloader.dataset.items, backward, trainer.model)
+        self.taken.forget()
+        self.losses = []
+        self.log.start()
+
     def lr(self):
         rates = [group["lr"] for group in self.trainer.optimizer.param_groups]
         return {"lora_A": rates[0], "lora_B": rates[-1]} if self.trial.lora else {"all": rates[0]}
@@ -219,7 +237,7 @@ def run(trial):
     edges = trainer.scheduler = Edges(trial, setting, trainer, model)
     trial.hello(version("chronicals"), setting.name, torch.get_num_threads(), setting.precision(model), settings(trial, trainer))
     hf.tell_ready(trial, model)
-    edges.log.start()
+    edges.start()
     trainer.train()
     hf.tell_done(trial, setting, model)
 

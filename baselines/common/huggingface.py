@@ -234,6 +234,18 @@ def tensors(batch, flatten=False):
     return made | {"attention_mask": make(batch.real_mask)}
 
 
+def rehearse(micros, backward, model):
+    """Runs a micro-batch of every shape forward and backward before the first step, without an update: what compiles or is tuned by
+    shape would otherwise do so inside a timed step. The native arm rehearses its shapes, too."""
+    firsts = {}
+    for micro in micros:
+        firsts.setdefault(tuple((name, tuple(tensor.shape)) for name, tensor in micro.items()), micro)
+    model.train()
+    for micro in firsts.values():
+        backward(micro)
+    model.zero_grad(set_to_none=True)
+
+
 class Taken:
     """Copies of the ids as they entered the model, by a hook in front of its forward pass; digested when a window is over."""
 
@@ -244,6 +256,10 @@ class Taken:
     def take(self, module, args, kwargs):
         ids = kwargs.get("input_ids", args[0] if args else None)
         self.ids.append(ids.detach().to(torch.int32, copy=True))
+
+    def forget(self):
+        """What was taken so far was no step's."""
+        self.ids = []
 
     def step(self, count):
         """The ids of the last `count` micro-batches."""

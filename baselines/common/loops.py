@@ -15,16 +15,20 @@ def plain(trial, setting, model, adamw, flatten=False):
     limit = trial.train["max_grad_norm"] or float("inf")
     autocast = lambda: torch.autocast(setting.device.type, torch.bfloat16) if setting.autocast else contextlib.nullcontext()  # noqa: E731
     host = [[hf.tensors(batch, flatten) for batch in step] for step in trial.batches]
-    model.train()
+
+    def backward(micro, targets):
+        inputs = {name: tensor.to(setting.device, non_blocking=True) for name, tensor in micro.items()}
+        with autocast():
+            loss = model(**inputs, num_items_in_batch=targets, use_cache=False).loss
+        loss.backward()
+        return loss.detach()
+
+    hf.rehearse([micro for micros in host for micro in micros], lambda micro: backward(micro, trial.counts(0)["loss"]), model)
+    taken.forget()
     log.start()
     for step, micros in enumerate(host):
-        targets, losses, lr = trial.counts(step)["loss"], [], hf.rates(adamw)
-        for micro in micros:
-            inputs = {name: tensor.to(setting.device, non_blocking=True) for name, tensor in micro.items()}
-            with autocast():
-                loss = model(**inputs, num_items_in_batch=targets, use_cache=False).loss
-            loss.backward()
-            losses.append(loss.detach())
+        targets, lr = trial.counts(step)["loss"], hf.rates(adamw)
+        losses = [backward(micro, targets) for micro in micros]
         norm = torch.nn.utils.clip_grad_norm_(trained, limit)
         adamw.step()
         rates.step()
@@ -59,6 +63,13 @@ def following(base):
             pinned = self.args.device.type == "cuda"
             return torch.utils.data.DataLoader(self.plan, batch_size=None, shuffle=False, pin_memory=pinned)
 
+        def rehearse(self):
+            def backward(micro):
+                targets = (micro["labels"] != cb.IGNORED).sum().to(self.args.device)
+                super(Following, self).training_step(self.model_wrapped, dict(micro), targets)
+
+            hf.rehearse(self.plan.items, backward, self.model_wrapped)
+
         def training_step(self, *args, **kwargs):
             loss = super().training_step(*args, **kwargs)
             self.losses.append(loss.detach())
@@ -77,6 +88,8 @@ def edges(trainer, taken):
 
     class Edges(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
+            trainer.rehearse()
+            taken.forget()
             trainer.step_log.start()
 
         def on_pre_optimizer_step(self, args, state, control, **kwargs):
