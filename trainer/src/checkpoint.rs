@@ -85,6 +85,29 @@ pub fn all(dir: &Path) -> Result<BTreeMap<u32, PathBuf>, Error> {
     Ok(found)
 }
 
+/// Refuses a folder with checkpoints to a training that begins.
+///
+/// # Errors
+/// It has some, or cannot be read.
+pub fn refuse_begun(dir: &Path) -> Result<(), Error> {
+    let steps: Vec<String> = all(dir)?.into_keys().map(|step| format!("{PREFIX}{step}")).collect();
+    if steps.is_empty() {
+        return Ok(());
+    }
+    let what = format!("an earlier training left checkpoints here: {}", steps.join(", "));
+    Err(Error::new(what, format!("output_dir, {}", dir.display())).hint(
+        "go on from the newest with --resume, give another output_dir, or begin anew with --overwrite, which removes checkpoints and metrics",
+    ))
+}
+
+/// Removes every checkpoint in a folder.
+///
+/// # Errors
+/// One cannot be removed.
+pub fn clear(dir: &Path) -> Result<(), Error> {
+    all(dir)?.values().try_for_each(|path| remove(path))
+}
+
 /// Where the checkpoint of a step lies.
 pub fn place(dir: &Path, step: u32) -> PathBuf {
     dir.join(format!("{PREFIX}{step}"))
@@ -294,7 +317,7 @@ fn same(state: &State, identity: &Identity, dir: &Path) -> Result<(), Error> {
         told(identity)
     );
     Err(Error::new(what, dir.join(STATE).display().to_string())
-        .hint("set it as it was, or train from the beginning with another output_dir"))
+        .hint("set it as it was, or train from the beginning: with another output_dir, or with --overwrite"))
 }
 
 /// Takes up the training that `dir` holds, and says how far it had come.

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 const TRAIN: [&str; 3] = ["train", "--config", "job.yaml"];
 const RESUME: [&str; 4] = ["train", "--config", "job.yaml", "--resume"];
+const OVERWRITE: [&str; 4] = ["train", "--config", "job.yaml", "--overwrite"];
 
 fn edit(dir: &TempDir, from: &str, to: &str) {
     let path = dir.path().join("job.yaml");
@@ -66,26 +67,54 @@ fn two_trainings_do_not_write_to_one_folder() {
 #[test]
 fn a_training_goes_on_from_its_own_newest_checkpoint() {
     let dir = job(METHODS[0], "save_steps: 3\n");
+    edit(&dir, "max_steps: 6", "max_steps: 9");
     run(&dir, &TRAIN, 0);
     // Another one in the same folder, which came as far as its first checkpoint.
     edit(&dir, "learning_rate: 5e-3", "learning_rate: 4e-3");
-    let text = run(&dir, &RESUME, 2);
-    assert!(text.contains("of another training: train was"), "{text}");
-    run(&dir, &TRAIN, 0);
-    let whole = outcome(&dir);
-    let out = dir.path().join("out");
-    std::fs::remove_dir_all(out.join("checkpoint-6")).unwrap();
-    edit(&dir, "learning_rate: 4e-3", "learning_rate: 5e-3");
-    edit(&dir, "max_steps: 6", "max_steps: 9");
-    run(&dir, &TRAIN, 0);
-    std::fs::remove_dir_all(out.join("checkpoint-3")).unwrap();
     edit(&dir, "max_steps: 9", "max_steps: 6");
-    edit(&dir, "learning_rate: 5e-3", "learning_rate: 4e-3");
-    run(&dir, &TRAIN, 0);
+    let text = run(&dir, &RESUME, 2);
+    assert!(text.contains("of another training: max_steps was") && text.contains("--overwrite"), "{text}");
+    let out = dir.path().join("out");
+    std::fs::rename(out.join("checkpoint-9"), dir.path().join("aside")).unwrap();
+    run(&dir, &OVERWRITE, 0);
+    let whole = outcome(&dir);
     std::fs::remove_dir_all(out.join("checkpoint-6")).unwrap();
+    std::fs::rename(dir.path().join("aside"), out.join("checkpoint-9")).unwrap();
     let text = run(&dir, &RESUME, 0);
     assert!(text.contains("checkpoint-3, after step 3"), "past checkpoint-9, which is another's: {text}");
     assert!(outcome(&dir) == whole);
+}
+
+/// Forgetting --resume costs nothing.
+#[test]
+fn an_earlier_training_is_written_over_only_when_it_is_said() {
+    let dir = job(METHODS[0], "save_steps: 2\nsave_total_limit: 1\n");
+    run(&dir, &TRAIN, 0);
+    let (out, whole) = (dir.path().join("out"), outcome(&dir));
+    let events = || {
+        let runs = out.join("runs").read_dir().unwrap();
+        runs.map(|e| std::fs::read(e.unwrap().path()).unwrap()).collect::<Vec<_>>()
+    };
+    let before = events();
+    edit(&dir, "max_steps: 6", "max_steps: 3");
+    let refused = |text: String| {
+        for part in ["checkpoint-6", "output_dir, ", "--resume", "--overwrite"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert!(outcome(&dir) == whole && events() == before, "it is as it was");
+    };
+    refused(run(&dir, &TRAIN, 2));
+    // Also where a kill has moved the checkpoint aside.
+    std::fs::create_dir_all(out.join(".checkpoint-a")).unwrap();
+    std::fs::rename(out.join("checkpoint-6"), out.join(".checkpoint-a/replaced")).unwrap();
+    refused(run(&dir, &TRAIN, 2));
+    assert!(out.join("checkpoint-6").exists());
+    run(&dir, &[&OVERWRITE[..], &["--resume"]].concat(), 2);
+    run(&dir, &OVERWRITE, 0);
+    assert!(!out.join("checkpoint-6").exists() && out.join("checkpoint-3").exists());
+    assert_eq!(outcome(&dir).1.len(), 3);
+    let text = run(&dir, &RESUME, 0);
+    assert!(text.contains("checkpoint-3, after step 3"), "{text}");
 }
 
 #[test]

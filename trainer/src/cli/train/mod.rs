@@ -70,6 +70,7 @@ Ctrl-C ends the step at hand, writes a \
 checkpoint and exits with 130, and so does a termination signal; a second one ends at once.
   chronicals train --config train.yaml --resume   # from its newest checkpoint, if any
   chronicals train --config train.yaml --resume-from out/checkpoint-50
+  chronicals train --config train.yaml --overwrite   # from the beginning, where output_dir has checkpoints
 
 Where a step goes:
   chronicals train --config train.yaml --profile prof
@@ -89,6 +90,9 @@ pub struct Args {
     /// Goes on from this checkpoint
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     resume_from: Option<PathBuf>,
+    /// Begins anew in an output_dir that has checkpoints of an earlier training: they and its metrics are removed
+    #[arg(long, conflicts_with_all = ["resume", "resume_from"])]
+    overwrite: bool,
     /// Traces a few steps by kernel, and writes trace and table to this folder
     #[arg(long, value_name = "DIR")]
     profile: Option<PathBuf>,
@@ -112,6 +116,12 @@ impl Args {
         Ok(Some(Profiling { dir, options }))
     }
 
+    /// A training that begins takes no earlier one's checkpoints and metrics away, unless it is told to.
+    fn refuse_begun(&self, job: &Job) -> Result<(), Error> {
+        let goes_on = self.resume || self.resume_from.is_some();
+        if goes_on || self.overwrite { Ok(()) } else { checkpoint::refuse_begun(&job.output_dir) }
+    }
+
     /// The checkpoint to go on from.
     fn checkpoint(&self, job: &Job, identity: &Identity) -> Result<Option<PathBuf>, Error> {
         if self.resume { checkpoint::newest(&job.output_dir, identity) } else { Ok(self.resume_from.clone()) }
@@ -127,6 +137,7 @@ struct Profiling<'a> {
 /// Trains.
 pub fn run(args: &Args) -> Result<(), Exit> {
     let job = Job::load(&args.config).map_err(Exit::usage)?;
+    args.refuse_begun(&job).map_err(Exit::usage)?;
     let profiling = args.profile(&job).map_err(Exit::usage)?;
     if let Some(n) = job.threads {
         rayon::ThreadPoolBuilder::new().num_threads(n).build_global().map_err(|e| {
@@ -173,6 +184,8 @@ fn train<B: Backend>(
         backend.profile(options).map_err(Exit::usage)?;
     }
     let _taken = checkpoint::take(&job.output_dir).map_err(Exit::usage)?;
+    // What a kill had left aside is in its place now.
+    args.refuse_begun(job).map_err(Exit::usage)?;
     let chosen = job.choose(inputs, &backend).map_err(Exit::usage)?;
     eprintln!("recompute: {} ({})", chosen.level, chosen.why);
     let mut trainer = job.trainer(inputs, backend, chosen.level).map_err(Exit::usage)?;
@@ -184,9 +197,6 @@ fn train<B: Backend>(
         eprintln!("resumed from {}, after step {}", dir.display(), trainer.step());
         bring_best(job, &progress, &dir).map_err(Exit::usage)?;
     }
-    let metrics = job.metrics(&about.device, &about.precision);
-    let mut session =
-        Session::open(job, inputs, identity, progress, metrics, trainer.step()).map_err(Exit::usage)?;
     let batches = &inputs.batches;
     eprintln!("data: {}", inputs.recognised);
     eprintln!("{}", inputs.report);
@@ -197,6 +207,13 @@ fn train<B: Backend>(
     eprintln!("training {trained} of {} parameters for {} steps", trainer.total_params(), batches.steps());
 
     trainer.rehearse(batches).map_err(Exit::usage)?;
+    // The last thing that can be refused is behind: only now an earlier training is written over.
+    if args.overwrite {
+        checkpoint::clear(&job.output_dir).map_err(Exit::usage)?;
+    }
+    let metrics = job.metrics(&about.device, &about.precision);
+    let mut session =
+        Session::open(job, inputs, identity, progress, metrics, trainer.step()).map_err(Exit::usage)?;
     session.run(&mut trainer)?;
 
     let path = job.output_dir.join(trainer.trainable_file());
