@@ -219,7 +219,7 @@ fn train<B: Backend>(
     let path = job.output_dir.join(trainer.trainable_file());
     trainer.check_finite().and_then(|()| trainer.save_update(&path)).map_err(Exit::failed)?;
     let lora = if let Method::Lora(lora) = &job.method { Some(trainer.update_settings(lora)) } else { None };
-    folder::finish(&job.model.config, job.data.tokenizer.as_deref(), lora.as_ref(), &job.output_dir)
+    folder::finish(&job.model.config, &inputs.beside, lora.as_ref(), &job.output_dir)
         .map_err(Exit::failed)?;
     eprintln!("saved {}", path.display());
     if let Some(Profiling { dir, .. }) = &profiling {

@@ -155,7 +155,7 @@ impl<'a> Session<'a> {
             Method::Lora(_) => None,
         };
         let beside = |at: &Path| match lora {
-            Some(lora) => folder::finish(&job.model.config, job.data.tokenizer.as_deref(), lora, at),
+            Some(lora) => folder::finish(&job.model.config, &self.inputs.beside, lora, at),
             None => Ok(()),
         };
         let saved = checkpoint::save(trainer, &job.output_dir, &self.identity, &self.progress, keep, beside)?;
