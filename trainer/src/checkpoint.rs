@@ -128,6 +128,15 @@ pub fn newest(dir: &Path, identity: &Identity) -> Result<Option<PathBuf>, Error>
     first.map_or(Ok(None), Err)
 }
 
+/// Steps that a checkpoint's training had taken.
+///
+/// # Errors
+/// The folder is damaged, or of another training: what differs is named.
+pub fn steps_of(dir: &Path, identity: &Identity) -> Result<u32, Error> {
+    let state = read_state(dir)?;
+    same(&state, identity, dir).map(|()| state.step)
+}
+
 /// Writes a checkpoint into `dir`, then removes those that are not to be kept. `beside` adds files to it.
 ///
 /// # Errors
@@ -320,29 +329,36 @@ fn same(state: &State, identity: &Identity, dir: &Path) -> Result<(), Error> {
         .hint("set it as it was, or train from the beginning: with another output_dir, or with --overwrite"))
 }
 
-/// Takes up the training that `dir` holds, and says how far it had come.
+/// What a checkpoint says besides parameters and moments.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Resumed {
+    /// How far the training had come.
+    pub progress: Progress,
+    /// The device takes the algorithms of its matrix products that the checkpoint names; where not, what follows may round otherwise.
+    pub same_products: bool,
+}
+
+/// Takes up the training that `dir` holds.
 ///
 /// # Errors
 /// The folder is damaged, or of another training: what differs is named. The trainer is then not to be used.
-pub fn load<B: Backend>(
-    trainer: &mut Trainer<B>,
-    dir: &Path,
-    identity: &Identity,
-) -> Result<Progress, Error> {
+pub fn load<B: Backend>(trainer: &mut Trainer<B>, dir: &Path, identity: &Identity) -> Result<Resumed, Error> {
     let state = read_state(dir)?;
     same(&state, identity, dir)?;
     trainer.load_trainable(&dir.join(trainer.trainable_file()))?;
     let choices = dir.join(PRODUCTS);
-    if choices.is_file() {
+    let same_products = if choices.is_file() {
         let text = std::fs::read_to_string(&choices).map_err(|e| Error::io(&choices, &e))?;
-        trainer.parts().0.adopt(&text);
-    }
+        trainer.parts().0.adopt(&text)
+    } else {
+        trainer.backend().choices().is_none()
+    };
     for (name, view) in moments(trainer) {
         let bytes = load_bytes(&dir.join(file_of(name)), name)?;
         trainer.parts().0.restore(view, &bytes).map_err(|e| damaged(e.to_string(), &dir.join(STATE)))?;
     }
     trainer.set_step(state.step);
-    Ok(state.progress)
+    Ok(Resumed { progress: state.progress, same_products })
 }
 
 /// Both moments of everything that trains, under torch's names.

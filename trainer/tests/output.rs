@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{METHODS, chronicals, job, outcome, stderr};
+use common::{METHODS, chronicals, data, job, outcome, stderr};
 use tempfile::TempDir;
 
 const TRAIN: [&str; 3] = ["train", "--config", "job.yaml"];
@@ -178,6 +178,96 @@ fn a_checkpoint_is_a_model_or_an_adapter_too() {
     run(&dir, &TRAIN, 0);
     let merge = ["merge", "--model", "out", "--adapter", "tuned/checkpoint-3", "merged"];
     chronicals().current_dir(&dir).args(merge).assert().success();
+}
+
+/// An adapter in a folder that holds an older model too is found under its own name.
+#[test]
+fn an_adapter_beside_a_model_is_the_adapter() {
+    let dir = job(METHODS[0], "");
+    edit(&dir, "output_dir: out", "output_dir: model");
+    run(&dir, &TRAIN, 0);
+    edit(&dir, "{config: config.json}", "{path: model}");
+    edit(&dir, "output_dir: model", "output_dir: out");
+    edit(&dir, METHODS[0], METHODS[1]);
+    run(&dir, &TRAIN, 0);
+    let texts = [["evaluate", "--text"], ["generate", "--prompt"]];
+    let asked = || {
+        texts.map(|[command, flag]| {
+            let args = [command, "--model", "model", "--adapter", "out", flag, "one two three"];
+            let output = chronicals().current_dir(&dir).args(args).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            output.stdout
+        })
+    };
+    let alone = asked();
+    std::fs::copy(dir.path().join("model/model.safetensors"), dir.path().join("out/model.safetensors"))
+        .unwrap();
+    assert!(asked() == alone);
+}
+
+/// What a model is asked with is what it was trained with.
+#[test]
+fn the_tokenizer_goes_along_as_it_was_used() {
+    for (method, extra) in METHODS.into_iter().zip(["save_steps: 6\n", ""]) {
+        let dir = job(method, extra);
+        let (own, other) = (dir.path(), dir.path().join("other"));
+        std::fs::create_dir(&other).unwrap();
+        std::fs::copy(data("tokenizer.json"), other.join("words.json")).unwrap();
+        // Beside the config are another tokenizer's; beside the tokenizer, its own.
+        std::fs::write(own.join("merges.txt"), "of another").unwrap();
+        std::fs::write(own.join("tokenizer_config.json"), r#"{"eos_token": "</s>"}"#).unwrap();
+        std::fs::write(own.join("generation_config.json"), r#"{"eos_token_id": 7, "top_p": 0.5}"#).unwrap();
+        let settings =
+            r#"{"model_max_length": 99, "eos_token": {"content": "<|endoftext|>"}, "chat_template": "old"}"#;
+        std::fs::write(other.join("tokenizer_config.json"), settings).unwrap();
+        std::fs::write(other.join("special_tokens_map.json"), r#"{"pad_token": "<|endoftext|>"}"#).unwrap();
+        std::fs::write(own.join("chat.jinja"), "{{ messages[0].content }}").unwrap();
+        edit(&dir, &data("tokenizer.json"), "other/words.json, chat_template_path: chat.jinja");
+        edit(&dir, "max_length: 128", "max_length: 128, eos_token: <|pad|>, pad_token: <|endoftext|>");
+        run(&dir, &TRAIN, 0);
+        let folders = [Some("out"), Some("out/checkpoint-6").filter(|_| !extra.is_empty())];
+        for out in folders.into_iter().flatten().map(|name| own.join(name)) {
+            let text = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
+            let json = |name: &str| serde_json::from_str::<serde_json::Value>(&text(name)).unwrap();
+            let whole = std::fs::read_to_string(data("tokenizer.json")).unwrap();
+            assert!(
+                text("tokenizer.json") == whole && text("chat_template.jinja").starts_with("{{ messages")
+            );
+            assert!(!out.join("merges.txt").exists());
+            assert_eq!(
+                json("tokenizer_config.json"),
+                serde_json::json!({"model_max_length": 99, "eos_token": "<|pad|>", "pad_token": "<|endoftext|>"})
+            );
+            assert_eq!(json("special_tokens_map.json")["eos_token"], "<|pad|>");
+            // Answers still end where the model's own did.
+            assert_eq!(
+                json("generation_config.json"),
+                serde_json::json!({"eos_token_id": [1, 7], "top_p": 0.5, "pad_token_id": 0})
+            );
+            if method == METHODS[0] {
+                let config = json("config.json");
+                assert_eq!((&config["eos_token_id"], &config["pad_token_id"]), (&1.into(), &0.into()));
+            }
+        }
+    }
+}
+
+/// Nothing is changed in files that nobody chose otherwise.
+#[test]
+fn a_tokenizers_own_files_go_along_to_the_byte() {
+    let dir = job(METHODS[1], "");
+    std::fs::create_dir(dir.path().join("other")).unwrap();
+    let files = [
+        ("tokenizer_config.json", "{\"eos_token\":\n\"<|endoftext|>\"}"),
+        ("chat_template.jinja", "{{ 1 }}"),
+    ];
+    std::fs::copy(data("tokenizer.json"), dir.path().join("other/tokenizer.json")).unwrap();
+    files.iter().for_each(|(name, text)| std::fs::write(dir.path().join("other").join(name), text).unwrap());
+    edit(&dir, &data("tokenizer.json"), "other");
+    run(&dir, &TRAIN, 0);
+    for (name, text) in files {
+        assert_eq!(std::fs::read_to_string(dir.path().join("out").join(name)).unwrap(), text);
+    }
 }
 
 /// Perplexity is that of the model: what a training adds to its loss is not in it.

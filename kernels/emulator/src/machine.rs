@@ -29,6 +29,8 @@ pub struct Training {
     /// What is being captured.
     capture: RefCell<Option<Capture>>,
     taken: Rc<Cell<usize>>,
+    /// Bytes that others have.
+    occupied: Cell<usize>,
     /// The most that tuning found taken, its operands included.
     peak_of_tuning: Cell<usize>,
     tuned: RefCell<HashSet<Product>>,
@@ -38,6 +40,9 @@ pub struct Training {
     blind: bool,
     watched: Cell<bool>,
 }
+
+/// Whose choices of products these are.
+const NAME: &str = "emulator";
 
 /// What it says it has: as much as a card of 80 GB.
 const MEMORY_BYTES: usize = 80_000_000_000;
@@ -78,6 +83,11 @@ impl Training {
     /// Threads that wrote to host memory.
     pub fn writers(&self) -> HashSet<ThreadId> {
         self.streams.writers()
+    }
+
+    /// Has somebody else take so much that nothing but `bytes` is left in all.
+    pub fn leave(&self, bytes: usize) {
+        self.occupied.set(MEMORY_BYTES - bytes);
     }
 
     /// Bytes that are allocated.
@@ -192,7 +202,12 @@ impl Machine for Training {
         if self.tuned.borrow_mut().insert(*product) && !known {
             let [a, b, c] = product.spans();
             let operands = (a + b) * product.elem.bytes() + (c + product.n) * product.out.bytes();
-            self.peak_of_tuning.set(self.peak_of_tuning.get().max(self.taken.get() + operands));
+            let peak = self.taken.get() + operands;
+            self.peak_of_tuning.set(self.peak_of_tuning.get().max(peak));
+            if peak > MEMORY_BYTES.saturating_sub(self.occupied.get()) {
+                let (what, hint) = ("out of memory".into(), "free some".into());
+                return Err(GpuError { what, at: product.name(), hint });
+            }
         }
         Ok(())
     }
@@ -205,11 +220,16 @@ impl Machine for Training {
         let tuned = self.tuned.borrow();
         let names: BTreeSet<String> =
             self.adopted.borrow().iter().cloned().chain(tuned.iter().map(Product::name)).collect();
-        names.into_iter().fold("emulator\n".to_string(), |all, name| all + &name + "\n")
+        names.into_iter().fold(format!("{NAME}\n"), |all, name| all + &name + "\n")
     }
 
-    fn adopt(&self, choices: &str) {
-        self.adopted.borrow_mut().extend(choices.lines().skip(1).map(String::from));
+    fn adopt(&self, choices: &str) -> bool {
+        let mut lines = choices.lines();
+        let same = lines.next() == Some(NAME);
+        if same {
+            self.adopted.borrow_mut().extend(lines.map(String::from));
+        }
+        same
     }
 
     fn load(&self, _: Entry) -> Result<(), GpuError> {

@@ -31,7 +31,7 @@ fn profiled<D: Machine>(
     by: Option<By>,
 ) -> (Profile, Vec<u64>) {
     let mut backend = of.on(machine, &model.config, batches);
-    backend.profile(&Options::fit(None, 2, by, STEPS).unwrap()).unwrap();
+    backend.profile(&Options::fit(None, 2, by, 0..STEPS).unwrap()).unwrap();
     let mut trainer = model.trainer_on(of, batches, backend);
     trainer.rehearse(batches).unwrap();
     let mut losses = Vec::new();
@@ -199,7 +199,7 @@ pub fn as_logged(machine: &dyn Fn() -> Training) {
             let batches = batches(Geometry::Packed);
             let mut backend = of.on(machine(), &model.config, &batches);
             if profile {
-                backend.profile(&Options::fit(Some(0), STEPS, Some(By::Cupti), STEPS).unwrap()).unwrap();
+                backend.profile(&Options::fit(Some(0), STEPS, Some(By::Cupti), 0..STEPS).unwrap()).unwrap();
             }
             let mut trainer = model.trainer_on(&of, &batches, backend);
             trainer.rehearse(&batches).unwrap();
@@ -231,7 +231,7 @@ pub fn without_cupti(_: &dyn Fn() -> Training) {
     assert!(p.markdown().contains("Times by events"), "{}", p.markdown());
     let batches = batches(Geometry::Packed);
     let mut backend = of.on(Training::blind(), &model.config, &batches);
-    let options = Options::fit(None, 2, Some(By::Cupti), STEPS).unwrap();
+    let options = Options::fit(None, 2, Some(By::Cupti), 0..STEPS).unwrap();
     let e = backend.profile(&options).unwrap_err();
     assert!(e.is_environment() && e.to_string().contains("nothing watches"), "{e}");
 }
