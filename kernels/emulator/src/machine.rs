@@ -18,7 +18,7 @@ use crate::{
     capture::Capture,
     clock::{Clock, LIMITS, Origin},
     memory::{Host, Mark, Memory},
-    streams::{Arrival, Shared, Step},
+    streams::{Arrival, Counter, Shared, Step},
 };
 
 /// The emulator with memory, streams and captures. Once a product was tuned, others that were not are errors. A kernel that fails
@@ -47,16 +47,6 @@ const NAME: &str = "emulator";
 /// What it says it has: as much as a card of 80 GB.
 const MEMORY_BYTES: usize = 80_000_000_000;
 
-/// Counts what a machine sends.
-pub struct Counter(Shared);
-
-impl Counter {
-    /// How often so far.
-    pub fn sent(&self) -> usize {
-        self.0.sent()
-    }
-}
-
 impl Training {
     /// A machine that captures nothing.
     pub fn new() -> Self {
@@ -77,7 +67,7 @@ impl Training {
 
     /// How often something was sent, for whoever looks on while the machine is lent.
     pub fn counter(&self) -> Counter {
-        Counter(self.streams.clone())
+        Counter::of(&self.streams)
     }
 
     /// Threads that wrote to host memory.

@@ -67,7 +67,7 @@ checks! {
     states { losses_fall, resumed, masters, seeds; scalars }
     recompute { levels, eager_levels, replayed, offloaded; whenever_entries_come, limits }
     memory { as_planned; taken, evaluated, adopted, refusals }
-    profile { complete; the_same, as_logged, without_cupti, documents }
+    profile { complete; the_same, as_logged, resumed, without_cupti, documents }
     trial { events }
 }
 

@@ -6,6 +6,7 @@ use chronibench_protocol::spec::{Dtype, PrecisionArgs, States};
 use chronicals::{
     KernelPlan, Seam, Variant,
     backend::{Backend, cuda::Buckets},
+    checkpoint,
     fit::{Batches, fit},
     profile::{By, Options, Profile, Row, Table},
 };
@@ -220,6 +221,29 @@ pub fn as_logged(machine: &dyn Fn() -> Training) {
             *seen.entry(name).or_default() += 1;
         }
         assert_eq!(seen, log);
+    }
+}
+
+/// Of a training that goes on: what watches begins with the first step of the process, and warm-up counts from there.
+pub fn resumed(machine: &dyn Fn() -> Training) {
+    let (model, of) = (Model::new("qwen3", 16), cases().swap_remove(0).1);
+    let (batches, dir) = (batches(Geometry::Packed), tempfile::tempdir().unwrap());
+    let on = || of.on(machine(), &model.config, &batches);
+    let mut first = model.trainer_on(&of, &batches, on());
+    fit(&mut first, &batches, 3, |_, _| Ok(())).unwrap();
+    let (identity, progress, keep) = Default::default();
+    let saved = checkpoint::save(&first, dir.path(), &identity, &progress, keep, |_| Ok(())).unwrap();
+    for by in [By::Cupti, By::Events] {
+        let mut backend = on();
+        backend.profile(&Options::fit(None, 2, Some(by), 3..STEPS).unwrap()).unwrap();
+        let mut second = model.trainer_on(&of, &batches, backend);
+        checkpoint::load(&mut second, &saved, &identity).unwrap();
+        second.rehearse(&batches).unwrap();
+        fit(&mut second, &batches, STEPS, |_, _| Ok(())).unwrap();
+        let p = second.profiled().unwrap().expect("steps were profiled");
+        check_nesting(&p);
+        check_sums(&p);
+        check_complete_by(&p, &of);
     }
 }
 
