@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use chronibench_protocol::{record::Packing, spec::LoraArgs};
-use chronicals::{data::packing, lora::lora_scale};
+use chronicals::{data::packing, lora::Adapters};
+use chronicals_tests::golden::Golden;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace").to_path_buf()
@@ -107,7 +108,9 @@ fn the_scale_of_rslora_is_over_the_root_of_the_rank() {
         serde_json::from_value(serde_json::json!({"r": 64, "lora_alpha": 16.0, "use_rslora": rslora}))
             .unwrap()
     };
-    assert_eq!((lora_scale(&lora(false)), lora_scale(&lora(true))), (0.25, 2.0));
+    let config = Golden::load("llama").config;
+    let scale = |rslora| Adapters::of(&config, &lora(rslora)).unwrap().get(0, "q_proj").unwrap().scale;
+    assert_eq!((scale(false), scale(true)), (0.25, 2.0));
 }
 
 #[test]

@@ -85,6 +85,29 @@ pub fn all(dir: &Path) -> Result<BTreeMap<u32, PathBuf>, Error> {
     Ok(found)
 }
 
+/// Refuses a folder with checkpoints to a training that begins.
+///
+/// # Errors
+/// It has some, or cannot be read.
+pub fn refuse_begun(dir: &Path) -> Result<(), Error> {
+    let steps: Vec<String> = all(dir)?.into_keys().map(|step| format!("{PREFIX}{step}")).collect();
+    if steps.is_empty() {
+        return Ok(());
+    }
+    let what = format!("an earlier training left checkpoints here: {}", steps.join(", "));
+    Err(Error::new(what, format!("output_dir, {}", dir.display())).hint(
+        "go on from the newest with --resume, give another output_dir, or begin anew with --overwrite, which removes checkpoints and metrics",
+    ))
+}
+
+/// Removes every checkpoint in a folder.
+///
+/// # Errors
+/// One cannot be removed.
+pub fn clear(dir: &Path) -> Result<(), Error> {
+    all(dir)?.values().try_for_each(|path| remove(path))
+}
+
 /// Where the checkpoint of a step lies.
 pub fn place(dir: &Path, step: u32) -> PathBuf {
     dir.join(format!("{PREFIX}{step}"))
@@ -103,6 +126,15 @@ pub fn newest(dir: &Path, identity: &Identity) -> Result<Option<PathBuf>, Error>
         }
     }
     first.map_or(Ok(None), Err)
+}
+
+/// Steps that a checkpoint's training had taken.
+///
+/// # Errors
+/// The folder is damaged, or of another training: what differs is named.
+pub fn steps_of(dir: &Path, identity: &Identity) -> Result<u32, Error> {
+    let state = read_state(dir)?;
+    same(&state, identity, dir).map(|()| state.step)
 }
 
 /// Writes a checkpoint into `dir`, then removes those that are not to be kept. `beside` adds files to it.
@@ -294,32 +326,39 @@ fn same(state: &State, identity: &Identity, dir: &Path) -> Result<(), Error> {
         told(identity)
     );
     Err(Error::new(what, dir.join(STATE).display().to_string())
-        .hint("set it as it was, or train from the beginning with another output_dir"))
+        .hint("set it as it was, or train from the beginning: with another output_dir, or with --overwrite"))
 }
 
-/// Takes up the training that `dir` holds, and says how far it had come.
+/// What a checkpoint says besides parameters and moments.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Resumed {
+    /// How far the training had come.
+    pub progress: Progress,
+    /// The device takes the algorithms of its matrix products that the checkpoint names; where not, what follows may round otherwise.
+    pub same_products: bool,
+}
+
+/// Takes up the training that `dir` holds.
 ///
 /// # Errors
 /// The folder is damaged, or of another training: what differs is named. The trainer is then not to be used.
-pub fn load<B: Backend>(
-    trainer: &mut Trainer<B>,
-    dir: &Path,
-    identity: &Identity,
-) -> Result<Progress, Error> {
+pub fn load<B: Backend>(trainer: &mut Trainer<B>, dir: &Path, identity: &Identity) -> Result<Resumed, Error> {
     let state = read_state(dir)?;
     same(&state, identity, dir)?;
     trainer.load_trainable(&dir.join(trainer.trainable_file()))?;
     let choices = dir.join(PRODUCTS);
-    if choices.is_file() {
+    let same_products = if choices.is_file() {
         let text = std::fs::read_to_string(&choices).map_err(|e| Error::io(&choices, &e))?;
-        trainer.parts().0.adopt(&text);
-    }
+        trainer.parts().0.adopt(&text)
+    } else {
+        trainer.backend().choices().is_none()
+    };
     for (name, view) in moments(trainer) {
         let bytes = load_bytes(&dir.join(file_of(name)), name)?;
         trainer.parts().0.restore(view, &bytes).map_err(|e| damaged(e.to_string(), &dir.join(STATE)))?;
     }
     trainer.set_step(state.step);
-    Ok(state.progress)
+    Ok(Resumed { progress: state.progress, same_products })
 }
 
 /// Both moments of everything that trains, under torch's names.

@@ -65,6 +65,14 @@ impl Family {
         self == Family::Qwen2
     }
 
+    /// Positions of a model whose config does not say: the defaults of Transformers.
+    fn positions(self) -> usize {
+        match self {
+            Family::Qwen2 | Family::Qwen3 => 32_768,
+            Family::Llama => 2048,
+        }
+    }
+
     /// RMSNorm on query and key heads.
     pub fn qk_norm(self) -> bool {
         self == Family::Qwen3
@@ -193,7 +201,7 @@ impl ModelConfig {
             rms_norm_eps: hf.rms_norm_eps.unwrap_or(1e-6) as f32,
             inv_freq: hf.inv_freq(head_dim)?,
             tied: hf.tie_word_embeddings.unwrap_or(false),
-            max_positions: hf.max_position_embeddings.unwrap_or(2048),
+            max_positions: hf.max_position_embeddings.unwrap_or(family.positions()),
             initializer_range: hf.initializer_range.unwrap_or(0.02),
         })
     }
@@ -265,8 +273,12 @@ mod tests {
     use super::*;
 
     fn parse(extra: &str) -> Result<ModelConfig, String> {
+        of("llama", extra)
+    }
+
+    fn of(family: &str, extra: &str) -> Result<ModelConfig, String> {
         let json = format!(
-            r#"{{"model_type":"llama","vocab_size":10,"hidden_size":16,"intermediate_size":8,
+            r#"{{"model_type":"{family}","vocab_size":10,"hidden_size":16,"intermediate_size":8,
                "num_hidden_layers":1,"num_attention_heads":4{extra}}}"#
         );
         ModelConfig::from_hf(&serde_json::from_str(&json).unwrap())
@@ -277,6 +289,11 @@ mod tests {
         let c = parse("").unwrap();
         assert_eq!((c.kv_heads, c.head_dim, c.tied), (4, 4, false));
         assert_eq!(c.inv_freq, vec![1.0, 0.01]);
+        for (family, positions) in [("llama", 2048), ("qwen2", 32_768), ("qwen3", 32_768)] {
+            assert_eq!(of(family, "").unwrap().max_positions, positions);
+            let own = of(family, r#","max_position_embeddings":77"#).unwrap();
+            assert_eq!(own.max_positions, 77);
+        }
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Batches of a plan, and the loop that trains on them.
 
 use std::{
+    collections::BTreeSet,
     ops::Range,
     sync::mpsc::{Receiver, SyncSender, sync_channel},
 };
 
 use chronibench_protocol::{BatchPlan, TokenStore};
-use chronicals_data::batch::{StepBatches, collate_step};
+use chronicals_data::batch::{Geometry, StepBatches, collate_step};
 
 use crate::{
     backend::{Backend, Stager},
@@ -60,6 +61,19 @@ impl Batches {
             tokens: micro().map(|m| m.rows.len() * m.row_slots as usize).max().unwrap_or(1),
             row_slots: micro().map(|m| m.row_slots as usize).max().unwrap_or(1),
         }
+    }
+
+    /// Every geometry that micro-batches of some steps have, once.
+    ///
+    /// # Errors
+    /// The plan does not fit the tokens.
+    pub fn geometries(&self, steps: Range<u32>) -> Result<BTreeSet<Geometry>, Error> {
+        let steps = steps.start.min(steps.end) as usize..steps.end as usize;
+        let micro = self.plan.steps[steps].iter().flat_map(|step| &step.micro_batches);
+        micro
+            .map(|micro| Geometry::of(micro, &self.tokens))
+            .collect::<Result<_, _>>()
+            .map_err(|e| Error::new(e.to_string(), "the batch plan"))
     }
 
     /// The micro-batches of a step: a function of the step alone, so that a resumed run goes on where it stopped.

@@ -35,7 +35,9 @@ use crate::{
     error::Error,
     fit::Batches,
     formats::{
-        self, hub,
+        self,
+        beside::Beside,
+        hub,
         peft::{self, AdapterConfig},
     },
     lora,
@@ -130,7 +132,7 @@ pub struct Job {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobModel {
-    /// Hugging Face folder of the model to start from, or a repository in the hub's cache: config, weights and tokenizer.
+    /// Hugging Face folder of the model to start from, or a repository of the hub: config, weights and tokenizer.
     #[serde(default)]
     pub path: Option<PathBuf>,
     /// Hugging Face `config.json`, in place of a folder.
@@ -198,6 +200,8 @@ pub struct Inputs {
     pub evaluation: Option<(Batches, TokenizeReport)>,
     /// What the data turned out to be.
     pub recognised: Recognised,
+    /// What goes beside the weights: the tokenizer as it was used.
+    pub beside: Beside,
     /// Where it runs.
     pub device: Device,
     /// Which kernels run.
@@ -253,6 +257,8 @@ impl Job {
         if let Method::Lora(lora) = &self.method {
             lora::check_patterns(&config, lora)?;
         }
+        let folder = self.model.config.parent().unwrap_or(Path::new(""));
+        let beside = Beside::of(&tokenizer, &self.data.tokenizer_args(), folder)?;
         let Dataset { train, report, validation, recognised } = data;
         let at = tokenizer.path().display().to_string();
         let (max_length, pad) = (self.data.max_length, tokenizer.pad().id);
@@ -267,7 +273,7 @@ impl Job {
         });
         let evaluation = evaluation.transpose()?;
         self.check_stopping(evaluation.is_some())?;
-        Ok(Inputs { config, batches, report, evaluation, recognised, device, kernels })
+        Ok(Inputs { config, batches, report, evaluation, recognised, beside, device, kernels })
     }
 
     /// What must be equal for a checkpoint to be taken up: everything that decides a step.

@@ -63,11 +63,6 @@ impl Adapters {
     }
 }
 
-/// The factor on `B·A` of a module that no pattern is about.
-pub fn lora_scale(lora: &LoraArgs) -> f32 {
-    scale(lora.lora_alpha, lora.r, lora.use_rslora)
-}
-
 fn scale(alpha: f64, r: usize, use_rslora: bool) -> f32 {
     let r = r as f64;
     (alpha / if use_rslora { r.sqrt() } else { r }) as f32

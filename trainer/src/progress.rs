@@ -56,6 +56,11 @@ impl Progress {
         self.best
     }
 
+    /// Whether there was an evaluation.
+    pub fn is_evaluated(&self) -> bool {
+        self.best.is_some() || self.without_improvement > 0
+    }
+
     /// Takes note of an evaluation behind `step` steps, and says whether it is the best.
     ///
     /// As in Transformers, any lower loss is the new best, but only one lower by more than `threshold` makes patience begin anew.
@@ -105,7 +110,7 @@ mod tests {
     #[test]
     fn patience_counts_as_transformers_does() {
         let mut p = Progress::default();
-        assert!(p.evaluated(1, 3.0, 0.1));
+        assert!(!p.is_evaluated() && p.evaluated(1, 3.0, 0.1) && p.is_evaluated());
         assert!(p.evaluated(2, 2.95, 0.1), "a little better is the best all the same");
         assert!(!p.is_exhausted(Some(2)) && p.is_exhausted(Some(1)));
         assert!(!p.evaluated(3, 2.95, 0.1));
@@ -113,7 +118,8 @@ mod tests {
         assert!(p.evaluated(4, 2.0, 0.1));
         assert!(!p.is_exhausted(Some(1)));
         assert_eq!(p.best(), Some(Best { step: 4, loss: 2.0 }));
-        assert!(!Progress::default().evaluated(1, f64::NAN, 0.0), "what is no number is never the best");
+        let mut p = Progress::default();
+        assert!(!p.evaluated(1, f64::NAN, 0.0) && p.is_evaluated(), "what is no number is never the best");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 mod evaluate;
 mod pissa;
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, ops::Range, path::Path};
 
 use chronibench_protocol::{
     event::TokenCounts,
@@ -17,8 +17,12 @@ use crate::{
     config::ModelConfig,
     error::Error,
     fit::Batches,
+    formats::peft,
     init,
-    model::{Model, Setup, step},
+    model::{
+        Model, Setup,
+        step::{self, Purpose},
+    },
     params::{self, Layout},
     profile::Profile,
     room, weights,
@@ -141,7 +145,7 @@ impl<B: Backend> Trainer<B> {
         weights::load(&mut self.backend, &self.layout, self.model.weights, path)
     }
 
-    /// Loads the adapters.
+    /// Loads the adapters: of an adapter's folder its own file, whatever else is in there.
     ///
     /// # Errors
     /// See [`weights::load`]; also when the method has no adapters.
@@ -150,6 +154,8 @@ impl<B: Backend> Trainer<B> {
             return Err(Error::new("full fine-tuning has no adapters to load", path.display().to_string())
                 .hint("leave adapter_weights out, or choose method lora"));
         };
+        let file = path.join(peft::WEIGHTS);
+        let path = if file.exists() { &file } else { path };
         weights::load(&mut self.backend, layout, values, path)
     }
 
@@ -187,13 +193,24 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// The device fails, or the plan does not fit the tokens.
     pub fn rehearse(&mut self, batches: &Batches) -> Result<(), Error> {
-        let steps = if B::APART { batches.steps() } else { 0 };
-        for step in 0..self.total_steps.min(steps) {
-            for batch in &batches.step(step)?.micro_batches {
-                self.backend.rehearse(&self.model, batch)?;
-            }
+        let to_come = self.step..self.total_steps.min(batches.steps());
+        self.rehearse_for(batches, to_come, Purpose::Training)
+    }
+
+    /// The same for batches that are evaluated, every step of them.
+    ///
+    /// # Errors
+    /// As [`rehearse`](Self::rehearse).
+    pub fn rehearse_evaluation(&mut self, batches: &Batches) -> Result<(), Error> {
+        self.rehearse_for(batches, 0..batches.steps(), Purpose::Evaluation)
+    }
+
+    fn rehearse_for(&mut self, batches: &Batches, steps: Range<u32>, purpose: Purpose) -> Result<(), Error> {
+        if !B::APART {
+            return Ok(());
         }
-        Ok(())
+        let all = batches.geometries(steps)?;
+        all.into_iter().try_for_each(|geometry| self.backend.rehearse(&self.model, geometry, purpose))
     }
 
     /// One optimizer step over all micro-batches, from beginning to end. [`fit`](crate::fit::fit) trains without a pause between
@@ -326,7 +343,7 @@ impl<B: Backend> Trainer<B> {
 
     /// Name of the file of what trains.
     pub fn trainable_file(&self) -> &'static str {
-        if self.adapters.is_some() { "adapter_model.safetensors" } else { "model.safetensors" }
+        if self.adapters.is_some() { peft::WEIGHTS } else { "model.safetensors" }
     }
 
     /// Steps taken.
@@ -361,7 +378,7 @@ fn length(row: &[f32]) -> f64 {
 
 /// Forward and backward of a micro-batch.
 fn train<B: Backend>(b: &mut B, m: &Model) {
-    step::forward(b, m, step::Purpose::Training);
+    step::forward(b, m, Purpose::Training);
     step::backward(b, m);
 }
 

@@ -224,6 +224,18 @@ fn a_profile_says_where_the_steps_of_the_processor_go() {
         assert!(us(&e["ts"]) >= begin && us(&e["ts"]) + us(&e["dur"]) <= end + 1e-3, "{e} in {step}");
     }
 
+    // Of a training that goes on, the steps that are left.
+    let path = dir.path().join("job.yaml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text + "save_steps: 3\n").unwrap();
+    run(&[], 0);
+    let resume = ["--resume-from", "out/checkpoint-3", "--profile", "later", "--profile-steps", "2"];
+    let [table, log] = run(&resume, 0);
+    assert!(table.contains("Steps 4 to 5") && log.contains("after step 3"), "{table}\n{log}");
+    let [_, log] = run(&[&resume[..], &["--profile-warmup", "2"]].concat(), 2);
+    assert!(log.contains("2 of profile in what is left of a training, 3"), "{log}");
+    std::fs::remove_dir_all(dir.path().join("out")).unwrap();
+
     for (more, word) in [
         (&["--profile", "prof", "--profile-steps", "7"][..], "training of 6"),
         (&["--profile", "prof", "--profile-steps", "0"], "no steps"),

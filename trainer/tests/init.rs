@@ -21,6 +21,15 @@ fn what_is_written_can_be_read_and_what_is_wrong_is_told() {
     for part in ["type: lora", "device: cpu", "max_length: 128 ", "validation_split: 0.05", "max_steps: "] {
         assert!(written.contains(part), "{part} in {written}");
     }
+    // A whole path stays whole; others are as seen from the file, which moves with them.
+    assert!(written.contains("model: {path: \"out\"}") && written.contains(&format!("path: \"{records}\"")));
+    std::fs::create_dir_all(dir.path().join("jobs/a")).unwrap();
+    std::fs::copy(&records, dir.path().join("jobs/mine.jsonl")).unwrap();
+    let args =
+        ["init", "--model", "out", "--data", "jobs/mine.jsonl", "--gpu", "cpu", "--out", "jobs/a/b.yaml"];
+    stderr(chronicals().current_dir(&dir).args(args), 0);
+    let moved = text("jobs/a/b.yaml");
+    assert!(moved.contains("path: \"../../out\"") && moved.contains("path: \"../mine.jsonl\""), "{moved}");
     let error = init(&["--gpu", "cpu"], 2);
     assert!(error.contains("already") && error.contains("--out"), "{error}");
 

@@ -8,11 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{METHODS, chronicals, job, outcome, stderr};
+use common::{METHODS, chronicals, data, job, outcome, stderr};
 use tempfile::TempDir;
 
 const TRAIN: [&str; 3] = ["train", "--config", "job.yaml"];
 const RESUME: [&str; 4] = ["train", "--config", "job.yaml", "--resume"];
+const OVERWRITE: [&str; 4] = ["train", "--config", "job.yaml", "--overwrite"];
 
 fn edit(dir: &TempDir, from: &str, to: &str) {
     let path = dir.path().join("job.yaml");
@@ -66,26 +67,54 @@ fn two_trainings_do_not_write_to_one_folder() {
 #[test]
 fn a_training_goes_on_from_its_own_newest_checkpoint() {
     let dir = job(METHODS[0], "save_steps: 3\n");
+    edit(&dir, "max_steps: 6", "max_steps: 9");
     run(&dir, &TRAIN, 0);
     // Another one in the same folder, which came as far as its first checkpoint.
     edit(&dir, "learning_rate: 5e-3", "learning_rate: 4e-3");
-    let text = run(&dir, &RESUME, 2);
-    assert!(text.contains("of another training: train was"), "{text}");
-    run(&dir, &TRAIN, 0);
-    let whole = outcome(&dir);
-    let out = dir.path().join("out");
-    std::fs::remove_dir_all(out.join("checkpoint-6")).unwrap();
-    edit(&dir, "learning_rate: 4e-3", "learning_rate: 5e-3");
-    edit(&dir, "max_steps: 6", "max_steps: 9");
-    run(&dir, &TRAIN, 0);
-    std::fs::remove_dir_all(out.join("checkpoint-3")).unwrap();
     edit(&dir, "max_steps: 9", "max_steps: 6");
-    edit(&dir, "learning_rate: 5e-3", "learning_rate: 4e-3");
-    run(&dir, &TRAIN, 0);
+    let text = run(&dir, &RESUME, 2);
+    assert!(text.contains("of another training: max_steps was") && text.contains("--overwrite"), "{text}");
+    let out = dir.path().join("out");
+    std::fs::rename(out.join("checkpoint-9"), dir.path().join("aside")).unwrap();
+    run(&dir, &OVERWRITE, 0);
+    let whole = outcome(&dir);
     std::fs::remove_dir_all(out.join("checkpoint-6")).unwrap();
+    std::fs::rename(dir.path().join("aside"), out.join("checkpoint-9")).unwrap();
     let text = run(&dir, &RESUME, 0);
     assert!(text.contains("checkpoint-3, after step 3"), "past checkpoint-9, which is another's: {text}");
     assert!(outcome(&dir) == whole);
+}
+
+/// Forgetting --resume costs nothing.
+#[test]
+fn an_earlier_training_is_written_over_only_when_it_is_said() {
+    let dir = job(METHODS[0], "save_steps: 2\nsave_total_limit: 1\n");
+    run(&dir, &TRAIN, 0);
+    let (out, whole) = (dir.path().join("out"), outcome(&dir));
+    let events = || {
+        let runs = out.join("runs").read_dir().unwrap();
+        runs.map(|e| std::fs::read(e.unwrap().path()).unwrap()).collect::<Vec<_>>()
+    };
+    let before = events();
+    edit(&dir, "max_steps: 6", "max_steps: 3");
+    let refused = |text: String| {
+        for part in ["checkpoint-6", "output_dir, ", "--resume", "--overwrite"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert!(outcome(&dir) == whole && events() == before, "it is as it was");
+    };
+    refused(run(&dir, &TRAIN, 2));
+    // Also where a kill has moved the checkpoint aside.
+    std::fs::create_dir_all(out.join(".checkpoint-a")).unwrap();
+    std::fs::rename(out.join("checkpoint-6"), out.join(".checkpoint-a/replaced")).unwrap();
+    refused(run(&dir, &TRAIN, 2));
+    assert!(out.join("checkpoint-6").exists());
+    run(&dir, &[&OVERWRITE[..], &["--resume"]].concat(), 2);
+    run(&dir, &OVERWRITE, 0);
+    assert!(!out.join("checkpoint-6").exists() && out.join("checkpoint-3").exists());
+    assert_eq!(outcome(&dir).1.len(), 3);
+    let text = run(&dir, &RESUME, 0);
+    assert!(text.contains("checkpoint-3, after step 3"), "{text}");
 }
 
 #[test]
@@ -149,6 +178,96 @@ fn a_checkpoint_is_a_model_or_an_adapter_too() {
     run(&dir, &TRAIN, 0);
     let merge = ["merge", "--model", "out", "--adapter", "tuned/checkpoint-3", "merged"];
     chronicals().current_dir(&dir).args(merge).assert().success();
+}
+
+/// An adapter in a folder that holds an older model too is found under its own name.
+#[test]
+fn an_adapter_beside_a_model_is_the_adapter() {
+    let dir = job(METHODS[0], "");
+    edit(&dir, "output_dir: out", "output_dir: model");
+    run(&dir, &TRAIN, 0);
+    edit(&dir, "{config: config.json}", "{path: model}");
+    edit(&dir, "output_dir: model", "output_dir: out");
+    edit(&dir, METHODS[0], METHODS[1]);
+    run(&dir, &TRAIN, 0);
+    let texts = [["evaluate", "--text"], ["generate", "--prompt"]];
+    let asked = || {
+        texts.map(|[command, flag]| {
+            let args = [command, "--model", "model", "--adapter", "out", flag, "one two three"];
+            let output = chronicals().current_dir(&dir).args(args).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            output.stdout
+        })
+    };
+    let alone = asked();
+    std::fs::copy(dir.path().join("model/model.safetensors"), dir.path().join("out/model.safetensors"))
+        .unwrap();
+    assert!(asked() == alone);
+}
+
+/// What a model is asked with is what it was trained with.
+#[test]
+fn the_tokenizer_goes_along_as_it_was_used() {
+    for (method, extra) in METHODS.into_iter().zip(["save_steps: 6\n", ""]) {
+        let dir = job(method, extra);
+        let (own, other) = (dir.path(), dir.path().join("other"));
+        std::fs::create_dir(&other).unwrap();
+        std::fs::copy(data("tokenizer.json"), other.join("words.json")).unwrap();
+        // Beside the config are another tokenizer's; beside the tokenizer, its own.
+        std::fs::write(own.join("merges.txt"), "of another").unwrap();
+        std::fs::write(own.join("tokenizer_config.json"), r#"{"eos_token": "</s>"}"#).unwrap();
+        std::fs::write(own.join("generation_config.json"), r#"{"eos_token_id": 7, "top_p": 0.5}"#).unwrap();
+        let settings =
+            r#"{"model_max_length": 99, "eos_token": {"content": "<|endoftext|>"}, "chat_template": "old"}"#;
+        std::fs::write(other.join("tokenizer_config.json"), settings).unwrap();
+        std::fs::write(other.join("special_tokens_map.json"), r#"{"pad_token": "<|endoftext|>"}"#).unwrap();
+        std::fs::write(own.join("chat.jinja"), "{{ messages[0].content }}").unwrap();
+        edit(&dir, &data("tokenizer.json"), "other/words.json, chat_template_path: chat.jinja");
+        edit(&dir, "max_length: 128", "max_length: 128, eos_token: <|pad|>, pad_token: <|endoftext|>");
+        run(&dir, &TRAIN, 0);
+        let folders = [Some("out"), Some("out/checkpoint-6").filter(|_| !extra.is_empty())];
+        for out in folders.into_iter().flatten().map(|name| own.join(name)) {
+            let text = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
+            let json = |name: &str| serde_json::from_str::<serde_json::Value>(&text(name)).unwrap();
+            let whole = std::fs::read_to_string(data("tokenizer.json")).unwrap();
+            assert!(
+                text("tokenizer.json") == whole && text("chat_template.jinja").starts_with("{{ messages")
+            );
+            assert!(!out.join("merges.txt").exists());
+            assert_eq!(
+                json("tokenizer_config.json"),
+                serde_json::json!({"model_max_length": 99, "eos_token": "<|pad|>", "pad_token": "<|endoftext|>"})
+            );
+            assert_eq!(json("special_tokens_map.json")["eos_token"], "<|pad|>");
+            // Answers still end where the model's own did.
+            assert_eq!(
+                json("generation_config.json"),
+                serde_json::json!({"eos_token_id": [1, 7], "top_p": 0.5, "pad_token_id": 0})
+            );
+            if method == METHODS[0] {
+                let config = json("config.json");
+                assert_eq!((&config["eos_token_id"], &config["pad_token_id"]), (&1.into(), &0.into()));
+            }
+        }
+    }
+}
+
+/// Nothing is changed in files that nobody chose otherwise.
+#[test]
+fn a_tokenizers_own_files_go_along_to_the_byte() {
+    let dir = job(METHODS[1], "");
+    std::fs::create_dir(dir.path().join("other")).unwrap();
+    let files = [
+        ("tokenizer_config.json", "{\"eos_token\":\n\"<|endoftext|>\"}"),
+        ("chat_template.jinja", "{{ 1 }}"),
+    ];
+    std::fs::copy(data("tokenizer.json"), dir.path().join("other/tokenizer.json")).unwrap();
+    files.iter().for_each(|(name, text)| std::fs::write(dir.path().join("other").join(name), text).unwrap());
+    edit(&dir, &data("tokenizer.json"), "other");
+    run(&dir, &TRAIN, 0);
+    for (name, text) in files {
+        assert_eq!(std::fs::read_to_string(dir.path().join("out").join(name)).unwrap(), text);
+    }
 }
 
 /// Perplexity is that of the model: what a training adds to its loss is not in it.

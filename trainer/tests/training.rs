@@ -240,6 +240,24 @@ fn the_best_model_is_kept_and_taken_in_the_end() {
     assert!(model("model.safetensors") == best && model("checkpoint-6/model.safetensors") != best);
 }
 
+/// The evaluation before the first step is not made again: that it is no better than itself would end the training.
+#[test]
+fn a_training_that_goes_on_from_its_start_is_trained() {
+    let extra =
+        "eval_steps: 3\neval_on_start: true\nload_best_model_at_end: true\nearly_stopping_patience: 1\n";
+    let dir = job(METHODS[0], extra);
+    edit(&dir, "max_length: 128", "max_length: 128, validation_split: 0.01");
+    stderr(chronicals().current_dir(&dir).args(TRAIN), 0);
+    let (whole, out) = (outcome(&dir), dir.path().join("out"));
+    let later = named(&dir, "checkpoint-").into_iter().filter(|name| name != "checkpoint-0");
+    later.for_each(|name| std::fs::remove_dir_all(out.join(name)).unwrap());
+    let text = stderr(chronicals().current_dir(&dir).args(RESUME), 0);
+    assert!(text.contains("checkpoint-0, after step 0") && text.contains("trained 6 steps"), "{text}");
+    assert!(outcome(&dir) == whole, "another model, or another line of metrics");
+    let rows = std::fs::read_to_string(out.join("metrics.csv")).unwrap();
+    assert_eq!(rows.lines().filter(|row| row.starts_with("0,,")).count(), 1, "{rows}");
+}
+
 #[test]
 fn a_training_that_diverges_is_given_up_and_saves_nothing_bad() {
     for (rate, word) in [("2", "running mean of the loss rose"), ("1e30", "diverged")] {

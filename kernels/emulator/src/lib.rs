@@ -28,9 +28,9 @@ use std::{alloc::Layout, ptr::NonNull};
 use chronicals_kernels::gpu::{Arg, Elem, Entry, GpuError, Grid, Launcher, Product, Products, Ptr};
 
 pub use capture::Replay;
-pub use machine::{Counter, Training};
+pub use machine::Training;
 pub use memory::{Host, Mark, Memory};
-pub use streams::Arrival;
+pub use streams::{Arrival, Counter};
 
 /// Multiprocessors: few, so that persistent kernels go round more than once.
 const PROCESSORS: u32 = 3;

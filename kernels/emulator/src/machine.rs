@@ -18,7 +18,7 @@ use crate::{
     capture::Capture,
     clock::{Clock, LIMITS, Origin},
     memory::{Host, Mark, Memory},
-    streams::{Arrival, Shared, Step},
+    streams::{Arrival, Counter, Shared, Step},
 };
 
 /// The emulator with memory, streams and captures. Once a product was tuned, others that were not are errors. A kernel that fails
@@ -29,6 +29,8 @@ pub struct Training {
     /// What is being captured.
     capture: RefCell<Option<Capture>>,
     taken: Rc<Cell<usize>>,
+    /// Bytes that others have.
+    occupied: Cell<usize>,
     /// The most that tuning found taken, its operands included.
     peak_of_tuning: Cell<usize>,
     tuned: RefCell<HashSet<Product>>,
@@ -39,18 +41,11 @@ pub struct Training {
     watched: Cell<bool>,
 }
 
+/// Whose choices of products these are.
+const NAME: &str = "emulator";
+
 /// What it says it has: as much as a card of 80 GB.
 const MEMORY_BYTES: usize = 80_000_000_000;
-
-/// Counts what a machine sends.
-pub struct Counter(Shared);
-
-impl Counter {
-    /// How often so far.
-    pub fn sent(&self) -> usize {
-        self.0.sent()
-    }
-}
 
 impl Training {
     /// A machine that captures nothing.
@@ -72,12 +67,17 @@ impl Training {
 
     /// How often something was sent, for whoever looks on while the machine is lent.
     pub fn counter(&self) -> Counter {
-        Counter(self.streams.clone())
+        Counter::of(&self.streams)
     }
 
     /// Threads that wrote to host memory.
     pub fn writers(&self) -> HashSet<ThreadId> {
         self.streams.writers()
+    }
+
+    /// Has somebody else take so much that nothing but `bytes` is left in all.
+    pub fn leave(&self, bytes: usize) {
+        self.occupied.set(MEMORY_BYTES - bytes);
     }
 
     /// Bytes that are allocated.
@@ -192,7 +192,12 @@ impl Machine for Training {
         if self.tuned.borrow_mut().insert(*product) && !known {
             let [a, b, c] = product.spans();
             let operands = (a + b) * product.elem.bytes() + (c + product.n) * product.out.bytes();
-            self.peak_of_tuning.set(self.peak_of_tuning.get().max(self.taken.get() + operands));
+            let peak = self.taken.get() + operands;
+            self.peak_of_tuning.set(self.peak_of_tuning.get().max(peak));
+            if peak > MEMORY_BYTES.saturating_sub(self.occupied.get()) {
+                let (what, hint) = ("out of memory".into(), "free some".into());
+                return Err(GpuError { what, at: product.name(), hint });
+            }
         }
         Ok(())
     }
@@ -205,11 +210,16 @@ impl Machine for Training {
         let tuned = self.tuned.borrow();
         let names: BTreeSet<String> =
             self.adopted.borrow().iter().cloned().chain(tuned.iter().map(Product::name)).collect();
-        names.into_iter().fold("emulator\n".to_string(), |all, name| all + &name + "\n")
+        names.into_iter().fold(format!("{NAME}\n"), |all, name| all + &name + "\n")
     }
 
-    fn adopt(&self, choices: &str) {
-        self.adopted.borrow_mut().extend(choices.lines().skip(1).map(String::from));
+    fn adopt(&self, choices: &str) -> bool {
+        let mut lines = choices.lines();
+        let same = lines.next() == Some(NAME);
+        if same {
+            self.adopted.borrow_mut().extend(lines.map(String::from));
+        }
+        same
     }
 
     fn load(&self, _: Entry) -> Result<(), GpuError> {

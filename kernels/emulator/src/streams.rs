@@ -304,5 +304,19 @@ impl Shared {
     }
 }
 
+/// Counts what a machine sends.
+pub struct Counter(Shared);
+
+impl Counter {
+    pub(super) fn of(streams: &Shared) -> Self {
+        Self(streams.clone())
+    }
+
+    /// How often so far.
+    pub fn sent(&self) -> usize {
+        self.0.sent()
+    }
+}
+
 #[cfg(test)]
 mod tests;

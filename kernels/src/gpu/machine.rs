@@ -48,8 +48,8 @@ pub trait Machine {
     /// What was chosen by timing for the products so far, for [`adopt`](Self::adopt).
     fn choices(&self) -> String;
 
-    /// Chooses the same from now on, if this is such a device.
-    fn adopt(&self, choices: &str);
+    /// Chooses the same from now on, if this is such a device; whether it is.
+    fn adopt(&self, choices: &str) -> bool;
 
     /// Compiles and loads a kernel, which its first launch would do.
     ///

@@ -160,13 +160,16 @@ impl<'a> Matmul<'a> {
     }
 
     /// Takes such choices over, also for products that are planned: the fastest algorithm is another from time to time, and
-    /// rounds otherwise. Those of another device or library are left alone.
-    pub fn adopt(&self, choices: &str) {
+    /// rounds otherwise. Whether it did: those of another device or library are left alone.
+    #[must_use]
+    pub fn adopt(&self, choices: &str) -> bool {
         let mut lines = choices.lines();
-        if lines.next() == Some(&self.of) {
+        let same = lines.next() == Some(&self.of);
+        if same {
             self.plans.borrow_mut().clear();
             self.algorithms.borrow_mut().adopt(lines);
         }
+        same
     }
 }
 

@@ -66,8 +66,8 @@ checks! {
     graphs { replays, eager_replays, one_graph_a_shape, evaluation_between; log }
     states { losses_fall, resumed, masters, seeds; scalars }
     recompute { levels, eager_levels, replayed, offloaded; whenever_entries_come, limits }
-    memory { as_planned; taken, adopted, refusals }
-    profile { complete; the_same, as_logged, without_cupti, documents }
+    memory { as_planned; taken, evaluated, adopted, refusals }
+    profile { complete; the_same, as_logged, resumed, without_cupti, documents }
     trial { events }
 }
 

@@ -12,6 +12,7 @@ use chronicals::{
     },
     checkpoint,
     config::ModelConfig,
+    fit::evaluate,
     model::Level,
 };
 use chronicals_emulator::Training;
@@ -75,6 +76,26 @@ pub fn taken(_: &dyn Fn() -> Training) {
     });
 }
 
+/// Batches that are evaluated are ready too, whatever their shapes; and a rehearsal without room says what the machine lacks.
+pub fn evaluated(_: &dyn Fn() -> Training) {
+    let golden = Golden::load("qwen3");
+    let (batches, held_out) = (golden.batches(Geometry::Padded, 1), golden.batches(Geometry::Accumulated, 2));
+    let (model, case) = (Model::new("qwen2", 64), Case::adapters(8));
+    let new = || model.trainer_on(&case, &batches, case.on(Training::new(), &model.config, &batches));
+    let mut trainer = new();
+    trainer.rehearse(&batches).unwrap();
+    trainer.rehearse_evaluation(&held_out).unwrap();
+    assert!(trainer.backend().launches().is_empty(), "a rehearsal runs nothing");
+    let peak = trainer.backend().device().peak_of_tuning();
+    assert!(evaluate(&mut trainer, &held_out).unwrap().loss() > 0.0);
+    assert_eq!(trainer.backend().device().peak_of_tuning(), peak, "nothing is tuned in an evaluation");
+
+    let mut narrow = new();
+    narrow.backend().device().leave(1);
+    let e = narrow.rehearse_evaluation(&held_out).unwrap_err();
+    assert!(e.is_environment() && e.to_string().contains("out of memory"), "{e}");
+}
+
 /// A training that goes on chooses as it did, whatever lies in the cache of tuned products.
 pub fn adopted(_: &dyn Fn() -> Training) {
     let batches = Golden::load("qwen3").batches(Geometry::Packed, 3);
@@ -88,11 +109,19 @@ pub fn adopted(_: &dyn Fn() -> Training) {
     let (progress, keep) = Default::default();
     let saved = checkpoint::save(&first, dir.path(), &identity, &progress, keep, |_| Ok(())).unwrap();
     let mut second = new();
-    checkpoint::load(&mut second, &saved, &identity).unwrap();
+    assert!(checkpoint::load(&mut second, &saved, &identity).unwrap().same_products);
     assert_eq!(second.backend().choices().as_ref(), Some(&choices), "also before anything is planned");
     second.rehearse(&batches).unwrap();
     assert_eq!(second.backend().device().peak_of_tuning(), 0, "nothing is timed");
-    assert_eq!(second.backend().choices(), Some(choices));
+    assert_eq!(second.backend().choices(), Some(choices.clone()));
+    // Those of another device are left alone, which is told; and so it is where the file is lost.
+    let foreign = choices.replacen("emulator", "another GPU", 1);
+    std::fs::write(saved.join("products.txt"), foreign).unwrap();
+    let mut third = new();
+    assert!(!checkpoint::load(&mut third, &saved, &identity).unwrap().same_products);
+    assert_eq!(third.backend().choices().unwrap().lines().count(), 1, "nothing was taken over");
+    std::fs::remove_file(saved.join("products.txt")).unwrap();
+    assert!(!checkpoint::load(&mut new(), &saved, &identity).unwrap().same_products);
 }
 
 fn refused(config: &ModelConfig, plan: KernelPlan, dtype: Dtype, states: Option<States>) -> String {

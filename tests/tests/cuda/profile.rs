@@ -6,6 +6,7 @@ use chronibench_protocol::spec::{Dtype, PrecisionArgs, States};
 use chronicals::{
     KernelPlan, Seam, Variant,
     backend::{Backend, cuda::Buckets},
+    checkpoint,
     fit::{Batches, fit},
     profile::{By, Options, Profile, Row, Table},
 };
@@ -31,7 +32,7 @@ fn profiled<D: Machine>(
     by: Option<By>,
 ) -> (Profile, Vec<u64>) {
     let mut backend = of.on(machine, &model.config, batches);
-    backend.profile(&Options::fit(None, 2, by, STEPS).unwrap()).unwrap();
+    backend.profile(&Options::fit(None, 2, by, 0..STEPS).unwrap()).unwrap();
     let mut trainer = model.trainer_on(of, batches, backend);
     trainer.rehearse(batches).unwrap();
     let mut losses = Vec::new();
@@ -199,7 +200,7 @@ pub fn as_logged(machine: &dyn Fn() -> Training) {
             let batches = batches(Geometry::Packed);
             let mut backend = of.on(machine(), &model.config, &batches);
             if profile {
-                backend.profile(&Options::fit(Some(0), STEPS, Some(By::Cupti), STEPS).unwrap()).unwrap();
+                backend.profile(&Options::fit(Some(0), STEPS, Some(By::Cupti), 0..STEPS).unwrap()).unwrap();
             }
             let mut trainer = model.trainer_on(&of, &batches, backend);
             trainer.rehearse(&batches).unwrap();
@@ -223,6 +224,29 @@ pub fn as_logged(machine: &dyn Fn() -> Training) {
     }
 }
 
+/// Of a training that goes on: what watches begins with the first step of the process, and warm-up counts from there.
+pub fn resumed(machine: &dyn Fn() -> Training) {
+    let (model, of) = (Model::new("qwen3", 16), cases().swap_remove(0).1);
+    let (batches, dir) = (batches(Geometry::Packed), tempfile::tempdir().unwrap());
+    let on = || of.on(machine(), &model.config, &batches);
+    let mut first = model.trainer_on(&of, &batches, on());
+    fit(&mut first, &batches, 3, |_, _| Ok(())).unwrap();
+    let (identity, progress, keep) = Default::default();
+    let saved = checkpoint::save(&first, dir.path(), &identity, &progress, keep, |_| Ok(())).unwrap();
+    for by in [By::Cupti, By::Events] {
+        let mut backend = on();
+        backend.profile(&Options::fit(None, 2, Some(by), 3..STEPS).unwrap()).unwrap();
+        let mut second = model.trainer_on(&of, &batches, backend);
+        checkpoint::load(&mut second, &saved, &identity).unwrap();
+        second.rehearse(&batches).unwrap();
+        fit(&mut second, &batches, STEPS, |_, _| Ok(())).unwrap();
+        let p = second.profiled().unwrap().expect("steps were profiled");
+        check_nesting(&p);
+        check_sums(&p);
+        check_complete_by(&p, &of);
+    }
+}
+
 /// Without CUPTI: events, or an error where it was asked for.
 pub fn without_cupti(_: &dyn Fn() -> Training) {
     let (model, of) = (Model::new("qwen3", 16), cases().swap_remove(0).1);
@@ -231,7 +255,7 @@ pub fn without_cupti(_: &dyn Fn() -> Training) {
     assert!(p.markdown().contains("Times by events"), "{}", p.markdown());
     let batches = batches(Geometry::Packed);
     let mut backend = of.on(Training::blind(), &model.config, &batches);
-    let options = Options::fit(None, 2, Some(By::Cupti), STEPS).unwrap();
+    let options = Options::fit(None, 2, Some(By::Cupti), 0..STEPS).unwrap();
     let e = backend.profile(&options).unwrap_err();
     assert!(e.is_environment() && e.to_string().contains("nothing watches"), "{e}");
 }

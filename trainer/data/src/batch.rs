@@ -32,6 +32,36 @@ pub struct Batch {
     pub counts: TokenCounts,
 }
 
+/// What decides which work a micro-batch is, besides the model: known of a plan before anything is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Geometry {
+    /// Positions.
+    pub slots: usize,
+    /// Positions of every row.
+    pub row_slots: usize,
+    /// Positions with a label.
+    pub loss_tokens: usize,
+}
+
+impl Geometry {
+    /// Of what [`collate`] would lay out.
+    ///
+    /// # Errors
+    /// The plan names a sample that the store does not have.
+    pub fn of(micro: &MicroBatch, tokens: &TokenStore) -> Result<Self, BatchError> {
+        let learned = |&sample: &u32| {
+            if sample as usize >= tokens.len() {
+                return Err(BatchError::NoSuchSample { sample, samples: tokens.len() });
+            }
+            let (_, loss_mask) = tokens.sample(sample as usize);
+            Ok(loss_mask.iter().skip(1).filter(|learned| **learned != 0).count())
+        };
+        let loss_tokens = micro.rows.iter().flatten().map(learned).sum::<Result<_, _>>()?;
+        let row_slots = micro.row_slots as usize;
+        Ok(Self { slots: micro.rows.len() * row_slots, row_slots, loss_tokens })
+    }
+}
+
 /// The micro-batches of one optimizer step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepBatches {
@@ -102,6 +132,12 @@ pub enum BatchError {
 }
 
 impl Batch {
+    /// What decides which work it is.
+    pub fn geometry(&self) -> Geometry {
+        let loss_tokens = self.labels.iter().filter(|label| **label != IGNORE_INDEX).count();
+        Geometry { slots: self.ids.len(), row_slots: self.row_slots, loss_tokens }
+    }
+
     /// Adds the rows, padding included, to the digest of the step.
     pub fn feed(&self, digest: &mut BatchDigest) {
         self.ids.chunks(self.row_slots.max(1)).for_each(|row| digest.row(row));
@@ -231,12 +267,16 @@ mod tests {
         assert_eq!(batch.cu_seqlens, [0, 3, 5, 6, 7, 12]);
         assert_eq!((batch.rows, batch.row_slots), (2, 6));
         assert_eq!(batch.counts, TokenCounts { slots: 12, real: 6, loss: 3 });
+        assert_eq!(batch.geometry(), Geometry { slots: 12, row_slots: 6, loss_tokens: 3 });
+        assert_eq!(Geometry::of(&micro, &store()).unwrap(), batch.geometry(), "without laying it out");
     }
 
     #[test]
     fn a_plan_that_does_not_fit_is_an_error() {
         let lay = |row_slots, rows| collate(&MicroBatch { row_slots, rows }, &store(), 9).unwrap_err();
         assert_eq!(lay(6, vec![vec![3]]), BatchError::NoSuchSample { sample: 3, samples: 3 });
+        let micro = MicroBatch { row_slots: 6, rows: vec![vec![3]] };
+        assert_eq!(Geometry::of(&micro, &store()), Err(BatchError::NoSuchSample { sample: 3, samples: 3 }));
         assert_eq!(
             lay(4, vec![vec![2], vec![0, 1]]),
             BatchError::RowTooLong { row: 1, tokens: 5, row_slots: 4 }

@@ -91,6 +91,18 @@ pub enum DatasetError {
     /// A share that is none.
     #[error("validation_split is {0}; give a share above 0 and below 1, e.g. 0.05")]
     Share(f64),
+    /// Nothing is left of what is held out.
+    #[error(
+        "no sample is left to evaluate on of {what}: {report}; raise max_length ({max_length}) or mend its records"
+    )]
+    NothingHeldOut {
+        /// Setting that holds them out.
+        what: String,
+        /// What became of them.
+        report: TokenizeReport,
+        /// The limit in force, tokens.
+        max_length: u32,
+    },
     /// Nothing would be left to learn from.
     #[error("validation_split would hold out all of {samples} samples; give more data or a validation_path")]
     TooFew {
@@ -130,12 +142,15 @@ pub fn load(
         Validation::Path(path) => {
             let (train, report) = limited(&samples.store, samples.empty)?;
             let (held_out, _) = tokens(path, args, tokenizer, cache, progress)?;
-            (train, report, Some(limited(&held_out.store, held_out.empty)?))
+            let held_out = limited(&held_out.store, held_out.empty);
+            let what = || format!("validation_path {}", path.display());
+            (train, report, Some(held_out.map_err(|e| of_held_out(e, what))?))
         }
         Validation::Split(share) => {
             let (rest, held_out) = split(&samples.store, share, args.seed)?;
             let (train, report) = limited(&rest, samples.empty)?;
-            (train, report, Some(limited(&held_out, 0)?))
+            let what = || format!("validation_split {share}");
+            (train, report, Some(limited(&held_out, 0).map_err(|e| of_held_out(e, what))?))
         }
     };
     Ok(Dataset { train, report, validation, recognised })
@@ -231,6 +246,16 @@ fn limited(
         return Err(TokenizeError::NothingLeft { report, max_length: args.max_length });
     }
     Ok((store, report))
+}
+
+/// It is not the data to learn from that nothing is left of.
+fn of_held_out(e: TokenizeError, what: impl FnOnce() -> String) -> DatasetError {
+    match e {
+        TokenizeError::NothingLeft { report, max_length } => {
+            DatasetError::NothingHeldOut { what: what(), report, max_length }
+        }
+        other => other.into(),
+    }
 }
 
 /// The samples to learn from and those held out, each in their order: the first of a shuffle that the seed decides.

@@ -153,10 +153,12 @@ impl Template {
     ) -> Result<Rendered, TemplateError> {
         let template = self.of(record);
         let (prompt, response) = match (template, record) {
-            (Self::Chat, Record::Text { .. }) => return Err(template.unsuited(record)),
             (Self::Chat, _) => {
-                let chat = chat.ok_or(TemplateError::NoChatTemplate)?;
-                return in_turns(record, |c| conversation(c, chat, loss));
+                let render = |c: &Conversation| {
+                    let chat = chat.ok_or(TemplateError::NoChatTemplate)?;
+                    conversation(c, chat, loss)
+                };
+                return in_turns(record, render).unwrap_or_else(|| Err(template.unsuited(record)));
             }
             (Self::Alpaca, Record::Instruction { instruction, input, output }) => {
                 (alpaca_prompt(instruction, input.as_deref()), output)
@@ -214,22 +216,22 @@ fn alpaca_prompt(instruction: &str, input: Option<&str>) -> String {
     )
 }
 
-/// Hands a record over as a conversation.
-fn in_turns<T>(record: &Record, f: impl FnOnce(&Conversation) -> T) -> T {
+/// Hands a record over as a conversation, unless it is a text alone.
+fn in_turns<T>(record: &Record, f: impl FnOnce(&Conversation) -> T) -> Option<T> {
     let two = |user: &str, assistant: &str| Conversation {
         messages: vec![Message::new("user", user), Message::new("assistant", assistant)],
         tools: None,
         prompt: Some(1),
     };
-    match record {
+    Some(match record {
         Record::Conversation(conversation) => f(conversation),
         Record::Completion { prompt, completion } => f(&two(prompt, completion)),
         Record::Instruction { instruction, input: None, output } => f(&two(instruction, output)),
         Record::Instruction { instruction, input: Some(input), output } => {
             f(&two(&format!("{instruction}\n\n{input}"), output))
         }
-        Record::Text { text } => f(&two("", text)),
-    }
+        Record::Text { .. } => return None,
+    })
 }
 
 fn conversation(c: &Conversation, chat: &ChatTemplate, loss: Loss) -> Result<Rendered, TemplateError> {

@@ -6,6 +6,8 @@ use std::fs;
 
 use chronibench_protocol::TokenStore;
 use chronicals_data::{
+    cache::TokenCache,
+    dataset::{self, DatasetArgs, Validation},
     records::{ReadArgs, Record, RecordError},
     template::{Loss, Rendered, Template},
     tokenize::{Overlong, TokenizeArgs, TokenizeError, TokenizeReport, tokenize, tokenize_file},
@@ -146,6 +148,25 @@ fn nothing_left_is_an_error_that_says_why() {
         e.contains("left out 1 over-long, 1 with an empty response") && e.contains("max_length (5)"),
         "{e}"
     );
+    // Of what is held out it is said so.
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        fs::write(dir.path().join(name), format!("{{\"text\": \"{text}\"}}\n").repeat(3)).unwrap();
+        dir.path().join(name)
+    };
+    let (path, other) = (write("train.jsonl", "abc"), write("held-out.jsonl", "abcdefgh"));
+    let tokenize = &TokenizeArgs { template: Template::Text, ..args };
+    let read = &ReadArgs::default();
+    let load = |validation| {
+        let args = DatasetArgs { path: &path, read, tokenize, validation, seed: 0 };
+        dataset::load(&args, &tokenizer, &TokenCache::at(None), &mut |_| {})
+    };
+    assert_eq!(load(Validation::Split(0.3)).unwrap().validation.unwrap().1.samples, 1);
+    let e = load(Validation::Path(&other)).unwrap_err().to_string();
+    for part in ["left to evaluate on of validation_path", "held-out.jsonl", "3 over-long", "max_length (5)"]
+    {
+        assert!(e.contains(part), "{part} in {e}");
+    }
 }
 
 #[test]
@@ -206,6 +227,22 @@ fn special_tokens_come_from_names_then_config_then_added_tokens() {
     assert!(e.to_string().contains("\"<none>\", which the configuration names as pad_token"), "{e}");
     fs::write(dir.path().join("tokenizer_config.json"), "{").unwrap();
     assert!(matches!(with(None, None), Err(TokenizerError::Malformed { .. })));
+}
+
+/// What the engine gives a template is no setting.
+#[test]
+fn variables_of_the_engine_are_not_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = common::save(&common::bytes(&["</s>"]), dir.path());
+    let load = |name: &str| {
+        let chat_template_kwargs = serde_json::Map::from_iter([(name.to_string(), true.into())]);
+        TextTokenizer::load(&path, &TokenizerArgs { chat_template_kwargs, ..Default::default() }).map(drop)
+    };
+    assert!(load("enable_thinking").is_ok());
+    for name in ["messages", "tools", "documents", "add_generation_prompt"] {
+        let e = load(name).unwrap_err().to_string();
+        assert!(e.contains(&format!("chat_template_kwargs sets `{name}`")) && e.contains("remove it"), "{e}");
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ mod operands;
 use std::collections::BTreeMap;
 
 use chronibench_protocol::{event::Precision, spec::TrainArgs};
-use chronicals_data::batch::Batch;
+use chronicals_data::batch::{Batch, Geometry};
 use chronicals_kernels::linear_ce;
 
 pub use self::{
@@ -30,7 +30,7 @@ pub use self::{
 use crate::{
     error::Error,
     memory::Plan,
-    model::{Model, Setup},
+    model::{Model, Setup, step::Purpose},
     profile::{self, Profile},
 };
 
@@ -198,19 +198,22 @@ pub trait Backend: Allocator {
     /// The device has no room, or no kernels for the model.
     fn prepare(&mut self, model: &Model) -> Result<(), Error>;
 
-    /// Readies what a step on a batch of such a shape needs, so that none waits for it; trains nothing. Before the first step: what
+    /// Readies what work on a batch of such a geometry needs, so that none waits for it; does none of it. Before the first step: what
     /// gradients and activations hold may be lost.
     ///
     /// # Errors
-    /// The device fails.
-    fn rehearse(&mut self, model: &Model, batch: &Batch) -> Result<(), Error>;
+    /// The device fails, or has no room.
+    fn rehearse(&mut self, model: &Model, geometry: Geometry, purpose: Purpose) -> Result<(), Error>;
 
     /// What it chose by timing for the products of its steps, for [`adopt`](Self::adopt); nothing where it chooses nothing.
     fn choices(&self) -> Option<String> {
         None
     }
-    /// Chooses the same, before it is rehearsed: another choice rounds otherwise. Choices of another device are left alone.
-    fn adopt(&mut self, _choices: &str) {}
+    /// Chooses the same, before it is rehearsed: another choice rounds otherwise. Whether it does: choices of another device are left
+    /// alone.
+    fn adopt(&mut self, _choices: &str) -> bool {
+        true
+    }
 
     /// What it is.
     fn about(&self) -> About;

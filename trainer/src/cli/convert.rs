@@ -47,12 +47,12 @@ impl Output {
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   chronicals import SmolLM2-135M-Instruct.Q4_1.gguf smollm2   which has tokenizer and chat template
-  chronicals import Qwen/Qwen2.5-0.5B qwen --dtype f32        after `hf download Qwen/Qwen2.5-0.5B`
+  chronicals import Qwen/Qwen2.5-0.5B qwen --dtype f32        of the hub
   chronicals import model.gguf out --tokenizer tokenizer.json
 GGUF: the architectures llama, qwen2 and qwen3 in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K and Q6_K. The folder OUT is then what \
 `model: {path: OUT}` of a training takes, and what Transformers loads.")]
 pub struct Import {
-    /// GGUF file, Hugging Face folder, or repository in the hub's cache
+    /// GGUF file, Hugging Face folder, or repository of the hub (fetched; `HF_HUB_OFFLINE=1` forbids it)
     source: PathBuf,
     /// Folder to make
     out: PathBuf,
@@ -83,7 +83,7 @@ pub struct Export {
   chronicals merge --model smollm2 --adapter out merged   W + scale·B·A in f32, rounded once to bf16
   chronicals merge --model Qwen/Qwen2.5-0.5B --adapter out merged --dtype f32")]
 pub struct Merge {
-    /// Hugging Face folder of the base model, repository in the hub's cache, or GGUF file
+    /// Hugging Face folder of the base model, GGUF file, or repository of the hub (fetched; `HF_HUB_OFFLINE=1` forbids it)
     #[arg(long)]
     model: PathBuf,
     /// Folder of a LoRA adapter, as a training or PEFT leaves it

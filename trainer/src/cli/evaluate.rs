@@ -40,7 +40,7 @@ of records with a prompt what follows it. Prints the mean loss over the tokens t
 standard output has a JSON object a line for every token: sample and position, both from 0, id, token, log_probability in nats (null for the \
 first of a sample, which nothing comes before), and whether it is learned.")]
 pub struct Args {
-    /// Hugging Face folder, or repository in the hub's cache
+    /// Hugging Face folder, or repository of the hub (fetched; `HF_HUB_OFFLINE=1` forbids it)
     #[arg(long)]
     model: PathBuf,
     /// Folder of a LoRA adapter

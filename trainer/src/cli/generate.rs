@@ -26,7 +26,7 @@ use serde_json::Value;
 The most likely token is taken at every place unless a temperature is set. The answer ends at a token that generation_config.json \
 or config.json names as eos_token_id, or at the tokenizer's. Text goes to stdout as it comes, the speed to stderr.")]
 pub struct Args {
-    /// Hugging Face folder, or repository in the hub's cache
+    /// Hugging Face folder, or repository of the hub (fetched; `HF_HUB_OFFLINE=1` forbids it)
     #[arg(long)]
     model: PathBuf,
     /// Folder of a LoRA adapter

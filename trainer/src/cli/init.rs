@@ -1,6 +1,6 @@
 //! `chronicals init`: a file for `chronicals train`, with settings that a device has room for.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use chronibench_protocol::{
     TokenStore,
@@ -26,7 +26,7 @@ The data are read: rows are as long as nearly all samples, and steps are those o
 Micro-batch, recomputation and what the optimizer keeps are the first that the plan of memory has room for \
 (see `chronicals memory`). The file is yours: every setting has a comment, and `chronicals train --help` has the others.")]
 pub struct Args {
-    /// Hugging Face folder of the model, or repository in the hub's cache
+    /// Hugging Face folder of the model, or repository of the hub (fetched; `HF_HUB_OFFLINE=1` forbids it)
     #[arg(long)]
     model: PathBuf,
     /// JSON Lines, JSON, CSV or Parquet file to learn from
@@ -145,10 +145,13 @@ impl Shape {
     /// Packed rows are nearly full.
     fn of(lengths: &[usize], length: u32, epochs: u32, p: &Preset) -> Self {
         let tokens: u64 = lengths.iter().map(|n| (*n as u64).min(length.into())).sum();
-        let a_step = u64::from(p.rows * p.accumulation) * u64::from(length);
-        let steps = (tokens * u64::from(epochs)).div_ceil(a_step).clamp(1, u32::MAX.into()) as u32;
+        let holds_out = lengths.len() >= FEW;
+        // What is held out is not gone through.
+        let learned = tokens as f64 * if holds_out { 1.0 - HELD_OUT } else { 1.0 };
+        let a_step = f64::from(p.rows * p.accumulation) * f64::from(length);
+        let steps = (learned * f64::from(epochs) / a_step).ceil().clamp(1.0, f64::from(u32::MAX)) as u32;
         let cut = lengths.iter().filter(|n| **n > length as usize).count();
-        Self { length, cut, steps, holds_out: lengths.len() >= FEW }
+        Self { length, cut, steps, holds_out }
     }
 
     fn validation(&self) -> String {
@@ -194,16 +197,38 @@ fn device(p: &Preset) -> String {
     )
 }
 
-/// A path that means the same from anywhere, as YAML: a JSON string is one.
-fn place(path: &Path) -> Result<String, Error> {
-    let whole = std::path::absolute(path).map_err(|e| Error::io(path, &e))?;
-    Ok(serde_json::Value::from(whole.to_string_lossy()).to_string())
+/// A path as seen from the folder of the file that is written, so that all of it may move together, unless it was given as a whole one;
+/// as YAML: a JSON string is one.
+fn place(path: &Path, file: &Path) -> Result<String, Error> {
+    let seen = if path.is_absolute() { path.to_path_buf() } else { relative(path, file)? };
+    Ok(serde_json::Value::from(seen.to_string_lossy()).to_string())
+}
+
+/// A path that is there, from the folder of a file.
+fn relative(path: &Path, file: &Path) -> Result<PathBuf, Error> {
+    let folder = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let absolute = |path: &Path| std::path::absolute(path).map_err(|e| Error::io(path, &e));
+    let climbs = |path: &Path| path.components().any(|c| c == Component::ParentDir);
+    if let Ok(inside) = absolute(path)?.strip_prefix(absolute(folder)?)
+        && !climbs(inside)
+    {
+        return Ok(if inside.as_os_str().is_empty() { ".".into() } else { inside.to_path_buf() });
+    }
+    // The way up is that of the disk, whatever links there are.
+    let real = |path: &Path| path.canonicalize().map_err(|e| Error::io(path, &e));
+    let (path, folder) = (real(path)?, real(folder)?);
+    let shared = path.components().zip(folder.components()).take_while(|(a, b)| a == b).count();
+    let up = folder.components().skip(shared).map(|_| Component::ParentDir);
+    Ok(up.chain(path.components().skip(shared)).collect())
 }
 
 fn job(a: &Args, size: &Size, p: &Preset, shape: &Shape) -> Result<String, Error> {
     // A repository keeps its name.
-    let model =
-        if a.model.exists() { place(&a.model)? } else { format!("{:?}", a.model.display().to_string()) };
+    let model = if a.model.exists() {
+        place(&a.model, &a.out)?
+    } else {
+        format!("{:?}", a.model.display().to_string())
+    };
     let rate = if a.method == MethodName::Full { "2.0e-5" } else { "2.0e-4" };
     let (planned, room, level) = (gigabytes(p.planned), gigabytes(p.room), p.level);
     Ok(format!(
@@ -222,7 +247,7 @@ max_steps: {steps}                      # {epochs} times through the data
 {watched}recompute: {level}                   # auto: the first level that fits the memory that is free
 {device}output_dir: out
 ",
-        data = place(&a.data)?,
+        data = place(&a.data, &a.out)?,
         length = shape.length,
         cut = shape.cut,
         validation = shape.validation(),
@@ -235,4 +260,23 @@ max_steps: {steps}                      # {epochs} times through the data
         watched = shape.watched(),
         device = device(p),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use chronicals::model::Level;
+
+    use super::*;
+
+    #[test]
+    fn an_epoch_does_not_go_through_what_is_held_out() {
+        let preset =
+            Preset { rows: 2, accumulation: 4, level: Level::None, states: None, planned: 0, room: 0 };
+        let steps = |samples, epochs| {
+            let shape = Shape::of(&vec![100; samples], 100, epochs, &preset);
+            (shape.holds_out, shape.steps)
+        };
+        assert_eq!(steps(39, 1), (false, 5));
+        assert_eq!((steps(800, 1), steps(800, 2)), ((true, 95), (true, 190)));
+    }
 }

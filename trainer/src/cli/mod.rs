@@ -49,7 +49,7 @@ enum Command {
     Evaluate(evaluate::Args),
     /// Continue a text, or answer a question
     Generate(generate::Args),
-    /// Make a Hugging Face folder of a GGUF file, a repository in the hub's cache, or another folder
+    /// Make a Hugging Face folder of a GGUF file, a repository of the hub, or another folder
     Import(convert::Import),
     /// Make a Hugging Face folder of what full fine-tuning left
     Export(convert::Export),

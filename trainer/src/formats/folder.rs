@@ -4,10 +4,12 @@ use std::{collections::BTreeMap, path::Path};
 
 use chronibench_protocol::spec::LoraArgs;
 use chronicals_kernels::gemm::linear_dgrad;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
-    Tensors, gguf, hub, open,
+    Tensors,
+    beside::{self, Beside},
+    gguf, hub, open,
     peft::{self, AdapterConfig},
     write::{self, Entry, Folder, Stored},
 };
@@ -19,25 +21,13 @@ use crate::{
     weights,
 };
 
-/// Files beside the weights that tokenizers and generation need, as far as a model has them.
-pub(super) const BESIDE: [&str; 8] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-];
-
 /// A model that can be read.
 pub struct Source {
     tensors: Box<dyn Tensors>,
     config: Value,
     model: ModelConfig,
-    /// Name and text.
-    beside: Vec<(String, String)>,
+    /// Name → text.
+    beside: BTreeMap<String, String>,
 }
 
 /// Adapters that can be read, and what they mean.
@@ -67,7 +57,7 @@ pub struct Style {
 }
 
 impl Source {
-    /// Opens a Hugging Face folder, a repository in the hub's cache, or a GGUF file, whose tokenizer may be given besides.
+    /// Opens a Hugging Face folder, a repository of the hub, or a GGUF file, whose tokenizer may be given besides.
     ///
     /// # Errors
     /// There is no such model, or it is damaged or not supported; a tensor that is missing, misshapen or too much is named.
@@ -77,8 +67,7 @@ impl Source {
             if path.is_dir() { Self::of_folder(&path)? } else { Self::of_gguf(&path, tokenizer)? };
         if let Some(file) = tokenizer {
             let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, &e))?;
-            source.beside.retain(|(name, _)| name != "tokenizer.json");
-            source.beside.push(("tokenizer.json".into(), text));
+            source.beside.insert("tokenizer.json".into(), text);
         }
         weights::check(&*source.tensors, &source.layout())?;
         Ok(source)
@@ -89,7 +78,7 @@ impl Source {
         let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, &e))?;
         let model = ModelConfig::parse(&text, &path)?;
         let config = serde_json::from_str(&text).expect("it was parsed above");
-        Ok(Self { tensors: open(dir)?, config, model, beside: beside(dir)? })
+        Ok(Self { tensors: open(dir)?, config, model, beside: beside::read(dir)? })
     }
 
     fn of_gguf(path: &Path, tokenizer: Option<&Path>) -> Result<Self, Error> {
@@ -101,9 +90,9 @@ impl Source {
         let config = file.config()?;
         let model = ModelConfig::parse(&config.to_string(), path)?;
         let settings = format!("{:#}\n", Value::Object(file.tokenizer_config()));
-        let mut beside = vec![("tokenizer_config.json".into(), settings)];
+        let mut beside = BTreeMap::from([("tokenizer_config.json".into(), settings)]);
         if tokenizer.is_none() {
-            beside.push(("tokenizer.json".into(), file.tokenizer()?.to_string()));
+            beside.insert("tokenizer.json".into(), file.tokenizer()?.to_string());
         }
         Ok(Self { tensors: Box::new(file), config, model, beside })
     }
@@ -154,30 +143,14 @@ fn write_config(config: &Value, stored: Stored, dir: &Path) -> Result<(), Error>
     write::text(&dir.join("config.json"), &format!("{config:#}\n"))
 }
 
-fn beside(dir: &Path) -> Result<Vec<(String, String)>, Error> {
-    let files = BESIDE.into_iter().map(|name| (name, dir.join(name))).filter(|(_, path)| path.exists());
-    files
-        .map(|(name, path)| {
-            let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, &e))?;
-            Ok((name.to_string(), text))
-        })
-        .collect()
-}
-
 /// What a training leaves beside its weights: the config in the number format of the weights or, under LoRA, the adapter's settings;
-/// and the tokenizer (a file or a folder) with its template, or else the model's own.
+/// and the tokenizer as it was used.
 ///
 /// # Errors
 /// A file cannot be read or written.
-pub fn finish(
-    config: &Path,
-    tokenizer: Option<&Path>,
-    lora: Option<&LoraArgs>,
-    out: &Path,
-) -> Result<(), Error> {
-    let from = config.parent().unwrap_or(Path::new(""));
+pub fn finish(config: &Path, beside: &Beside, lora: Option<&LoraArgs>, out: &Path) -> Result<(), Error> {
     if let Some(lora) = lora {
-        AdapterConfig::new(lora, Some(from)).save(out)?;
+        AdapterConfig::new(lora, Some(config.parent().unwrap_or(Path::new("")))).save(out)?;
     } else {
         // What an earlier training or export left would be read in place of the model.
         for name in [peft::CONFIG, peft::WEIGHTS, super::INDEX] {
@@ -187,22 +160,12 @@ pub fn finish(
             }
         }
         let text = std::fs::read_to_string(config).map_err(|e| Error::io(config, &e))?;
-        let value = serde_json::from_str(&text)
+        let mut value: Map<String, Value> = serde_json::from_str(&text)
             .map_err(|e| Error::new(e.to_string(), config.display().to_string()))?;
-        write_config(&value, Stored::F32, out)?;
+        beside.name_ids(&mut value);
+        write_config(&Value::Object(value), Stored::F32, out)?;
     }
-    let files = match tokenizer {
-        Some(file) if file.is_file() => {
-            let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, &e))?;
-            let mut files = beside(from)?;
-            files.retain(|(name, _)| name != BESIDE[0]);
-            files.push((BESIDE[0].into(), text));
-            files
-        }
-        Some(folder) => beside(folder)?,
-        None => beside(from)?,
-    };
-    files.into_iter().try_for_each(|(name, text)| write::text(&out.join(name), &text))
+    beside.write(out)
 }
 
 impl Adapter {

@@ -101,7 +101,7 @@ fn fetch(repository: &str, cache: PathBuf) -> Result<(), ApiError> {
 /// Weights and what is read beside them; nothing out of sub-folders, which hold other forms of the same model.
 fn is_wanted(name: &str) -> bool {
     let weights = name.ends_with(".safetensors") || name == "model.safetensors.index.json";
-    !name.contains(['/', '\\']) && (weights || name == "config.json" || super::folder::BESIDE.contains(&name))
+    !name.contains(['/', '\\']) && (weights || name == "config.json" || super::beside::NAMES.contains(&name))
 }
 
 #[cfg(test)]

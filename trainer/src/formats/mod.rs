@@ -6,12 +6,14 @@
 //! | `gguf` | llama.cpp's files: config, tokenizer and dequantised tensors under Hugging Face names |
 //! | `write` | safetensors files and folders, rounded once and put in place whole |
 //! | `folder` | a whole model, and its way into a Hugging Face folder; adapters merged |
+//! | `beside` | the tokenizer's files and what generation goes by, as a training used them |
 //! | `hub` | repositories of Hugging Face's hub, fetched into its cache |
 //! | `peft` | the settings beside an adapter |
 //!
 //! Tensors are read and written one at a time, so that a model is never in memory twice. Files are read by position and not mapped:
 //! a file that is cut short while it is read is then an error, not the end of the process.
 
+pub mod beside;
 pub mod folder;
 pub mod gguf;
 pub mod hub;

@@ -122,13 +122,17 @@ impl JobData {
         let path = self.tokenizer.as_deref().ok_or_else(|| {
             Error::new("no tokenizer is named", "data.tokenizer").hint("name tokenizer.json or its folder")
         })?;
-        let args = TokenizerArgs {
+        TextTokenizer::load(path, &self.tokenizer_args()).map_err(|e| told(&e, path))
+    }
+
+    /// What is chosen in place of the tokenizer's own settings.
+    pub fn tokenizer_args(&self) -> TokenizerArgs {
+        TokenizerArgs {
             eos_token: self.eos_token.clone(),
             pad_token: self.pad_token.clone(),
             chat_template_path: self.chat_template_path.clone(),
             chat_template_kwargs: self.chat_template_kwargs.clone(),
-        };
-        TextTokenizer::load(path, &args).map_err(|e| told(&e, path))
+        }
     }
 
     /// How samples are made.

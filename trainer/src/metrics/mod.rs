@@ -88,25 +88,26 @@ pub struct Metrics {
 const COLUMNS: &str = "step,loss,grad_norm,lr,slots,real_tokens,loss_tokens,seconds,tokens_per_second,mfu,eval_loss,eval_perplexity";
 
 impl Metrics {
-    /// Opens the files in `dir`. Of those that are there, lines of the first `step` steps are kept.
+    /// Opens the files in `dir`. Of those that are there, lines of the first `done` steps are kept, and of the evaluation behind them;
+    /// none where nothing was done yet.
     ///
     /// # Errors
     /// They cannot be written.
-    pub fn open(dir: &Path, step: u32, options: Options) -> Result<Self, Error> {
+    pub fn open(dir: &Path, done: Option<u32>, options: Options) -> Result<Self, Error> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, &e))?;
         let jsonl = Lines::open(&dir.join("metrics.jsonl"), None, |line| {
             let line: Value = serde_json::from_str(line).ok()?;
-            Some(is_of(line["step"].as_u64()?, line.get("eval_loss").is_some(), step))
+            Some(is_of(line["step"].as_u64()?, line.get("eval_loss").is_some(), done))
         })?;
         let has = |kind| options.reports.contains(&kind);
         let csv = has(Report::Csv).then(|| {
             Lines::open(&dir.join("metrics.csv"), Some(COLUMNS), |line| {
                 let cells: Vec<&str> = line.split(',').collect();
                 let evaluation = cells.len() == COLUMNS.split(',').count() && cells[1].is_empty();
-                Some(is_of(cells[0].parse().ok()?, evaluation, step))
+                Some(is_of(cells[0].parse().ok()?, evaluation, done))
             })
         });
-        let events = has(Report::Tensorboard).then(|| open_events(&dir.join("runs"), step));
+        let events = has(Report::Tensorboard).then(|| open_events(&dir.join("runs"), done));
         Ok(Self {
             options,
             jsonl,
@@ -234,21 +235,21 @@ impl Metrics {
     }
 }
 
-/// Whether a line is of the first `taken` steps: steps count from 0, evaluations by the steps before them.
-fn is_of(step: u64, evaluation: bool, taken: u32) -> bool {
-    step < u64::from(taken) + u64::from(evaluation && taken > 0)
+/// Whether a line is of the first `done` steps: steps count from 0, evaluations by the steps before them.
+fn is_of(step: u64, evaluation: bool, done: Option<u32>) -> bool {
+    done.is_some_and(|done| step < u64::from(done) + u64::from(evaluation))
 }
 
 fn wall_time() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
-/// A file of events for the steps behind `step`. One that is begun anew takes the place of those before it.
-fn open_events(dir: &Path, step: u32) -> Result<(PathBuf, EventWriter<BufWriter<File>>), Error> {
+/// A file of events for the steps behind `done`. One that is begun anew takes the place of those before it.
+fn open_events(dir: &Path, done: Option<u32>) -> Result<(PathBuf, EventWriter<BufWriter<File>>), Error> {
     let failed = |path: &Path, e: &std::io::Error| Error::io(path, e);
     std::fs::create_dir_all(dir).map_err(|e| failed(dir, &e))?;
     const PREFIX: &str = "events.out.tfevents.";
-    if step == 0 {
+    if done.is_none() {
         for entry in std::fs::read_dir(dir).map_err(|e| failed(dir, &e))?.flatten() {
             if entry.file_name().to_string_lossy().starts_with(PREFIX) {
                 std::fs::remove_file(entry.path()).map_err(|e| failed(&entry.path(), &e))?;
@@ -260,7 +261,7 @@ fn open_events(dir: &Path, step: u32) -> Result<(PathBuf, EventWriter<BufWriter<
     let path = dir.join(format!("{PREFIX}{:010}.{host}.{}.0", now as u64, std::process::id()));
     let out = File::create(&path).map_err(|e| failed(&path, &e))?;
     // TensorBoard's steps are those that were taken.
-    let from = if step == 0 { 0 } else { u64::from(step) + 1 };
+    let from = done.map_or(0, |done| u64::from(done) + 1);
     let writer = EventWriter::new(BufWriter::new(out), now, from).map_err(|e| failed(&path, &e))?;
     Ok((path, writer))
 }

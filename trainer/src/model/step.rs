@@ -7,7 +7,7 @@ use super::{Block, Model, offload, recompute};
 use crate::backend::Backend;
 
 /// What a forward pass is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Purpose {
     /// A backward pass comes behind it.
     Training,

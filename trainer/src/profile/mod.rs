@@ -13,7 +13,7 @@ mod matching;
 mod table;
 mod write;
 
-use std::{fmt, str::FromStr};
+use std::{fmt, ops::Range, str::FromStr};
 
 use chronicals_kernels::gpu::{Activity, Cost, Limits, trace::Kind};
 
@@ -80,7 +80,9 @@ impl FromStr for By {
 /// Which steps, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Steps before the first.
+    /// The step that this process begins with: later than the training's first where it goes on with one.
+    pub first: u32,
+    /// Steps of this process that come before those of the profile.
     pub warmup: u32,
     /// Steps, at least 1.
     pub steps: u32,
@@ -92,31 +94,38 @@ impl Options {
     /// Steps of warm-up where a training has enough: shapes that come again are captured by then.
     pub const WARMUP: u32 = 10;
 
-    /// Of a training of so many steps.
+    /// Of a process that takes those steps of a training.
     ///
     /// # Errors
-    /// It is too short, or no step is asked for.
-    pub fn fit(warmup: Option<u32>, steps: u32, by: Option<By>, total: u32) -> Result<Self, Error> {
+    /// They are too few, or no step is asked for.
+    pub fn fit(warmup: Option<u32>, steps: u32, by: Option<By>, taken: Range<u32>) -> Result<Self, Error> {
         if steps == 0 {
             return Err(Error::new("a profile of no steps", "--profile-steps").hint("give 1 or more"));
         }
+        let total = taken.end.saturating_sub(taken.start);
         let most = total.saturating_sub(steps);
         let warmup = warmup.unwrap_or(Self::WARMUP.min(most));
         if u64::from(warmup) + u64::from(steps) > u64::from(total) {
-            let what = format!("{warmup} steps of warm-up and {steps} of profile in a training of {total}");
+            let of = if taken.start == 0 { "a training of" } else { "what is left of a training," };
+            let what = format!("{warmup} steps of warm-up and {steps} of profile in {of} {total}");
             return Err(Error::new(what, "--profile-steps").hint("raise max_steps, or profile fewer steps"));
         }
-        Ok(Self { warmup, steps, by })
+        Ok(Self { first: taken.start, warmup, steps, by })
     }
 
-    /// The step before the first, which tells when that begins.
+    /// The first step of the profile.
+    pub fn begin(&self) -> u32 {
+        self.first + self.warmup
+    }
+
+    /// The step before that, which tells when it begins.
     pub fn lead(&self) -> u32 {
-        self.warmup.saturating_sub(1)
+        self.first + self.warmup.saturating_sub(1)
     }
 
     /// One past the last step.
     pub fn end(&self) -> u32 {
-        self.warmup + self.steps
+        self.begin() + self.steps
     }
 
     /// Whether calls of a step are kept.
@@ -278,12 +287,12 @@ impl Profile {
         };
         let mut before = if options.warmup > 0 { Some(bounds(options.lead())?.1) } else { None };
         let mut steps = Vec::new();
-        for step in options.warmup..options.end() {
+        for step in options.begin()..options.end() {
             let (first, end_ns) = bounds(step)?;
             steps.push(Step { step, start_ns: before.unwrap_or(first), end_ns });
             before = Some(end_ns);
         }
-        spans.retain(|s| s.step >= options.warmup);
+        spans.retain(|s| s.step >= options.begin());
         spans.extend(copies.iter().filter_map(|a| {
             let step = steps.iter().find(|s| (s.start_ns..s.end_ns).contains(&a.start_ns))?;
             // Bytes are read on one side and written on the other; across the bus, the device does one of both.

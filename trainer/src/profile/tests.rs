@@ -128,7 +128,7 @@ fn at(call: Call, step: u32, start_ns: u64, end_ns: u64) -> Span {
 }
 
 fn profile(spans: Vec<Span>, copies: Vec<Activity>) -> Result<Profile, Error> {
-    let options = Options::fit(Some(1), 2, None, 3).unwrap();
+    let options = Options::fit(Some(1), 2, None, 0..3).unwrap();
     let (clock, device) = ("a clock".into(), "a device".into());
     let parts = Parts { by: By::Cupti, clock, device, limits: LIMITS, notes: Vec::new(), spans, copies };
     Profile::new(&options, parts)
@@ -192,7 +192,7 @@ fn a_step_of_which_nothing_was_seen_is_an_error() {
 
 #[test]
 fn steps_that_fit() {
-    let fit = |warmup, steps, total| Options::fit(warmup, steps, None, total).map(|o| (o.warmup, o.end()));
+    let fit = |warmup, steps, total| Options::fit(warmup, steps, None, 0..total).map(|o| (o.warmup, o.end()));
     assert_eq!(fit(None, 3, 100).unwrap(), (10, 13));
     assert_eq!(fit(None, 3, 8).unwrap(), (5, 8));
     assert_eq!(fit(Some(0), 8, 8).unwrap(), (0, 8));
@@ -200,4 +200,10 @@ fn steps_that_fit() {
     {
         assert!(fit(warmup, steps, total).is_err(), "{warmup:?} {steps}");
     }
+    // Of a training that goes on behind step 20 of 24.
+    let rest = Options::fit(None, 3, None, 20..24).unwrap();
+    assert_eq!((rest.warmup, rest.lead(), rest.begin(), rest.end()), (1, 20, 21, 24));
+    assert!(!rest.keeps(19) && rest.keeps(20) && !rest.keeps(24));
+    let e = Options::fit(None, 3, None, 24..24).unwrap_err().to_string();
+    assert!(e.contains("0 steps of warm-up and 3 of profile in what is left of a training, 0"), "{e}");
 }

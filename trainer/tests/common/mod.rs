@@ -4,7 +4,8 @@
 use assert_cmd::Command;
 
 const CONFIG: &str = r#"{"model_type":"qwen2","vocab_size":4096,"hidden_size":16,"intermediate_size":64,
-    "num_hidden_layers":3,"num_attention_heads":2,"num_key_value_heads":1,"tie_word_embeddings":true}"#;
+    "num_hidden_layers":3,"num_attention_heads":2,"num_key_value_heads":1,"tie_word_embeddings":true,
+    "max_position_embeddings":2048}"#;
 
 pub fn chronicals() -> Command {
     Command::new(env!("CARGO_BIN_EXE_chronicals"))

@@ -13,10 +13,10 @@ use chronicals::{
         Stager, StepStats, Update, View, Work, cpu::CpuBackend,
     },
     config::ModelConfig,
-    data::batch::{Batch, IGNORE_INDEX},
+    data::batch::{Batch, Geometry, IGNORE_INDEX},
     init,
     memory::Plan,
-    model::{Model, Setup},
+    model::{Model, Setup, step::Purpose},
     params::{Layout, Tensor},
     profile::{self, Profile},
 };
@@ -147,8 +147,8 @@ impl Backend for Mutant {
         self.inner.prepare(model)
     }
 
-    fn rehearse(&mut self, model: &Model, batch: &Batch) -> Result<(), Error> {
-        self.inner.rehearse(model, batch)
+    fn rehearse(&mut self, model: &Model, geometry: Geometry, purpose: Purpose) -> Result<(), Error> {
+        self.inner.rehearse(model, geometry, purpose)
     }
 
     fn about(&self) -> About {

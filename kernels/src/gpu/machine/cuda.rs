@@ -69,8 +69,8 @@ impl Machine for Cuda {
         self.products.choices()
     }
 
-    fn adopt(&self, choices: &str) {
-        self.products.adopt(choices);
+    fn adopt(&self, choices: &str) -> bool {
+        self.products.adopt(choices)
     }
 
     fn load(&self, entry: Entry) -> Result<(), GpuError> {

@@ -26,6 +26,12 @@ pub use find::find;
 /// this is a second of time and a quarter of a GB of memory at most, and far more than any conversation takes.
 const FUEL: u64 = 4_000_000;
 
+/// Variables that every conversation is rendered with.
+pub(crate) const GIVEN: [&str; 4] = ["messages", TOOLS, DOCUMENTS, ADD_GENERATION_PROMPT];
+const TOOLS: &str = "tools";
+const DOCUMENTS: &str = "documents";
+const ADD_GENERATION_PROMPT: &str = "add_generation_prompt";
+
 /// A template ready to render.
 pub struct ChatTemplate {
     source: String,
@@ -184,9 +190,9 @@ impl ChatTemplate {
             return Err(ChatError::Reserved);
         }
         let mut context = Map::from_iter([
-            ("tools".to_string(), tools.map_or(serde_json::Value::Null, |t| t.to_vec().into())),
-            ("documents".to_string(), serde_json::Value::Null),
-            ("add_generation_prompt".to_string(), add_generation_prompt.into()),
+            (TOOLS.to_string(), tools.map_or(serde_json::Value::Null, |t| t.to_vec().into())),
+            (DOCUMENTS.to_string(), serde_json::Value::Null),
+            (ADD_GENERATION_PROMPT.to_string(), add_generation_prompt.into()),
         ]);
         context.extend(self.variables.clone());
         let messages: Vec<_> =

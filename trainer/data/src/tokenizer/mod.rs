@@ -107,6 +107,15 @@ pub enum TokenizerError {
         /// Its added tokens.
         added: String,
     },
+    /// A variable of the chat template that is no setting.
+    #[error(
+        "chat_template_kwargs sets `{name}`, which the chat template gets with every conversation; remove it: tools are a record's own, and \
+         whether an answer is begun goes by what the text is for"
+    )]
+    NoSetting {
+        /// The variable.
+        name: &'static str,
+    },
     /// The tokenizer failed on a text.
     #[error("the tokenizer cannot encode or decode a text: {what}; check that tokenizer.json is complete")]
     Encode {
@@ -123,8 +132,12 @@ impl TextTokenizer {
     /// kept out of the loss by position, never by id.
     ///
     /// # Errors
-    /// When a file cannot be read, a named token does not exist, or no end of sequence is found.
+    /// When a file cannot be read, a named token does not exist, no end of sequence is found, or `args` set what is no setting.
     pub fn load(path: &Path, args: &TokenizerArgs) -> Result<Self, TokenizerError> {
+        if let Some(name) = chat::GIVEN.into_iter().find(|name| args.chat_template_kwargs.contains_key(*name))
+        {
+            return Err(TokenizerError::NoSetting { name });
+        }
         let path = &if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
         let bytes = std::fs::read(path).map_err(|source| io(path, source))?;
         let sha256 = Sha256::digest(&bytes).into();

@@ -62,8 +62,16 @@ fn prompt_and_completion_are_texts_or_turns() {
     // A text that begins as a list does is a text.
     let (_, record) = recognised(json!({"prompt": "[x", "completion": "[1"}));
     assert_eq!(record, Record::Completion { prompt: "[x".into(), completion: "[1".into() });
+    // And so is one that is a list, but none of turns.
+    for (prompt, completion) in [("[3, 1, 2]", "[1, 2, 3]"), ("sort", "[]"), ("[\"a\", {}]", "[[1], [2]]")] {
+        let (_, record) = recognised(json!({"prompt": prompt, "completion": completion}));
+        assert_eq!(record, Record::Completion { prompt: prompt.into(), completion: completion.into() });
+    }
     let (user, assistant) =
         (json!({"role": "user", "content": "u"}), json!({"role": "assistant", "content": "a"}));
+    let texts = [&user, &assistant].map(|turn| json!([turn]).to_string());
+    let (_, record) = recognised(json!({"prompt": texts[0], "completion": texts[1]}));
+    assert_eq!(turns(&record), json!([user, assistant]));
     let (name, record) = recognised(json!({"prompt": [user], "completion": [assistant]}));
     assert_eq!((name, turns(&record)), ("prompt_completion", json!([user, assistant])));
     assert_eq!(conversation(&record).prompt, Some(1));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chronibench_protocol::event::Precision;
-use chronicals_data::batch::Batch;
+use chronicals_data::batch::{Batch, Geometry};
 use chronicals_kernels::{
     Seam, Target, adamw, attention, embedding, gemm, gpu::Cost, linear_ce, qk_rope, rmsnorm, swiglu,
 };
@@ -16,7 +16,7 @@ use crate::{
     },
     error::Error,
     memory::{self, Accounting, Plan},
-    model::{Model, Setup},
+    model::{Model, Setup, step::Purpose},
     profile::{self, Profile},
 };
 
@@ -56,7 +56,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn rehearse(&mut self, _: &Model, _: &Batch) -> Result<(), Error> {
+    fn rehearse(&mut self, _: &Model, _: Geometry, _: Purpose) -> Result<(), Error> {
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! A micro-batch as the kernels read it.
 
-use chronicals_data::batch::{Batch, IGNORE_INDEX};
+use chronicals_data::batch::{Batch, Geometry, IGNORE_INDEX};
 use chronicals_kernels::{
     Seam, attention::cuda as attention, embedding::cuda as embedding, gpu::le_bytes,
     linear_ce::cuda as linear_ce,
@@ -22,15 +22,20 @@ pub(super) struct Shape {
     pub pairs: u64,
 }
 
+/// Extents of a batch of such a geometry, whatever its documents.
+pub(super) fn extents(of: Geometry, e: &Extents) -> Shape {
+    let (tokens, rows) = e.bucketed(of.slots, of.loss_tokens);
+    let row_slots = if e.is_eager(Seam::Attention) { of.row_slots } else { 0 };
+    Shape { tokens, rows, row_slots, loss_tokens: of.loss_tokens, pairs: 0 }
+}
+
 /// Extents of a batch.
 pub(super) fn shape(batch: &Batch, e: &Extents) -> Shape {
-    let loss_tokens = batch.labels.iter().filter(|y| **y != IGNORE_INDEX).count();
-    let (tokens, rows) = e.bucketed(batch.ids.len(), loss_tokens);
-    let row_slots = if e.is_eager(Seam::Attention) { batch.row_slots } else { 0 };
-    let padding = (tokens - batch.ids.len()) as u64;
+    let shape = extents(batch.geometry(), e);
+    let padding = (shape.tokens - batch.ids.len()) as u64;
     let lengths = batch.cu_seqlens.array_windows().map(|[a, b]| u64::from(b - a));
     let pairs = lengths.chain([padding]).map(|n| n * n / 2).sum();
-    Shape { tokens, rows, row_slots, loss_tokens, pairs }
+    Shape { pairs, ..shape }
 }
 
 /// A batch of extents [`shape`], to the beginning of a block that is laid out as `layout`. Tokens are padded by a document of their own, without a loss.

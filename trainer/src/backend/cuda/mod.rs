@@ -68,7 +68,12 @@ use self::{
     submit::{Kept, Key, Log},
 };
 use super::dims;
-use crate::{config::ModelConfig, device::lacking, error::Error, model::Capacity};
+use crate::{
+    config::ModelConfig,
+    device::lacking,
+    error::Error,
+    model::{Capacity, step::Purpose},
+};
 
 /// Widest rows that the norm has kernels for.
 const MAX_HIDDEN: usize = 8192;
@@ -105,8 +110,8 @@ pub struct CudaBackend<D: Machine> {
     tables: qk_rope::Tables,
     // Graphs go before the memory that they use.
     graphs: BTreeMap<Key, Kept<D::Graph>>,
-    /// Shapes that were rehearsed.
-    rehearsed: BTreeSet<batch::Shape>,
+    /// Shapes that were rehearsed, and for what.
+    rehearsed: BTreeSet<(Purpose, batch::Shape)>,
     /// Products of the rehearsal that goes on.
     rehearsal: Option<RefCell<Vec<Product>>>,
     buffers: Vec<Buffer<D::Memory>>,

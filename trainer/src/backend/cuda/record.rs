@@ -268,7 +268,7 @@ impl<D: Machine> CudaBackend<D> {
         if self.failed.is_none() {
             self.finish_record(step);
             let Some(r) = self.record.0.as_mut().filter(|r| r.done.is_none()) else { return };
-            if step == 0 && r.by == By::Cupti {
+            if step == r.options.first && r.by == By::Cupti {
                 // Not before: a rehearsal would tune products by other times. Not later: graphs that were captured before are not
                 // seen. Nothing is lost yet, so that this failure does end the training.
                 self.failed = self.device.tracer().watch().err();

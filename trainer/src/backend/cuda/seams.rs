@@ -6,7 +6,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap};
 
-use chronicals_data::batch::Batch;
+use chronicals_data::batch::Geometry;
 use chronicals_kernels::{
     Seam, Target,
     attention::cuda as attention,
@@ -32,7 +32,10 @@ use crate::{
     device::lacking,
     error::Error,
     memory::Plan,
-    model::{Model, Setup, step},
+    model::{
+        Model, Setup,
+        step::{self, Purpose},
+    },
     profile::{self, Profile},
 };
 
@@ -62,32 +65,37 @@ impl<D: Machine> Backend for CudaBackend<D> {
         self.take_own(model).map_err(lacking)
     }
 
-    fn rehearse(&mut self, model: &Model, batch: &Batch) -> Result<(), Error> {
-        let shape = batch::shape(batch, &self.extents);
-        if !self.rehearsed.insert(batch::Shape { loss_tokens: 0, pairs: 0, ..shape }) {
+    fn rehearse(&mut self, model: &Model, geometry: Geometry, purpose: Purpose) -> Result<(), Error> {
+        let shape = batch::extents(geometry, &self.extents);
+        if !self.rehearsed.insert((purpose, batch::Shape { loss_tokens: 0, ..shape })) {
             return Ok(());
         }
         (self.shape, self.rehearsal) = (shape, Some(RefCell::default()));
-        step::forward(self, model, step::Purpose::Training);
-        // Products of the first micro-batch, then of the others.
-        for first in [true, false] {
-            self.first = first;
-            step::backward(self, model);
+        step::forward(self, model, purpose);
+        if purpose == Purpose::Evaluation {
+            self.loss_forward(&model.head, model.y);
+        } else {
+            // Products of the first micro-batch, then of the others.
+            for first in [true, false] {
+                self.first = first;
+                step::backward(self, model);
+            }
+            self.update(&model.groups, model.grads);
         }
-        self.update(&model.groups, model.grads);
         let products = self.rehearsal.take().expect("begun above").into_inner();
         if self.failed.is_none() {
             self.failed = self.tune(&products).err();
         }
-        self.check()
+        // Nothing has run: what fails is what the machine does not give, room above all.
+        self.failed.clone().map_or(Ok(()), |e| Err(lacking(e)))
     }
 
     fn choices(&self) -> Option<String> {
         Some(self.device.choices())
     }
 
-    fn adopt(&mut self, choices: &str) {
-        self.device.adopt(choices);
+    fn adopt(&mut self, choices: &str) -> bool {
+        self.device.adopt(choices)
     }
 
     fn about(&self) -> About {

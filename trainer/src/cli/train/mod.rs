@@ -8,7 +8,7 @@ use chronibench_protocol::spec::Method;
 use chronicals::{
     Error, Trainer,
     backend::Backend,
-    checkpoint::{self, Identity},
+    checkpoint::{self, Identity, Resumed},
     device::Device,
     formats::folder,
     job::{Inputs, Job},
@@ -24,7 +24,8 @@ use super::Exit;
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: chronicals train --config train.yaml, where train.yaml has (paths are relative to the file)
-  model: {path: my-model}             # a Hugging Face folder, or a repository in the hub's cache
+  model: {path: my-model}             # a Hugging Face folder, or a repository of the hub (fetched;
+                                      # `HF_HUB_OFFLINE=1` forbids it)
   data: {path: data/chat-instruct/train.jsonl, max_length: 512}
   # Or {type: full}. Also use_rslora, use_dora, init_lora_weights: pissa, alpha_pattern,
   # rank_pattern: {k_proj: 8}.
@@ -70,6 +71,7 @@ Ctrl-C ends the step at hand, writes a \
 checkpoint and exits with 130, and so does a termination signal; a second one ends at once.
   chronicals train --config train.yaml --resume   # from its newest checkpoint, if any
   chronicals train --config train.yaml --resume-from out/checkpoint-50
+  chronicals train --config train.yaml --overwrite         # from the beginning
 
 Where a step goes:
   chronicals train --config train.yaml --profile prof
@@ -89,13 +91,16 @@ pub struct Args {
     /// Goes on from this checkpoint
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     resume_from: Option<PathBuf>,
+    /// Begins anew in an output_dir that has checkpoints of an earlier training: they and its metrics are removed
+    #[arg(long, conflicts_with_all = ["resume", "resume_from"])]
+    overwrite: bool,
     /// Traces a few steps by kernel, and writes trace and table to this folder
     #[arg(long, value_name = "DIR")]
     profile: Option<PathBuf>,
     /// Steps that are traced
     #[arg(long, value_name = "N", default_value_t = 3, requires = "profile")]
     profile_steps: u32,
-    /// Steps before those [default: 10, or what max_steps leaves]; on a GPU each shape of batch is launched once and captured once
+    /// Steps of this process before those [default: 10, or what max_steps leaves]; on a GPU each shape of batch is launched once and captured once
     /// before it is replayed
     #[arg(long, value_name = "N", requires = "profile")]
     profile_warmup: Option<u32>,
@@ -106,10 +111,18 @@ pub struct Args {
 }
 
 impl Args {
-    fn profile(&self, job: &Job) -> Result<Option<Profiling<'_>>, Error> {
+    /// Of a process that begins with step `first`.
+    fn profile(&self, job: &Job, first: u32) -> Result<Option<Profiling<'_>>, Error> {
         let Some(dir) = &self.profile else { return Ok(None) };
-        let options = Options::fit(self.profile_warmup, self.profile_steps, self.profile_by, job.max_steps)?;
+        let taken = first..job.max_steps;
+        let options = Options::fit(self.profile_warmup, self.profile_steps, self.profile_by, taken)?;
         Ok(Some(Profiling { dir, options }))
+    }
+
+    /// A training that begins takes no earlier one's checkpoints and metrics away, unless it is told to.
+    fn refuse_begun(&self, job: &Job) -> Result<(), Error> {
+        let goes_on = self.resume || self.resume_from.is_some();
+        if goes_on || self.overwrite { Ok(()) } else { checkpoint::refuse_begun(&job.output_dir) }
     }
 
     /// The checkpoint to go on from.
@@ -127,7 +140,8 @@ struct Profiling<'a> {
 /// Trains.
 pub fn run(args: &Args) -> Result<(), Exit> {
     let job = Job::load(&args.config).map_err(Exit::usage)?;
-    let profiling = args.profile(&job).map_err(Exit::usage)?;
+    args.refuse_begun(&job).map_err(Exit::usage)?;
+    args.profile(&job, 0).map_err(Exit::usage)?;
     if let Some(n) = job.threads {
         rayon::ThreadPoolBuilder::new().num_threads(n).build_global().map_err(|e| {
             Exit::usage(
@@ -139,7 +153,7 @@ pub fn run(args: &Args) -> Result<(), Exit> {
     let inputs = job.inputs().map_err(Exit::usage)?;
     match inputs.device {
         Device::Cpu => {
-            let trainer = train(&job, &inputs, job.on_cpu(&inputs).map_err(Exit::usage)?, args, profiling)?;
+            let trainer = train(&job, &inputs, job.on_cpu(&inputs).map_err(Exit::usage)?, args)?;
             if let Some(peak) = peak_rss_bytes() {
                 report_memory(&trainer, peak.saturating_sub(before), "measured above the start");
             }
@@ -149,7 +163,7 @@ pub fn run(args: &Args) -> Result<(), Exit> {
             let gpu = backend.device().gpu();
             let used = || gpu.memory().ok().map(|(free, total)| (total - free) as u64);
             let before = used();
-            let trainer = train(&job, &inputs, backend, args, profiling)?;
+            let trainer = train(&job, &inputs, backend, args)?;
             if let Some((before, after)) = before.zip(used()) {
                 let what =
                     format!("taken on the device above {} MB of driver and libraries", before / 1_000_000);
@@ -160,33 +174,27 @@ pub fn run(args: &Args) -> Result<(), Exit> {
     Ok(())
 }
 
-fn train<B: Backend>(
-    job: &Job,
-    inputs: &Inputs,
-    mut backend: B,
-    args: &Args,
-    profiling: Option<Profiling<'_>>,
-) -> Result<Trainer<B>, Exit> {
+fn train<B: Backend>(job: &Job, inputs: &Inputs, mut backend: B, args: &Args) -> Result<Trainer<B>, Exit> {
+    let _taken = checkpoint::take(&job.output_dir).map_err(Exit::usage)?;
+    // What a kill had left aside is in its place now.
+    args.refuse_begun(job).map_err(Exit::usage)?;
+    let about = backend.about();
+    let identity = job.identity(inputs, &about.precision).map_err(Exit::usage)?;
+    let from = args.checkpoint(job, &identity).map_err(Exit::usage)?;
+    let first = from.as_ref().map_or(Ok(0), |dir| checkpoint::steps_of(dir, &identity));
+    let profiling = args.profile(job, first.map_err(Exit::usage)?).map_err(Exit::usage)?;
     if let Some(Profiling { dir, options }) = &profiling {
         // A folder that cannot be made is told before the training, not behind it.
         std::fs::create_dir_all(dir).map_err(|e| Exit::usage(Error::io(dir, &e)))?;
         backend.profile(options).map_err(Exit::usage)?;
     }
-    let _taken = checkpoint::take(&job.output_dir).map_err(Exit::usage)?;
     let chosen = job.choose(inputs, &backend).map_err(Exit::usage)?;
     eprintln!("recompute: {} ({})", chosen.level, chosen.why);
     let mut trainer = job.trainer(inputs, backend, chosen.level).map_err(Exit::usage)?;
-    let about = trainer.backend().about();
-    let identity = job.identity(inputs, &about.precision).map_err(Exit::usage)?;
     let mut progress = Progress::default();
-    if let Some(dir) = args.checkpoint(job, &identity).map_err(Exit::usage)? {
-        progress = checkpoint::load(&mut trainer, &dir, &identity).map_err(Exit::usage)?;
-        eprintln!("resumed from {}, after step {}", dir.display(), trainer.step());
-        bring_best(job, &progress, &dir).map_err(Exit::usage)?;
+    if let Some(dir) = &from {
+        progress = resume(job, &mut trainer, dir, &identity).map_err(Exit::usage)?;
     }
-    let metrics = job.metrics(&about.device, &about.precision);
-    let mut session =
-        Session::open(job, inputs, identity, progress, metrics, trainer.step()).map_err(Exit::usage)?;
     let batches = &inputs.batches;
     eprintln!("data: {}", inputs.recognised);
     eprintln!("{}", inputs.report);
@@ -197,18 +205,47 @@ fn train<B: Backend>(
     eprintln!("training {trained} of {} parameters for {} steps", trainer.total_params(), batches.steps());
 
     trainer.rehearse(batches).map_err(Exit::usage)?;
+    if let Some((held_out, _)) = &inputs.evaluation {
+        trainer.rehearse_evaluation(held_out).map_err(Exit::usage)?;
+    }
+    // The last thing that can be refused is behind: only now an earlier training is written over.
+    if args.overwrite {
+        checkpoint::clear(&job.output_dir).map_err(Exit::usage)?;
+    }
+    let metrics = job.metrics(&about.device, &about.precision);
+    let mut session =
+        Session::open(job, inputs, identity, progress, metrics, trainer.step()).map_err(Exit::usage)?;
     session.run(&mut trainer)?;
 
     let path = job.output_dir.join(trainer.trainable_file());
     trainer.check_finite().and_then(|()| trainer.save_update(&path)).map_err(Exit::failed)?;
     let lora = if let Method::Lora(lora) = &job.method { Some(trainer.update_settings(lora)) } else { None };
-    folder::finish(&job.model.config, job.data.tokenizer.as_deref(), lora.as_ref(), &job.output_dir)
+    folder::finish(&job.model.config, &inputs.beside, lora.as_ref(), &job.output_dir)
         .map_err(Exit::failed)?;
     eprintln!("saved {}", path.display());
     if let Some(Profiling { dir, .. }) = &profiling {
         write_profile(&mut trainer, dir).map_err(Exit::failed)?;
     }
     Ok(trainer)
+}
+
+/// Takes a checkpoint up.
+fn resume<B: Backend>(
+    job: &Job,
+    trainer: &mut Trainer<B>,
+    dir: &Path,
+    identity: &Identity,
+) -> Result<Progress, Error> {
+    let Resumed { progress, same_products } = checkpoint::load(trainer, dir, identity)?;
+    eprintln!("resumed from {}, after step {}", dir.display(), trainer.step());
+    if !same_products {
+        eprintln!(
+            "note: the checkpoint's matrix products were chosen on another kind of GPU or with another cuBLASLt: \
+             these may round otherwise, so the training goes on, but not to the bit"
+        );
+    }
+    bring_best(job, &progress, dir)?;
+    Ok(progress)
 }
 
 /// What is to be loaded in the end comes along where a training goes on in another folder.

@@ -45,7 +45,9 @@ impl<'a> Session<'a> {
         step: u32,
     ) -> Result<Self, Error> {
         let flops = Flops::of(&inputs.config, &job.method)?;
-        let metrics = Metrics::open(&job.output_dir, step, metrics)?;
+        // A training that goes on behind no step may have been evaluated all the same.
+        let done = (step > 0 || progress.is_evaluated()).then_some(step);
+        let metrics = Metrics::open(&job.output_dir, done, metrics)?;
         let bar = progress_bar(inputs.batches.steps().into());
         bar.set_position(step.into());
         Ok(Self { job, inputs, identity, progress, saved: None, metrics, flops, bar })
@@ -73,7 +75,8 @@ impl<'a> Session<'a> {
 
     fn steps<B: Backend>(&mut self, trainer: &mut Trainer<B>) -> Result<(), Error> {
         let all = self.inputs.batches.steps();
-        if self.job.eval_on_start && trainer.step() == 0 {
+        // Once: the same loss again would count as an evaluation without improvement.
+        if self.job.eval_on_start && trainer.step() == 0 && !self.progress.is_evaluated() {
             self.evaluate(trainer)?;
             if self.job.load_best_model_at_end {
                 self.save(trainer)?;
@@ -152,7 +155,7 @@ impl<'a> Session<'a> {
             Method::Lora(_) => None,
         };
         let beside = |at: &Path| match lora {
-            Some(lora) => folder::finish(&job.model.config, job.data.tokenizer.as_deref(), lora, at),
+            Some(lora) => folder::finish(&job.model.config, &self.inputs.beside, lora, at),
             None => Ok(()),
         };
         let saved = checkpoint::save(trainer, &job.output_dir, &self.identity, &self.progress, keep, beside)?;

@@ -1,4 +1,6 @@
 //! Prompt and completion: `{"prompt": …, "completion": …}`, both texts, or both lists of turns as in TRL.
+//!
+//! Tables have lists as strings, and a text may be a list in JSON too: a string is one of turns only if all in it are objects.
 
 use serde_json::Value;
 
@@ -11,10 +13,14 @@ use crate::records::{Conversation, fields};
 pub(super) const FORMAT: Format =
     Format { name: "prompt_completion", required: &[Role::Prompt, Role::Completion], read, fits: any };
 
+fn are_turns(list: &[Value]) -> bool {
+    !list.is_empty() && list.iter().all(Value::is_object)
+}
+
 fn read(fields: &Fields) -> Result<Record, FieldError> {
     let is_text = |role| {
         let value = fields.get(role).1;
-        value.is_some_and(|v| v.is_string() && fields::list(v).is_none())
+        value.is_some_and(|v| v.is_string() && !fields::list(v).is_some_and(|list| are_turns(&list)))
     };
     if is_text(Role::Prompt) || is_text(Role::Completion) {
         return Ok(Record::Completion {
