@@ -104,7 +104,8 @@ fn words_of_a_fault_after_the_first_timed_step_are_the_arms_own_failure() {
 fn a_helper_that_hangs_ends_the_run_by_its_name() {
     let ran = with_fault("honest", &["--set", "helper_timeout_s=0.001"]);
     assert_eq!(ran.code, 6, "{}", ran.output);
-    for words in ["the prepare step did not end within 0.001 s", "helper_timeout_s", "nvidia-smi"] {
+    // A machine may be quick enough to prepare so little in time; it does not calibrate in it.
+    for words in ["step did not end within 0.001 s, and was ended", "helper_timeout_s", "nvidia-smi"] {
         assert!(ran.output.contains(words), "{words}: {}", ran.output);
     }
 }

@@ -118,10 +118,14 @@ impl Plan {
             at_it.sort_by_key(|t| t.attempt);
             self.place(*position, at_it, &mut findings);
         }
-        let last = places.keys().next_back().copied().unwrap_or(0);
-        for position in (0..last).filter(|p| !places.contains_key(p) && !self.is_free(*p)) {
-            let what = format!("no trial is stored at position {position}, and later ones are");
-            findings.push(Finding { at: "events".into(), what });
+        let mut next = 0;
+        for position in places.keys() {
+            // One finding for a gap, however wide: positions are what a file says.
+            if let Some(empty) = (next..*position).find(|p| !self.is_free(*p)) {
+                let what = format!("no trial is stored at position {empty}, and later ones are");
+                findings.push(Finding { at: "events".into(), what });
+            }
+            next = position.saturating_add(1);
         }
         let waiting = self.audits(trials, &mut findings);
         (findings, self.left(&places, waiting))
@@ -134,31 +138,43 @@ impl Plan {
     /// The attempts at one place.
     fn place(&self, position: u32, attempts: &[&Named], out: &mut Vec<Finding>) {
         let mut tell = |t: &Named, what: String| out.push(Finding { at: t.at.clone(), what });
-        for (i, t) in attempts.iter().enumerate() {
-            if let Some(place) = self.order.get(position as usize)
-                && !place.due.iter().any(|due| due == t.name())
-            {
-                let due = place.due.join(" or ");
-                tell(t, format!("it is of {}, and {due} is due at position {position}", t.name()));
+        let mut before: Option<&Named> = None;
+        for &t in attempts {
+            if let Some(what) = self.misplaced(position, t) {
+                tell(t, what);
             }
-            let before = i.checked_sub(1).map(|before| attempts[before]);
-            if before.is_some_and(|b| b.attempt == t.attempt) {
-                tell(t, format!("another trial has its position {position}"));
-            } else if t.attempt != before.map_or(0, |b| b.attempt + 1) {
-                tell(t, format!("it is attempt {}, and the one before it is missing", t.attempt));
-            } else if let Some(before) = before.filter(|b| !b.fault) {
-                let what = "it was begun again, and it was no fault of the machine that ended it";
-                tell(before, what.into());
-            } else if t.attempt > self.retries {
-                tell(
-                    t,
-                    format!(
-                        "it is attempt {}, and the scenario allows {} more than the first",
-                        t.attempt, self.retries
-                    ),
-                );
+            let due = before.map_or(0, |b| b.attempt.saturating_add(1));
+            match before {
+                Some(b) if b.attempt == t.attempt => {
+                    tell(t, format!("another trial has its position {position}"));
+                }
+                _ if t.attempt != due => {
+                    tell(t, format!("it is attempt {}, and the one before it is missing", t.attempt));
+                }
+                Some(b) if !b.fault => {
+                    let what = "it was begun again, and it was no fault of the machine that ended it";
+                    tell(b, what.into());
+                }
+                _ if due > self.retries => {
+                    let allowed = self.retries;
+                    tell(t, format!("it was begun again {due} times, and the scenario allows {allowed}"));
+                }
+                _ => {}
             }
+            before = Some(t);
         }
+    }
+
+    /// Why a trial may not stand at its place. A gate has no order: it finds it on the way.
+    fn misplaced(&self, position: u32, t: &Named) -> Option<String> {
+        let Some(place) = self.order.get(position as usize) else {
+            let there_are = self.order.len();
+            return (there_are > 0)
+                .then(|| format!("it is at position {position}, and the scenario has {there_are}"));
+        };
+        let due = place.due.join(" or ");
+        (!place.due.iter().any(|due| due == t.name()))
+            .then(|| format!("it is of {}, and {due} is due at position {position}", t.name()))
     }
 
     /// Audit trials: one for every case that was timed. Cases that wait for theirs.

@@ -116,7 +116,7 @@ pub(super) fn resolution(log: &TrialLog) -> Option<String> {
     }
     let unseen_s = arm_s * CLOCK_TOLERANCE + CLOCK_GRACE_S;
     Some(format!(
-        "{arm_s:.2} s were timed, and the harness's clock shows errors above {unseen_s:.2} s ({}) alone",
+        "{arm_s:.2} s were timed, of which the arm's clock could be off by {unseen_s:.2} s ({}) unseen",
         percent(unseen_s / arm_s.max(f64::MIN_POSITIVE))
     ))
 }

@@ -94,7 +94,7 @@ fn a_clock_that_could_be_off_unseen_says_by_how_much() {
     assert_eq!(found.outcome, Outcome::Unclear);
     assert_eq!(
         found.figure,
-        "0.72 s were timed, and the harness's clock shows errors above 0.14 s (18.9 %) alone"
+        "0.72 s were timed, of which the arm's clock could be off by 0.14 s (18.9 %) unseen"
     );
     assert_eq!(judge(&of_ms(30)).reasons, []);
     assert!(
