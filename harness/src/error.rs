@@ -43,6 +43,8 @@ pub struct Error {
     pub hint: String,
     /// Lines of the file in question, drawn; may be empty.
     pub snippet: String,
+    /// The machine hangs: what else could be done without comes to nothing either.
+    pub fatal: bool,
 }
 
 /// Result of this crate.
@@ -51,7 +53,14 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error about `at`.
     pub fn new(exit: Exit, what: impl Into<String>, at: impl Into<String>) -> Self {
-        Self { exit, what: what.into(), at: at.into(), hint: String::new(), snippet: String::new() }
+        Self {
+            exit,
+            what: what.into(),
+            at: at.into(),
+            hint: String::new(),
+            snippet: String::new(),
+            fatal: false,
+        }
     }
 
     /// A mistake in what the user wrote.
@@ -78,6 +87,12 @@ impl Error {
     /// Adds how to mend it.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = hint.into();
+        self
+    }
+
+    /// Marks it as one that nothing can go on after.
+    pub fn fatal(mut self) -> Self {
+        self.fatal = true;
         self
     }
 

@@ -137,7 +137,7 @@ pub fn prepare(setup: &Setup, dir: &Path, extent: Extent) -> Result<Inputs> {
     std::fs::write(&spec_path, serde_json::to_vec_pretty(&spec).expect("plain data")).at(&spec_path)?;
     let args = ["worker", "prepare", "--spec"].map(String::from);
     let args: Vec<String> = args.into_iter().chain([spec_path.display().to_string()]).collect();
-    let answer = child::answer(&args, dir, "prepare")?;
+    let answer = child::answer(&args, dir, "prepare", setup.helper_timeout)?;
     let report: Value = serde_json::from_str(&answer)
         .map_err(|e| Error::new(Exit::Trial, format!("the prepare step answered nonsense: {e}"), answer))?;
     let tokens = TokenStore::load(&spec.tokens)

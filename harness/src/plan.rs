@@ -57,7 +57,8 @@ fn estimates(setup: &Setup, inputs: &Inputs, scratch: &Path) -> Result<(Vec<f64>
     let shape = HfConfig::load(&setup.config)?.shape();
     let on_cpu = |c: &Case| c.device == "cpu";
     let gflops = if cases.iter().any(on_cpu) {
-        let answer = child::answer(&["worker", "calibrate"].map(String::from), scratch, "calibrate")?;
+        let args = ["worker", "calibrate"].map(String::from);
+        let answer = child::answer(&args, scratch, "calibrate", setup.helper_timeout)?;
         estimate::rate(&answer).unwrap_or(1.0)
     } else {
         1.0

@@ -19,6 +19,7 @@ use chronibench_protocol::{
 use serde_json::Value;
 
 use crate::{
+    audit,
     error::{AtPath, Error, Exit, Result},
     evidence,
     store::{ENVIRONMENT, RESOLVED, Store, event_files, parse_lines, read_text, trial_id},
@@ -118,6 +119,7 @@ pub fn open(dir: &Path, resolved: &Resolved, environment: &Value) -> Result<(Sto
     same_scenario(dir, &then.0, resolved)?;
     same_machine(dir, &then.1, environment)?;
     sweep_up(dir)?;
+    audit::forget(dir)?;
     let kept = recover(dir, &evidence)?;
     Ok((store, kept, lock))
 }
@@ -242,12 +244,11 @@ fn set_aside(dir: &Path, path: &Path, name: &str) -> Result<()> {
 
 /// Reads every stored trial. One that is whole, and not yet noted, is noted; what is not whole was never finished.
 fn recover(dir: &Path, evidence: &Evidence) -> Result<Kept> {
-    let run_id = evidence.run_id();
     let mut kept = Kept::default();
     for file in event_files(dir)? {
         let (id, text) = (trial_id(&file), read_text(&file)?);
         let noted = evidence.trials.iter().find(|t| t.id == id);
-        let chain = follow(&text, &run_id, &id);
+        let chain = follow(&text, &evidence.genesis(&id), &id);
         match (noted, chain) {
             (Some(head), Chain::Whole(found)) if *head == found => {}
             (Some(_), _) => {

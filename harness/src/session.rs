@@ -55,14 +55,8 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
     progress.say("preparing data, batches and starting weights");
     let inputs = inputs::prepare(&setup, &store.path("inputs"), Extent::Everything)?;
     progress.say(&format!("data: {}", inputs.tokenised()));
-    let bench = Bench {
-        setup: &setup,
-        inputs: &inputs,
-        expect: &expect,
-        folder: store.folder(),
-        run_id: store.run_id()?,
-        gpu: gpu.as_ref(),
-    };
+    let bench =
+        Bench { setup: &setup, inputs: &inputs, expect: &expect, folder: store.folder(), gpu: gpu.as_ref() };
     let ran = trials(&bench, &store, &kept, progress, Duration::from_secs(args.idle_wait));
     tidy(&store, &inputs, args.keep_inputs)?;
     let summary = match ran {

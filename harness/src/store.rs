@@ -85,14 +85,6 @@ impl Store {
         self.dir.join(sub)
     }
 
-    /// The run in the chains of its trials.
-    ///
-    /// # Errors
-    /// The folder is older than chains, or its evidence is damaged.
-    pub fn run_id(&self) -> Result<String> {
-        Ok(evidence::of_running(&self.dir)?.run_id())
-    }
-
     /// Adds a trial.
     pub fn add(&self, record: &Record) -> Result<()> {
         add_trial(&self.dir, record)
@@ -105,8 +97,12 @@ impl Store {
     pub fn load_head(&self) -> Result<(Resolved, Value)> {
         let path = self.path(RESOLVED);
         let text = std::fs::read_to_string(&path).at(&path)?;
-        let resolved =
+        let mut resolved: Resolved =
             serde_saphyr::from_str(&text).map_err(|e| damaged(&path, &e.without_snippet().to_string()))?;
+        if resolved.order.is_empty() || evidence::is_older_gate(&self.dir) {
+            // Gates audit nothing, and did not always say so.
+            resolved.audit = None;
+        }
         let path = self.path(ENVIRONMENT);
         let text = std::fs::read_to_string(&path).at(&path)?;
         Ok((resolved, serde_json::from_str(&text).map_err(|e| damaged(&path, &e.to_string()))?))

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{HEAD, Ran, names};
+use common::{HEAD, Ran, chronibench, names};
 use nix::{sys::signal::kill, unistd::Pid};
 
 fn with_fault(behaviour: &str, args: &[&str]) -> Ran {
@@ -81,9 +81,31 @@ fn a_fault_of_the_machine_is_tried_again_and_every_attempt_is_stored() {
     let results = ran.results();
     assert_eq!((&results["verdict"], &results["trials_stored"]), (&"VALID".into(), &2.into()));
     assert!(ran.read("report.md").contains("begun again: a fault of the machine ended it"));
+    // The attempts of one place are one trial, for a published run too.
+    let to = ran.dir.path().join("reports");
+    chronibench().args(["verify", "--require-chain"]).arg(ran.path("")).assert().success();
+    chronibench().arg("publish").arg(ran.path("")).arg("--to").arg(to).assert().success();
     // Without retries the first attempt is the verdict; and an arm's own failure is never tried again.
     let ran = with_fault("busy_once", &["--set", "retries=0"]);
     assert_eq!(ran.verdicts("faulty/full/on"), ["ERROR"], "{}", ran.output);
     let ran = with_fault("crash", &["--set", "retries=3"]);
     assert_eq!(ran.verdicts("faulty/full/on"), ["ERROR"], "{}", ran.output);
+}
+
+/// An arm that knows how fast it is could ask for another try.
+#[test]
+fn words_of_a_fault_after_the_first_timed_step_are_the_arms_own_failure() {
+    let ran = with_fault("busy_once, at_step: 4", &[]);
+    assert_eq!(ran.verdicts("faulty/full/on"), ["ERROR"], "{}", ran.output);
+    assert_eq!(ran.names("events").len(), 2, "{}", ran.output);
+}
+
+#[test]
+fn a_helper_that_hangs_ends_the_run_by_its_name() {
+    let ran = with_fault("honest", &["--set", "helper_timeout_s=0.001"]);
+    assert_eq!(ran.code, 6, "{}", ran.output);
+    // A machine may be quick enough to prepare so little in time; it does not calibrate in it.
+    for words in ["step did not end within 0.001 s, and was ended", "helper_timeout_s", "nvidia-smi"] {
+        assert!(ran.output.contains(words), "{words}: {}", ran.output);
+    }
 }

@@ -52,6 +52,18 @@ fn comparisons_take_the_best_valid_cell_and_the_report_shows_all() {
     chronibench().arg("verify").arg(ran.path("")).assert().success();
 }
 
+/// The fastest cell finds the GPU held at its first attempt: what counts is the second.
+#[test]
+fn a_first_trial_that_is_begun_again_does_not_cost_its_cell_the_place() {
+    let text = SWEPT
+        .replace("off: { mock: { step_ms: 40 } }", "off: { mock: { step_ms: 40, behaviour: busy_once } }");
+    let ran = Ran::new(&format!("{HEAD}{text}"), &["--trials", "2"]);
+    let sweep = &ran.results()["sweeps"][0];
+    assert_eq!(sweep["best"], "rival@off,two/full/on", "{}", ran.output);
+    assert_eq!(ran.results()["verdict"], "VALID", "{}", ran.output);
+    chronibench().arg("verify").arg(ran.path("")).assert().success();
+}
+
 #[test]
 fn one_arm_of_a_sweep_can_be_asked_for() {
     let ran =

@@ -1,11 +1,13 @@
 //! A whole run as values: `results.json`.
 
+mod judged;
+
 use std::collections::BTreeMap;
 
 use chronibench_protocol::{
     chain::Evidence,
     event::Precision,
-    record::{Case, Resolved, Skipped, TrialHeader, Verdict},
+    record::{Case, Resolved, Skipped, Verdict},
 };
 use serde::{Deserialize, Serialize};
 
@@ -13,16 +15,14 @@ use crate::{
     compare::{Compared, Side, compare},
     division,
     efficiency::{Efficiency, efficiency, gpu},
-    judge::{
-        Judgement,
-        audit::{Check, audits_of, judge_with},
-        rounded_away,
-    },
-    metrics::{TrialMetrics, metrics},
+    judge::audit::{Check, audits_of},
+    metrics::TrialMetrics,
     stats::{Estimate, median, median_estimate},
     sweep::{self, Cell, SweepSummary, sweeps},
     trial::TrialLog,
 };
+
+use judged::{Trial, own};
 
 pub use crate::division::DivisionSummary;
 pub use crate::table::{CSV_COLUMNS, results_csv, summary_table};
@@ -124,6 +124,13 @@ pub struct CaseSummary {
     pub trials: Vec<TrialSummary>,
 }
 
+impl CaseSummary {
+    /// Trials that decide: one that a fault of the machine ended, and that was begun again, is shown and no more.
+    pub fn counted(&self) -> impl Iterator<Item = &TrialSummary> {
+        self.trials.iter().filter(|t| !t.superseded)
+    }
+}
+
 /// One stored trial.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrialSummary {
@@ -221,7 +228,9 @@ impl RunSummary {
 /// Judges, measures and compares all trials of a run. Partial runs give partial summaries.
 pub fn summarise(resolved: &Resolved, logs: &[TrialLog]) -> RunSummary {
     let (audits, logs): (Vec<&TrialLog>, Vec<&TrialLog>) = logs.iter().partition(|log| log.is_audit());
-    let trials: Vec<Trial<'_>> = logs.iter().map(|log| Trial::of(log, &logs, &audits)).collect();
+    let audited: Vec<&str> = resolved.audited().map(|c| c.id.as_str()).collect();
+    let due = |log: &TrialLog| audited.contains(&log.case());
+    let trials: Vec<Trial<'_>> = logs.iter().map(|log| Trial::of(log, &logs, &audits, due(log))).collect();
     let sides: Vec<Side<'_>> = resolved.cases.iter().map(|case| side(case, &trials)).collect();
     let cell = |case| Cell { case, trials: own(case, &trials).map(Trial::summary).collect() };
     let sweeps = sweeps(&resolved.cases.iter().map(cell).collect::<Vec<_>>());
@@ -257,50 +266,6 @@ pub fn summarise(resolved: &Resolved, logs: &[TrialLog]) -> RunSummary {
 fn planned(resolved: &Resolved, sweeps: &[SweepSummary]) -> usize {
     let barren = |id: &String| sweeps.iter().any(|s| s.id == *id && s.best.is_none() && s.is_complete());
     resolved.order.iter().filter(|id| !barren(id)).count()
-}
-
-/// A trial with what is made of it.
-struct Trial<'a> {
-    log: &'a TrialLog,
-    judgement: Judgement,
-    metrics: TrialMetrics,
-    superseded: bool,
-}
-
-impl<'a> Trial<'a> {
-    fn of(log: &'a TrialLog, all: &[&TrialLog], audits: &[&TrialLog]) -> Self {
-        let later = |a: &TrialHeader, b: &TrialHeader| {
-            a.case == b.case && a.round == b.round && a.attempt > b.attempt
-        };
-        let header = log.header.as_deref();
-        let superseded =
-            header.is_some_and(|h| all.iter().filter_map(|l| l.header.as_deref()).any(|o| later(o, h)));
-        let audit = audits.iter().copied().find(|a| a.case() == log.case());
-        Self { log, judgement: judge_with(log, audit), metrics: metrics(log), superseded }
-    }
-
-    fn id(&self) -> String {
-        self.log.header.as_ref().map_or("(a log without a header)".into(), |h| h.spec.trial_id.clone())
-    }
-
-    fn summary(&self) -> TrialSummary {
-        let header = self.log.header.as_ref();
-        TrialSummary {
-            id: self.id(),
-            round: header.map_or(0, |h| h.round),
-            position: header.map_or(0, |h| h.position),
-            verdict: self.judgement.verdict,
-            reasons: self.judgement.reasons.iter().map(ToString::to_string).collect(),
-            superseded: self.superseded,
-            gpu_not_idle: header.and_then(|h| h.gpu_not_idle.clone()),
-            rounded_away: rounded_away(self.log),
-            metrics: self.metrics.clone(),
-        }
-    }
-}
-
-fn own<'t, 'a>(case: &'t Case, trials: &'t [Trial<'a>]) -> impl Iterator<Item = &'t Trial<'a>> {
-    trials.iter().filter(|t| t.log.case() == case.id)
 }
 
 fn side<'a>(case: &'a Case, trials: &'a [Trial<'a>]) -> Side<'a> {

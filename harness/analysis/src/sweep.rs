@@ -41,7 +41,7 @@ impl SweepSummary {
     }
 }
 
-/// A cell as the summary has it: its case, and its trials that count.
+/// A cell as the summary has it: its case, and its trials.
 pub(crate) struct Cell<'a> {
     pub case: &'a Case,
     pub trials: Vec<TrialSummary>,
@@ -68,7 +68,7 @@ pub(crate) fn sweeps(cells: &[Cell<'_>]) -> Vec<SweepSummary> {
 }
 
 fn cell_summary(cell: &Cell<'_>) -> CellSummary {
-    let first = cell.trials.iter().find(|t| t.round == 0);
+    let first = cell.trials.iter().find(|t| t.round == 0 && !t.superseded);
     let metrics = first.filter(|t| t.is_valid()).map(|t| &t.metrics);
     CellSummary {
         case: cell.case.id.clone(),

@@ -46,9 +46,12 @@ pub struct Findings {
     /// The fastest that this machine multiplies matrices.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak: Option<Peak>,
-    /// Audits that could not be made, and why.
+    /// Audits that could not be made for a reason of the harness's own, and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<Skipped>,
+    /// Audits that the arm gave nothing for: it saved no weights, or failed on what it was to train on. They are held against it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<Skipped>,
 }
 
 /// How a tensor moved in the first step, and in all steps of an audit trial, told from three files of weights.

@@ -1,8 +1,9 @@
 //! The hash chain of a stored trial: what makes a change after the run visible.
 //!
 //! Every stored line carries `seq`, from 0, and `prev_hash`, the SHA-256 of the bytes of the line before it. The first
-//! line's is [`genesis`], which names the run and the trial, so that a line, or a whole trial, fits nowhere else. The hash of
-//! the last line is the head. A chain proves integrity, not honesty: whoever makes all of it anew has a whole chain.
+//! line's is [`Evidence::genesis`], which names the run, the trial, and the head of the trial stored before it, so that a line, or a
+//! whole trial, fits nowhere else, and none can be taken out from among the others. The hash of the last line is the head. A chain
+//! proves integrity, not honesty: whoever makes all of it anew has a whole chain.
 
 use std::{collections::BTreeMap, ops::Deref};
 
@@ -11,13 +12,17 @@ use serde::{Deserialize, Serialize};
 use crate::{digest::sha256_hex, record::Line};
 
 /// Version of chains and of `evidence.json`.
-pub const SCHEMA: &str = "chronibench.evidence/1";
+pub const SCHEMA: &str = "chronibench.evidence/2";
+
+/// The version before, whose trials are chained each for itself: a trial and its entry could be taken out together, and the scenario
+/// changed, without a trace in the chains of the others.
+pub const UNLINKED: &str = "chronibench.evidence/1";
 
 /// `evidence.json`: what a run folder holds, by hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evidence {
-    /// [`SCHEMA`].
+    /// [`SCHEMA`], or [`UNLINKED`].
     pub schema: String,
     /// File → SHA-256 of what was written before the first trial.
     pub files: BTreeMap<String, String>,
@@ -47,10 +52,27 @@ impl Evidence {
         Self { schema: SCHEMA.into(), files, trials: Vec::new(), beside: BTreeMap::new() }
     }
 
-    /// The run by where and when it was made. What it was to do is left out: a run that stops when it knows enough is
-    /// resolved anew after every trial.
+    /// The run by where and when it was made and by what it was to do; before trials were linked, by the first two alone.
     pub fn run_id(&self) -> String {
-        sha256_hex(self.listed(|name| name != "resolved.yaml").as_bytes())
+        sha256_hex(self.listed(|name| self.is_linked() || name != "resolved.yaml").as_bytes())
+    }
+
+    fn is_linked(&self) -> bool {
+        self.schema != UNLINKED
+    }
+
+    /// What stands in front of the first line of a trial: of one that is stored, or of the next one.
+    pub fn genesis(&self, trial_id: &str) -> String {
+        let (schema, run_id) = (&self.schema, self.run_id());
+        let before = self.trials.iter().take_while(|t| t.id != trial_id).last();
+        let before = before.map_or(String::new(), |t| t.head.clone());
+        sha256_hex(
+            match self.is_linked() {
+                true => format!("{schema}\n{run_id}\n{before}\n{trial_id}\n"),
+                false => format!("{schema}\n{run_id}\n{trial_id}\n"),
+            }
+            .as_bytes(),
+        )
     }
 
     fn listed(&self, keep: impl Fn(&str) -> bool) -> String {
@@ -64,11 +86,6 @@ impl Evidence {
         let beside: String = self.beside.iter().map(|(name, hash)| format!("{hash}  {name}\n")).collect();
         sha256_hex(format!("{}{text}{beside}", self.listed(|_| true)).as_bytes())
     }
-}
-
-/// What stands in front of a trial's first line.
-pub fn genesis(run_id: &str, trial_id: &str) -> String {
-    sha256_hex(format!("{SCHEMA}\n{run_id}\n{trial_id}\n").as_bytes())
 }
 
 /// The links of a stored line.
@@ -97,14 +114,9 @@ struct Linked<'a> {
 }
 
 impl Record {
-    /// An empty record of a trial of a run.
-    pub fn new(run_id: &str, trial_id: &str) -> Self {
-        Self {
-            id: trial_id.into(),
-            lines: Vec::new(),
-            text: String::new(),
-            prev_hash: genesis(run_id, trial_id),
-        }
+    /// An empty record of a trial, behind its [`Evidence::genesis`].
+    pub fn new(genesis: String, trial_id: &str) -> Self {
+        Self { id: trial_id.into(), lines: Vec::new(), text: String::new(), prev_hash: genesis }
     }
 
     /// Adds a line and seals it.
@@ -152,13 +164,13 @@ pub enum Chain {
     },
 }
 
-/// Follows the chain of an event file's text.
-pub fn follow(text: &str, run_id: &str, trial_id: &str) -> Chain {
+/// Follows the chain of an event file's text from its [`Evidence::genesis`] on.
+pub fn follow(text: &str, genesis: &str, trial_id: &str) -> Chain {
     let links: Vec<Option<Link>> = text.lines().map(|l| serde_json::from_str(l).ok()).collect();
     if links.iter().all(Option::is_none) {
         return Chain::None;
     }
-    let mut prev_hash = genesis(run_id, trial_id);
+    let mut prev_hash = genesis.to_string();
     let mut lines = 0;
     for (line, link) in text.lines().zip(links) {
         let broken = |why: &str| Chain::Broken { line: lines + 1, why: why.into() };
@@ -168,7 +180,7 @@ pub fn follow(text: &str, run_id: &str, trial_id: &str) -> Chain {
                 return broken(&format!("its number is {}, and {lines} is due", l.seq));
             }
             Some(l) if l.prev_hash != prev_hash && lines == 0 => {
-                return broken("it does not begin this trial of this run");
+                return broken("it does not begin this trial of this run, behind the trial before it");
             }
             Some(l) if l.prev_hash != prev_hash => return broken("it does not follow the line before it"),
             Some(_) => {}
@@ -183,8 +195,20 @@ pub fn follow(text: &str, run_id: &str, trial_id: &str) -> Chain {
 mod tests {
     use super::*;
 
+    fn evidence(schema: &str, run: &str) -> Evidence {
+        Evidence { schema: schema.into(), ..Evidence::new(&[("environment.json", run.as_bytes())]) }
+    }
+
+    fn genesis(run: &str, trial: &str) -> String {
+        evidence(SCHEMA, run).genesis(trial)
+    }
+
     fn record(run: &str, trial: &str) -> Record {
-        let mut record = Record::new(run, trial);
+        recorded(genesis(run, trial), trial)
+    }
+
+    fn recorded(genesis: String, trial: &str) -> Record {
+        let mut record = Record::new(genesis, trial);
         for i in 0..4 {
             record.push(Line::Garbage { recv_ns: i, text: format!("line {i}") });
         }
@@ -192,7 +216,7 @@ mod tests {
     }
 
     fn broken_at(text: &str, run: &str, trial: &str) -> u64 {
-        match follow(text, run, trial) {
+        match follow(text, &genesis(run, trial), trial) {
             Chain::Broken { line, .. } => line,
             other => panic!("{other:?}"),
         }
@@ -201,7 +225,7 @@ mod tests {
     #[test]
     fn a_record_is_whole_and_reads_back() {
         let record = record("run", "000-a");
-        assert_eq!(follow(record.text(), "run", "000-a"), Chain::Whole(record.head()));
+        assert_eq!(follow(record.text(), &genesis("run", "000-a"), "000-a"), Chain::Whole(record.head()));
         let read: Vec<Line> = record.text().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
         assert_eq!(read, *record);
         assert_eq!(record.head().lines, 4);
@@ -224,7 +248,9 @@ mod tests {
         assert_eq!(broken_at(&spliced, "run", "000-a"), 3);
         // A line that was cut off, or changed at the very end, is whole by itself: the head tells.
         for text in [join(&lines[..3]), record.text().replace("line 3", "line 9")] {
-            assert!(matches!(follow(&text, "run", "000-a"), Chain::Whole(h) if h != record.head()));
+            assert!(
+                matches!(follow(&text, &genesis("run", "000-a"), "000-a"), Chain::Whole(h) if h != record.head())
+            );
         }
         let bare = lines[0].replace("\"seq\":0,", "");
         assert_eq!(broken_at(&join(&[&bare, lines[1]]), "run", "000-a"), 1);
@@ -240,7 +266,7 @@ mod tests {
     fn the_head_of_a_run_is_over_files_and_trials() {
         let mut evidence = Evidence::new(&[("resolved.yaml", b"a"), ("environment.json", b"b")]);
         let empty = evidence.head();
-        evidence.trials.push(record(&evidence.run_id(), "000-a").head());
+        evidence.trials.push(recorded(evidence.genesis("000-a"), "000-a").head());
         assert_ne!(evidence.head(), empty);
         // What lies beside is in the head, and is not what makes the run.
         let (head, run) = (evidence.head(), evidence.run_id());
@@ -248,5 +274,32 @@ mod tests {
         assert!(evidence.head() != head && evidence.run_id() == run);
         let other = Evidence::new(&[("resolved.yaml", b"b"), ("environment.json", b"a")]);
         assert_ne!(other.run_id(), evidence.run_id());
+    }
+
+    #[test]
+    fn a_trial_follows_the_one_before_it() {
+        for (schema, linked) in [(SCHEMA, true), (UNLINKED, false)] {
+            let mut evidence = evidence(schema, "run");
+            for id in ["audit-a", "000-a", "001-a"] {
+                evidence.trials.push(recorded(evidence.genesis(id), id).head());
+            }
+            let second = evidence.genesis("000-a");
+            // What comes behind a trial does not matter to it; what came before does.
+            let last = Evidence { trials: evidence.trials[..2].to_vec(), ..evidence.clone() };
+            assert_eq!(last.genesis("000-a"), second);
+            assert_eq!(last.genesis("001-a"), evidence.genesis("001-a"), "that of the next trial");
+            let first = Evidence { trials: evidence.trials[1..].to_vec(), ..evidence.clone() };
+            assert_eq!(first.genesis("000-a") != second, linked, "{schema}");
+        }
+    }
+
+    #[test]
+    fn the_scenario_is_part_of_a_run_that_is_linked() {
+        let run = |schema: &str, resolved: &[u8]| {
+            let files = [("resolved.yaml", resolved), ("environment.json", b"b".as_slice())];
+            Evidence { schema: schema.into(), ..Evidence::new(&files) }.run_id()
+        };
+        assert_ne!(run(SCHEMA, b"steps: 4"), run(SCHEMA, b"steps: 0"));
+        assert_eq!(run(UNLINKED, b"steps: 4"), run(UNLINKED, b"steps: 0"));
     }
 }

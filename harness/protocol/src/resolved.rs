@@ -54,6 +54,14 @@ fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
+impl Resolved {
+    /// Cases that get an audit trial before they are timed.
+    pub fn audited(&self) -> impl Iterator<Item = &Case> {
+        let asked = self.audit.as_ref().is_some_and(|a| a.steps > 0);
+        self.cases.iter().filter(move |case| asked && case.trains())
+    }
+}
+
 /// The model of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -112,6 +120,13 @@ pub struct Case {
     /// For a cell of an arm's sweep: which sweep it is of, and what it sets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sweep: Option<SweepCell>,
+}
+
+impl Case {
+    /// A mock trains nothing, by its own account: there is nothing to audit.
+    pub fn trains(&self) -> bool {
+        !["mock", "mock-python"].contains(&self.runner.as_str())
+    }
 }
 
 /// One set of options that an arm is tried with, to find its best.

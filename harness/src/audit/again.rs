@@ -6,7 +6,8 @@ use chronibench_analysis::{
     RunSummary, TrialLog,
     judge::{
         Judgement,
-        audit::{Audit, Outcome, checks, judge_with},
+        audit::{Audit, Outcome, checks, judge_in_run},
+        judge,
     },
 };
 use chronibench_protocol::{
@@ -61,7 +62,12 @@ pub fn again(dir: &Path) -> Result<Exit> {
 /// Every log with its judgement, as the summary has it.
 fn judged(stored: &Stored) -> Vec<(&TrialLog, Judgement)> {
     let audit = |log: &TrialLog| stored.logs.iter().find(|a| a.is_audit() && a.case() == log.case());
-    let judge = |log| (log, judge_with(log, audit(log).filter(|_| !TrialLog::is_audit(log))));
+    let audited: Vec<&str> = stored.resolved.audited().map(|c| c.id.as_str()).collect();
+    let judge = |log: &'_ TrialLog| match log.is_audit() {
+        true => judge(log),
+        false => judge_in_run(log, audit(log), audited.contains(&log.case())),
+    };
+    let judge = |log| (log, judge(log));
     stored.logs.iter().map(judge).collect()
 }
 

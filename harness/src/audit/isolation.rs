@@ -1,7 +1,7 @@
 //! Whether documents that share a row see each other: one step on two documents of which only the second has labels, made twice
 //! with another first document. Nothing of the step may differ. It works for every arm, through the protocol alone.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use chronibench_protocol::{
     BatchPlan, Spec, TokenStore,
@@ -11,8 +11,9 @@ use chronibench_protocol::{
     spec::{AuditTrial, DataSpec},
 };
 
+use super::updates::complete;
 use crate::{
-    error::{AtPath, Error, Exit, Result},
+    error::{AtPath, Error, Result},
     runner::{Bench, Turn},
     weights::Weights,
 };
@@ -22,11 +23,16 @@ pub fn applies(case: &Case) -> bool {
     case.batch.packing != Packing::None
 }
 
-/// Runs the two trials of one step.
+/// A row of two documents is nothing new to an arm on these batches.
+pub fn is_usual(plan: &BatchPlan) -> bool {
+    plan.steps.iter().flat_map(|s| &s.micro_batches).flat_map(|m| &m.rows).any(|row| row.len() > 1)
+}
+
+/// Runs the two trials of one step; in words what the arm gave nothing for: it failed, told no loss, or saved no weights.
 ///
 /// # Errors
-/// The arm fails, its weights cannot be read, or the harness is interrupted.
-pub fn look(bench: &Bench<'_>, turn: Turn<'_>, spec: &Spec) -> Result<Isolation> {
+/// No two samples fit into a row, the harness cannot write, or it is interrupted.
+pub fn look(bench: &Bench<'_>, turn: Turn<'_>, spec: &Spec) -> Result<Told<Isolation>> {
     let (_, plan) = bench.inputs.plan(turn.case);
     let [first, second] = documents(&bench.inputs.tokens, plan.max_length as usize)?;
     // Any other tokens will do; these are of the same vocabulary.
@@ -38,11 +44,22 @@ pub fn look(bench: &Bench<'_>, turn: Turn<'_>, spec: &Spec) -> Result<Isolation>
         std::fs::create_dir_all(&dir).at(&dir)?;
         ends.push(step(bench, turn, &one_step(spec, plan, ahead, &second, &dir)?, &dir)?);
     }
-    let losses = [ends[0].0, ends[1].0];
-    let (distance, tensor) = distance(bench, spec, &ends[0].1, &ends[1].1)?;
+    let other = ends.pop().expect("two steps");
+    let isolation = match (ends.pop().expect("two steps"), other) {
+        (Ok(one), Ok(other)) => {
+            let (distance, tensor) = distance(bench, spec, &one.1, &other.1)?;
+            Ok(Isolation { losses: [one.0, other.0], distance, tensor })
+        }
+        (Err(why), _) | (_, Err(why)) => {
+            Err(format!("expected one step on a row of two documents, saw the arm fail: {why}"))
+        }
+    };
     std::fs::remove_dir_all(&folder).at(&folder)?;
-    Ok(Isolation { losses, distance, tensor })
+    Ok(isolation)
 }
+
+/// Something of an arm's, or why it gave nothing.
+type Told<T> = std::result::Result<T, String>;
 
 /// Two samples that fit a row together, the longer ones of the first that there are; the second with something to learn.
 fn documents(tokens: &TokenStore, room: usize) -> Result<[Vec<u32>; 2]> {
@@ -76,23 +93,27 @@ fn one_step(spec: &Spec, plan: &BatchPlan, ahead: &[u32], second: &[u32], dir: &
     })
 }
 
-fn step(bench: &Bench<'_>, turn: Turn<'_>, spec: &Spec, dir: &Path) -> Result<(f64, PathBuf)> {
-    let steps = bench.child(&turn.case.runner, Some(turn.arm()), spec, dir)?.map_err(|why| {
-        Error::new(Exit::Trial, format!("the arm failed on two documents: {why}"), "isolation")
-    })?;
-    let loss = steps.first().map(|s| s.loss).unwrap_or(f64::NAN);
-    Ok((loss, spec.save_weights.clone().expect("asked for")))
+/// Loss and weights of the step. Weights that lack a tensor would hide what a neighbour does to it.
+fn step(bench: &Bench<'_>, turn: Turn<'_>, spec: &Spec, dir: &Path) -> Result<Told<(f64, Weights)>> {
+    let steps = match bench.child(&turn.case.runner, Some(turn.arm()), spec, dir)? {
+        Ok(steps) => steps,
+        Err(why) => return Ok(Err(why)),
+    };
+    let Some(loss) = steps.first().map(|s| s.loss).filter(|l| l.is_finite()) else {
+        return Ok(Err("it told no loss".into()));
+    };
+    let saved = spec.save_weights.as_deref().expect("asked for");
+    Ok(complete(saved, &bench.expect.trainable(&spec.method)).map(|weights| (loss, weights)))
 }
 
 /// The largest distance between two updates of a tensor, over the length of one. The embedding is left out: rows of other tokens
 /// move there, if only by their decay.
-fn distance(bench: &Bench<'_>, spec: &Spec, one: &Path, other: &Path) -> Result<(f64, String)> {
+fn distance(bench: &Bench<'_>, spec: &Spec, one: &Weights, other: &Weights) -> Result<(f64, String)> {
     let start = super::start(spec).into_iter().map(Weights::open).collect::<Result<Vec<_>>>()?;
-    let (one, other) = (Weights::open(one)?, Weights::open(other)?);
     let mut worst = (0.0, String::new());
     for t in bench.expect.trainable(&spec.method) {
         let Some(before) = start.iter().find(|w| w.has(&t)) else { continue };
-        if t.name.contains("embed_tokens") || !one.has(&t) || !other.has(&t) {
+        if t.name.contains("embed_tokens") {
             continue;
         }
         let (s, a, b) = (before.read(&t.name)?, one.read(&t.name)?, other.read(&t.name)?);

@@ -19,7 +19,7 @@ use std::{
 
 use chronibench_protocol::{
     Event, Spec,
-    audit::{AuditArgs, Findings, Peak, Replay},
+    audit::{AuditArgs, Findings, Peak},
     record::{Case, Line, Skipped},
     spec::{DataSpec, Method, ModelSpec},
 };
@@ -32,7 +32,8 @@ use crate::{
 };
 pub use again::again;
 use probe::ProbeSet;
-use reference::References;
+pub(crate) use reference::forget;
+use reference::{Answers, References};
 use updates::Saved;
 
 /// What `chronibench worker evaluate` is asked. Paths are absolute.
@@ -66,8 +67,7 @@ impl Audits {
     /// The harness is interrupted, or cannot write.
     pub fn prepare(bench: &Bench<'_>) -> Result<Option<Self>> {
         let Some(args) = bench.setup.resolved.audit.clone().filter(|a| a.steps > 0) else { return Ok(None) };
-        let trained = |c: &&Case| trains(c);
-        let cases: Vec<&Case> = bench.setup.resolved.cases.iter().filter(trained).collect();
+        let cases: Vec<&Case> = bench.setup.resolved.audited().collect();
         let mut peaks = BTreeMap::new();
         for case in &bench.setup.resolved.cases {
             if !peaks.contains_key(&case.device)
@@ -86,13 +86,14 @@ impl Audits {
     /// The turn of a case's audit trial; none for an arm that trains nothing and says so.
     pub fn turn<'c>(&self, position: usize, case: &'c Case) -> Option<Turn<'c>> {
         let audit = Some(self.args.steps);
-        trains(case).then_some(Turn { audit, ..Turn::first(case, position as u32) })
+        case.trains().then_some(Turn { audit, ..Turn::first(case, position as u32) })
     }
 
     /// What the files and events of a trial tell, while the files are there.
     ///
     /// # Errors
-    /// The harness is interrupted, or cannot write. An arm whose files cannot be read has its audits left out, and that is said.
+    /// The harness is interrupted, or cannot write. An audit that cannot be made is left out, and that is said; where the arm gave nothing
+    /// for it, it is held against it.
     pub fn findings(
         &self,
         bench: &Bench<'_>,
@@ -102,16 +103,21 @@ impl Audits {
     ) -> Result<Findings> {
         let mut found = Findings { peak: self.peaks.get(&spec.device).cloned(), ..Findings::default() };
         let done = lines.iter().any(|l| matches!(l, Line::Event { event: Event::Done(_), .. }));
-        if !done || !trains(turn.case) {
+        if !done || !turn.case.trains() {
             return Ok(found);
         }
-        let reference = attempt("replay", &mut found.skipped, || self.reference(bench, turn.case))?.flatten();
-        if let Some(reference) = &reference {
-            found.replay = Some(reference.replay());
-        }
-        if turn.audit.is_some() {
-            self.look_into(bench, turn, spec, reference.as_deref(), &mut found)?;
-        }
+        let answers = match turn.audit {
+            Some(_) => {
+                // The arm's own trials first: no arm runs while the reference's answers are there.
+                self.isolate(bench, turn, spec, &mut found)?;
+                self.look_into(bench, turn, spec, &mut found)?
+            }
+            None => {
+                let figures = || self.references.borrow_mut().figures(bench, turn.case, &self.args);
+                found.replay = attempt("replay", &mut found.skipped, figures)?.flatten();
+                None
+            }
+        };
         let Some(set) = &self.probe else {
             skip(
                 &mut found.skipped,
@@ -122,35 +128,33 @@ impl Audits {
             return Ok(found);
         };
         let saved = spec.save_weights.as_deref().expect("the harness asks for them");
-        let of_reference = reference.as_ref().filter(|_| turn.audit.is_some()).map(|r| r.last());
+        let of_reference = answers.as_ref().map(Answers::last);
         found.probe = attempt("probe", &mut found.skipped, || set.probe(bench, spec, saved, of_reference))?;
         Ok(found)
     }
 
-    /// The audits that an audit trial alone allows.
+    /// What the weights of an audit trial tell, beside the reference's.
     fn look_into(
         &self,
         bench: &Bench<'_>,
         turn: Turn<'_>,
         spec: &Spec,
-        reference: Option<&reference::Reference>,
         found: &mut Findings,
-    ) -> Result<()> {
+    ) -> Result<Option<Answers>> {
+        let made = || self.references.borrow_mut().answers(bench, turn.case, &self.args);
+        let (replay, answers) = attempt("replay", &mut found.skipped, made)?.flatten().unzip();
+        found.replay = replay;
         let audit = spec.audit.as_ref().expect("of an audit trial");
-        let first = Some(audit.first_weights.as_path()).filter(|p| p.is_file());
-        if first.is_none() {
-            skip(
-                &mut found.skipped,
-                "update",
-                "the arm saved no weights after its first step",
-                "let it heed spec.audit",
-            );
+        let trainable = bench.expect.trainable(&spec.method);
+        let lacking = updates::lacking(&audit.first_weights, &trainable);
+        let first = Some(audit.first_weights.as_path()).filter(|_| lacking.is_none());
+        if let Some(why) = lacking {
+            skip(&mut found.refused, "update", &why, "let the arm heed spec.audit");
         }
         let start = start(spec);
         let last = spec.save_weights.as_deref().expect("the harness asks for them");
         let saved = Saved { start: &start, first, last };
-        let trainable = bench.expect.trainable(&spec.method);
-        let beside = reference.map(|r| (r.first(), r.last()));
+        let beside = answers.as_ref().map(|a| (a.first(), a.last()));
         let looked = || updates::look(spec, &trainable, &saved, beside);
         if let Some((updates, tensors)) = attempt("update", &mut found.skipped, looked)? {
             found.updates = updates;
@@ -158,21 +162,29 @@ impl Audits {
                 replay.tensors = tensors;
             }
         }
-        if self.args.isolation && isolation::applies(turn.case) {
-            found.isolation =
-                attempt("isolation", &mut found.skipped, || isolation::look(bench, turn, spec))?;
+        Ok(answers)
+    }
+
+    /// Whether documents of a row see each other. An arm that trains on such rows all along, and fails on one of two documents, is held
+    /// to have something to hide.
+    fn isolate(&self, bench: &Bench<'_>, turn: Turn<'_>, spec: &Spec, found: &mut Findings) -> Result<()> {
+        if !self.args.isolation || !isolation::applies(turn.case) {
+            return Ok(());
+        }
+        let looked = attempt("isolation", &mut found.skipped, || isolation::look(bench, turn, spec))?;
+        match looked {
+            Some(Ok(isolation)) => found.isolation = Some(isolation),
+            Some(Err(why)) => {
+                let list = match isolation::is_usual(bench.inputs.plan(turn.case).1) {
+                    true => &mut found.refused,
+                    false => &mut found.skipped,
+                };
+                skip(list, "isolation", &why, "let the arm train on a row of two documents");
+            }
+            None => {}
         }
         Ok(())
     }
-
-    fn reference(&self, bench: &Bench<'_>, case: &Case) -> Result<Option<std::rc::Rc<reference::Reference>>> {
-        self.references.borrow_mut().of(bench, case, &self.args)
-    }
-}
-
-/// A mock trains nothing, by its own account.
-fn trains(case: &Case) -> bool {
-    !["mock", "mock-python"].contains(&case.runner.as_str())
 }
 
 /// The files that a trial starts from.
@@ -184,7 +196,12 @@ fn start(spec: &Spec) -> Vec<&Path> {
     [spec.model.weights.as_path()].into_iter().chain(adapter).collect()
 }
 
-/// Runs an audit; one that fails is left out and told, unless the user wants to leave.
+/// The user wants to leave, or the machine hangs.
+fn ends(e: &Error) -> bool {
+    e.exit == Exit::Interrupted || e.fatal
+}
+
+/// Runs an audit; one that fails is left out and told, unless the run ends with it.
 fn attempt<T>(
     what: &str,
     skipped: &mut Vec<Skipped>,
@@ -192,7 +209,7 @@ fn attempt<T>(
 ) -> Result<Option<T>> {
     match audit() {
         Ok(found) => Ok(Some(found)),
-        Err(e) if e.exit == Exit::Interrupted => Err(e),
+        Err(e) if ends(&e) => Err(e),
         Err(Error { what: why, hint, .. }) => {
             skip(skipped, what, &why, if hint.is_empty() { "see the message" } else { &hint });
             Ok(None)
@@ -207,7 +224,7 @@ fn skip(skipped: &mut Vec<Skipped>, what: &str, why: &str, hint: &str) {
 /// The fastest product of a device; nothing where it cannot be measured.
 fn peak(bench: &Bench<'_>, device: &str) -> Result<Option<Peak>> {
     let args = ["worker", "calibrate", "--device", device].map(String::from);
-    match child::answer(&args, &bench.folder.join("work"), "calibrate") {
+    match child::answer(&args, &bench.folder.join("work"), "calibrate", bench.setup.helper_timeout) {
         Ok(answer) => Ok(estimate::rate(&answer).map(|gflops| Peak {
             gflops,
             method: match device {
@@ -215,18 +232,7 @@ fn peak(bench: &Bench<'_>, device: &str) -> Result<Option<Peak>> {
                 _ => "best bf16 product of 8192³ in this session".into(),
             },
         })),
-        Err(e) if e.exit == Exit::Interrupted => Err(e),
+        Err(e) if ends(&e) => Err(e),
         Err(_) => Ok(None),
-    }
-}
-
-impl reference::Reference {
-    fn replay(&self) -> Replay {
-        Replay {
-            reference: self.name.clone(),
-            losses: self.losses.clone(),
-            grad_norms: self.grad_norms.clone(),
-            tensors: Vec::new(),
-        }
     }
 }

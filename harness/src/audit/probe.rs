@@ -126,7 +126,7 @@ fn evaluate(
     std::fs::write(&path, serde_json::to_vec(&spec).expect("plain data")).at(&path)?;
     let args = ["worker", "evaluate", "--spec"].map(String::from);
     let args: Vec<String> = args.into_iter().chain([path.display().to_string()]).collect();
-    let answer = child::answer(&args, &work, "evaluate")?;
+    let answer = child::answer(&args, &work, "evaluate", bench.setup.helper_timeout)?;
     serde_json::from_str(&answer)
         .map_err(|e| Error::new(Exit::Trial, format!("the evaluation answered nonsense: {e}"), answer))
 }

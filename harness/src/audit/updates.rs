@@ -25,6 +25,24 @@ pub struct Saved<'a> {
 /// Shares of the expected rate under which an element counts as unmoved: what rounding and an inexact decay leave.
 const STILL: f64 = 0.01;
 
+/// Opens weights that an arm saved, which must have every trainable tensor; why not, in words.
+pub fn complete(path: &Path, trainable: &[TensorInfo]) -> std::result::Result<Weights, String> {
+    if !path.is_file() {
+        return Err("it saved no weights".into());
+    }
+    let weights = Weights::open(path).map_err(|e| format!("its weights cannot be read: {}", e.what))?;
+    match trainable.iter().find(|t| !weights.has(t)) {
+        Some(lost) => Err(format!("its weights lack {}, or have it in another shape", lost.name)),
+        None => Ok(weights),
+    }
+}
+
+/// Why the weights after the first step tell nothing: an arm that keeps them back could step at any rate.
+pub fn lacking(first: &Path, trainable: &[TensorInfo]) -> Option<String> {
+    let why = complete(first, trainable).err()?;
+    Some(format!("expected the weights after the first step of the audit trial, saw none to judge: {why}"))
+}
+
 /// How every trainable tensor moved, and how that compares with a reference's `first` and `last` weights.
 ///
 /// # Errors

@@ -18,6 +18,7 @@ pub(super) fn verify(dir: &Path) -> Result<Verification> {
         rendered: 0,
         head: None,
         unproven: None,
+        left: None,
         findings: Vec::new(),
     };
     if let Err(e) = check(dir, &mut found) {
@@ -44,6 +45,8 @@ fn check(dir: &Path, found: &mut Verification) -> Result<()> {
             found.findings.extend(sitting.findings.into_iter().map(of_sitting));
             let unproven = sitting.unproven.map(|why| format!("{name} is {why}"));
             found.unproven = found.unproven.take().or(unproven);
+            let left = sitting.left.map(|what| format!("{name} is {what}"));
+            found.left = found.left.take().or(left);
         }
         join::files(&join::again(&stored, &there)?)
     } else {

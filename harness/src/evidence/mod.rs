@@ -2,13 +2,14 @@
 
 mod joined;
 mod missing;
+mod places;
 mod verify;
 
 use std::path::Path;
 
 use chronibench_protocol::{
     Record,
-    chain::{Evidence, Head, SCHEMA},
+    chain::{Evidence, Head, SCHEMA, UNLINKED},
     digest::sha256_hex,
 };
 
@@ -58,6 +59,9 @@ fn print(found: &Verification) {
         }
         (None, _) => println!("          {looked}"),
     }
+    if let Some(left) = &found.left {
+        println!("          {left}");
+    }
     for finding in &found.findings {
         println!("          {}: {}", finding.at, finding.what);
     }
@@ -83,7 +87,7 @@ pub(crate) fn read(dir: &Path) -> Result<Option<Evidence>> {
         other => other.at(&path)?,
     };
     let evidence: Evidence = serde_json::from_str(&text).map_err(|e| damaged(&path, &e.to_string()))?;
-    if evidence.schema != SCHEMA {
+    if ![SCHEMA, UNLINKED].contains(&evidence.schema.as_str()) {
         return Err(damaged(&path, &format!("{} is not {SCHEMA}", evidence.schema)));
     }
     Ok(Some(evidence))
@@ -97,9 +101,18 @@ pub(crate) fn of_running(dir: &Path) -> Result<Evidence> {
     })
 }
 
-/// An empty record of a trial.
+/// A gate from before trials were linked, whose scenario may ask for audits that no gate makes.
+pub(crate) fn is_older_gate(dir: &Path) -> bool {
+    let evidence = read(dir).ok().flatten();
+    evidence.is_some_and(|e| e.schema == UNLINKED && e.beside.contains_key("gate.json"))
+}
+
+/// An empty record of a trial, linked to the trial that was stored last.
+///
+/// # Errors
+/// The folder is older than chains, or its evidence is damaged.
 pub(crate) fn record(dir: &Path, trial_id: &str) -> Result<Record> {
-    Ok(Record::new(&of_running(dir)?.run_id(), trial_id))
+    Ok(Record::new(of_running(dir)?.genesis(trial_id), trial_id))
 }
 
 /// Adds the end of a trial's chain.

@@ -6,15 +6,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use chronibench_analysis::RunSummary;
 use chronibench_protocol::{
     chain::{Chain, Evidence, Head, follow},
     digest::sha256_hex,
-    kernels::ResolvedKernels,
-    record::{Case, Line, Resolved},
+    record::Line,
 };
 use serde::Serialize;
 
-use super::{EVIDENCE, joined, missing, read};
+use super::{
+    EVIDENCE, joined, missing,
+    places::{Named, Plan},
+    read,
+};
 use crate::{
     error::{Error, Result},
     gate, join,
@@ -61,6 +65,9 @@ pub struct Verification {
     /// Why it is no more than [`Standing::NoChain`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unproven: Option<String>,
+    /// What of the scenario is not there, as where a run was interrupted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left: Option<String>,
     /// What is wrong.
     pub findings: Vec<Finding>,
 }
@@ -93,11 +100,12 @@ pub fn verify(dir: &Path) -> Result<Verification> {
     {
         check.report(EVIDENCE, format!("it is missing: {why}. Restore it, or run the scenario again"));
     }
-    let (trials, lines) = check.events(evidence.as_ref());
+    let (trials, lines, named) = check.events(evidence.as_ref());
     if let Some(evidence) = &evidence {
         check.files(evidence);
     }
-    let rendered = check.rendered();
+    let (rendered, summary) = check.rendered();
+    let left = check.places(&named, summary.as_ref());
     let standing = match (check.findings.is_empty(), &evidence) {
         (false, _) => Standing::Broken,
         (true, None) => Standing::NoChain,
@@ -111,6 +119,7 @@ pub fn verify(dir: &Path) -> Result<Verification> {
         rendered,
         head: evidence.map(|e| e.head()),
         unproven: (standing == Standing::NoChain).then(|| OLDER.into()),
+        left,
         findings: check.findings,
     })
 }
@@ -125,30 +134,21 @@ struct Check<'a> {
     findings: Vec<Finding>,
 }
 
-/// A trial as its first line names it.
-struct Named {
-    id: String,
-    /// Of a trial that is timed.
-    position: Option<u32>,
-    case: Option<String>,
-}
-
 impl Check<'_> {
     fn report(&mut self, at: impl Into<String>, what: impl Into<String>) {
         self.findings.push(Finding { at: at.into(), what: what.into() });
     }
 
     /// Chains, counts and names of all event files.
-    fn events(&mut self, evidence: Option<&Evidence>) -> (usize, u64) {
+    fn events(&mut self, evidence: Option<&Evidence>) -> (usize, u64, Vec<Named>) {
         let files = match event_files(self.dir) {
             Ok(files) => files,
             Err(e) => {
                 self.report("events", e.what);
-                return (0, 0);
+                return (0, 0, Vec::new());
             }
         };
-        let order = self.order();
-        let (mut ids, mut positions, mut lines) = (BTreeSet::new(), BTreeSet::new(), 0);
+        let (mut ids, mut trials, mut lines) = (BTreeSet::new(), Vec::new(), 0);
         for file in &files {
             let at = self.name(file);
             let id = trial_id(file);
@@ -168,10 +168,7 @@ impl Check<'_> {
             if named.id != id {
                 self.report(&at, format!("it is the record of trial {}", named.id));
             }
-            if let Some(position) = named.position.filter(|p| !positions.insert(*p)) {
-                self.report(&at, format!("another trial has its position {position}"));
-            }
-            self.place(&at, &named, order.as_deref());
+            trials.push(named);
         }
         for head in evidence.iter().flat_map(|e| &e.trials).filter(|h| !ids.contains(&h.id)) {
             self.report(
@@ -179,7 +176,7 @@ impl Check<'_> {
                 "the trial is in the evidence and not in the folder",
             );
         }
-        (files.len(), lines)
+        (files.len(), lines, trials)
     }
 
     fn name(&self, file: &Path) -> String {
@@ -187,9 +184,9 @@ impl Check<'_> {
     }
 
     fn chain(&mut self, at: &str, id: &str, text: &str, evidence: Option<&Evidence>) {
-        let run_id = evidence.map(Evidence::run_id).unwrap_or_default();
+        let genesis = evidence.map(|e| e.genesis(id)).unwrap_or_default();
         let entry = evidence.and_then(|e| e.trials.iter().find(|t| t.id == id));
-        match (evidence, follow(text, &run_id, id)) {
+        match (evidence, follow(text, &genesis, id)) {
             (None, Chain::None) => {}
             (None, _) => {
                 self.report(at, format!("it is chained, and the folder has no {EVIDENCE} that can be read"))
@@ -219,14 +216,8 @@ impl Check<'_> {
         }
         let heads = lines.iter().filter(|l| matches!(l, Line::Trial(_) | Line::Kernels(_))).count();
         let named = match lines.first() {
-            Some(Line::Trial(h)) => Named {
-                id: h.spec.trial_id.clone(),
-                position: h.spec.audit.is_none().then_some(h.position),
-                case: Some(h.case.clone()),
-            },
-            Some(Line::Kernels(h)) => {
-                Named { id: h.spec.trial_id.clone(), position: Some(h.position), case: None }
-            }
+            Some(Line::Trial(header)) => Named::trial(at, header, &lines),
+            Some(Line::Kernels(header)) => Named::kernels(at, header),
             _ => {
                 self.report(at, "it does not begin with a trial's head");
                 return None;
@@ -238,31 +229,17 @@ impl Check<'_> {
         Some(named)
     }
 
-    /// Cases of a run of training, or trials of a run of kernels, in their order: what may stand at each place.
-    fn order(&mut self) -> Option<Vec<Vec<String>>> {
-        let text = std::fs::read_to_string(self.dir.join(RESOLVED)).ok()?;
-        if is_run(self.dir) {
-            let resolved: ResolvedKernels = serde_saphyr::from_str(&text).ok()?;
-            return Some(resolved.order.into_iter().map(|id| vec![id]).collect());
-        }
-        let resolved: Resolved = serde_saphyr::from_str(&text).ok()?;
-        // A sweep's place is its best cell's, which is known when every cell has run.
-        let cells = |id: &str| {
-            let of = |c: &&Case| c.sweep.as_ref().is_some_and(|s| s.of == id);
-            resolved.cases.iter().filter(of).map(|c| c.id.clone()).collect::<Vec<_>>()
+    /// The places of the trials against the scenario; what is left to run.
+    fn places(&mut self, trials: &[Named], summary: Option<&RunSummary>) -> Option<String> {
+        let plan = if is_run(self.dir) {
+            let text = std::fs::read_to_string(self.dir.join(RESOLVED)).ok()?;
+            Plan::kernels(&serde_saphyr::from_str(&text).ok()?)
+        } else {
+            Plan::training(&Store::open(self.dir).and_then(|s| s.load_head()).ok()?.0, summary)
         };
-        let place = |id: &String| Some(cells(id)).filter(|c| !c.is_empty()).unwrap_or(vec![id.clone()]);
-        Some(resolved.order.iter().map(place).collect())
-    }
-
-    fn place(&mut self, at: &str, named: &Named, order: Option<&[Vec<String>]>) {
-        let Some(position) = named.position else { return };
-        let Some(due) = order.and_then(|o| o.get(position as usize)) else { return };
-        let is = named.case.as_ref().unwrap_or(&named.id);
-        if !due.contains(is) {
-            let due = due.join(" or ");
-            self.report(at, format!("it is of {is}, and {due} is due at position {position}"));
-        }
+        let (findings, left) = plan.check(trials);
+        self.findings.extend(findings);
+        left
     }
 
     fn files(&mut self, evidence: &Evidence) {
@@ -290,23 +267,23 @@ impl Check<'_> {
     }
 
     /// Results and report follow from the events, to the last byte; what lies there besides is not the harness's.
-    fn rendered(&mut self) -> usize {
-        let files: Result<Rendered> = if is_run(self.dir) {
-            KernelStore::open(self.dir).and_then(|s| Ok(s.render()?.1))
+    fn rendered(&mut self) -> (usize, Option<RunSummary>) {
+        let files: Result<(Rendered, Option<RunSummary>)> = if is_run(self.dir) {
+            KernelStore::open(self.dir).and_then(|s| Ok((s.render()?.1, None)))
         } else {
             Store::open(self.dir).and_then(|s| {
-                let mut files = s.render()?.1;
+                let (summary, mut files) = s.render()?;
                 if gate::is_gate(self.dir) {
                     files.extend(gate::rendered(&s)?);
                 }
-                Ok(files)
+                Ok((files, Some(summary)))
             })
         };
-        let files = match files {
+        let (files, summary) = match files {
             Ok(files) => files,
             Err(e) => {
                 self.report(e.at, format!("the report cannot be made again: {}", e.what));
-                return 0;
+                return (0, None);
             }
         };
         for (name, bytes) in &files {
@@ -317,7 +294,7 @@ impl Check<'_> {
                 Ok(_) => {}
             }
         }
-        files.len()
+        (files.len(), summary)
     }
 }
 

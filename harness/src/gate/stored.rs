@@ -128,6 +128,8 @@ fn trials(setup: &mut Setup, rounds: u32, out: &Path) -> Result<RunSummary> {
     // Cells of a sweep are repeated as what they are, each.
     setup.resolved.cases.iter_mut().for_each(|c| c.sweep = None);
     setup.resolved.trials = rounds;
+    // A gate asks how fast, not whether: no trial of it is audited.
+    setup.resolved.audit = None;
     setup.resolved.order = interleaved(&setup.resolved.cases, rounds);
     let gpu = Gpu::open().ok();
     let expect = HfConfig::load(&setup.config)?;
@@ -151,8 +153,7 @@ fn trials(setup: &mut Setup, rounds: u32, out: &Path) -> Result<RunSummary> {
 /// Runs the order of the setup into the store.
 fn played(setup: &Setup, expect: &HfConfig, gpu: Option<&Gpu>, store: &Store) -> Result<()> {
     let inputs = inputs::prepare(setup, &store.path("inputs"), Extent::Everything)?;
-    let bench =
-        Bench { setup, inputs: &inputs, expect, folder: store.folder(), gpu, run_id: store.run_id()? };
+    let bench = Bench { setup, inputs: &inputs, expect, folder: store.folder(), gpu };
     let cases = setup.resolved.cases.len();
     let ran = setup.resolved.order.iter().enumerate().try_for_each(|(position, id)| {
         let case = setup.resolved.cases.iter().find(|c| c.id == *id).expect("the order names cases");

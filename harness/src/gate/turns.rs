@@ -105,7 +105,6 @@ impl Turns {
             expect: &self.expect,
             folder: self.store.folder(),
             gpu: self.gpu.as_ref(),
-            run_id: self.store.run_id()?,
         };
         let turn = Turn { round, ..Turn::first(case, position) };
         self.store.add(&bench.run(turn, None, &mut |_| {})?)?;
@@ -136,6 +135,8 @@ fn two_sides(mut setup: Setup, (baseline, candidate): (&Path, &Path)) -> Setup {
     resolved.comparisons = cases.iter().map(comparison).collect();
     resolved.cases = cases.iter().flat_map(|c| [side(c, BASELINE), side(c, CANDIDATE)]).collect();
     resolved.order.clear();
+    // A gate asks how fast, not whether: no trial of it is audited.
+    resolved.audit = None;
     let scripts = std::mem::take(&mut setup.scripts);
     for (arm, script) in scripts {
         for side in [BASELINE, CANDIDATE] {

@@ -148,19 +148,35 @@ pub fn this_program() -> Result<PathBuf> {
 /// A signal came; the worker is ended then.
 pub fn wait(worker: &mut Worker) -> Result<ExitStatus> {
     loop {
-        if interrupt::requested() {
-            worker.end()?;
-            return Err(interrupt::error());
-        }
-        match worker.poll()? {
-            Some(status) => return Ok(status),
-            None => std::thread::sleep(POLL),
+        if let Some(status) = wait_at_most(worker, Duration::MAX)? {
+            return Ok(status);
         }
     }
 }
 
+/// Waits until a worker has ended by itself; one that has lived longer than `limit` is ended, and has no status.
+fn wait_at_most(worker: &mut Worker, limit: Duration) -> Result<Option<ExitStatus>> {
+    loop {
+        if interrupt::requested() {
+            worker.end()?;
+            return Err(interrupt::error());
+        }
+        if let Some(status) = worker.poll()? {
+            return Ok(Some(status));
+        }
+        if worker.elapsed() >= limit {
+            worker.end()?;
+            return Ok(None);
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
 /// Runs a worker that says one thing on standard output: its answer, or a [`Failure`] with exit code 2 or 5.
-pub fn answer(args: &[String], dir: &Path, name: &str) -> Result<String> {
+///
+/// # Errors
+/// It fails, a signal came, or it has not ended within `limit`: that error is fatal, as a device or a file system hangs.
+pub fn answer(args: &[String], dir: &Path, name: &str, limit: Duration) -> Result<String> {
     let logs = dir.join(format!("{name}-log"));
     if logs.exists() {
         // Of a harness that was killed: its worker's answer is none to this one's question.
@@ -168,7 +184,9 @@ pub fn answer(args: &[String], dir: &Path, name: &str) -> Result<String> {
     }
     std::fs::create_dir_all(&logs).at(&logs)?;
     let mut worker = Worker::spawn(args, &logs, None)?;
-    let status = wait(&mut worker)?;
+    let Some(status) = wait_at_most(&mut worker, limit)? else {
+        return Err(hung(name, &logs, limit));
+    };
     let path = logs.join("stdout.log");
     let answer = std::fs::read_to_string(&path).at(&path)?;
     if status.success() {
@@ -187,6 +205,15 @@ pub fn answer(args: &[String], dir: &Path, name: &str) -> Result<String> {
             Err(Error::new(Exit::Trial, what, logs.display().to_string()))
         }
     }
+}
+
+fn hung(name: &str, logs: &Path, limit: Duration) -> Error {
+    let what = format!("the {name} step did not end within {} s, and was ended", limit.as_secs_f64());
+    let tail = stderr_tail(logs);
+    let what = if tail.is_empty() { what } else { format!("{what}; its last words:\n{tail}") };
+    Error::new(Exit::Trial, what, logs.display().to_string()).fatal().hint(
+        "a GPU or a file system that hangs looks like this: see `nvidia-smi` and `dmesg`; where it merely takes long, raise helper_timeout_s of the scenario. `--resume` goes on with the run",
+    )
 }
 
 /// The last lines that a worker wrote to standard error.

@@ -26,6 +26,7 @@ use crate::{
     audit::Audits,
     env::{Environment, Rival},
     error::{AtPath, Result},
+    evidence,
     expect::HfConfig,
     inputs::Inputs,
     runner::{child::Worker, gpu::Gpu},
@@ -43,8 +44,6 @@ pub struct Bench<'a> {
     pub expect: &'a HfConfig,
     /// The run folder; trials keep their files under `work/` while they run.
     pub folder: &'a Path,
-    /// The run in the chains of its trials.
-    pub run_id: String,
     /// The GPU, where there is one.
     pub gpu: Option<&'a Gpu>,
 }
@@ -106,7 +105,7 @@ impl Bench<'_> {
         std::fs::create_dir_all(&dir).at(&dir)?;
         let spec = self.spec(turn, &dir);
         write_spec(&spec, &dir)?;
-        let mut lines = Record::new(&self.run_id, &turn.trial_id());
+        let mut lines = evidence::record(self.folder, &turn.trial_id())?;
         lines.push(Line::Trial(Box::new(self.header(turn, &spec))));
         let exit = self.watch(&turn.case.runner, Some(turn.arm()), &dir, &mut |line| {
             if let Line::Event { event, .. } = &line {

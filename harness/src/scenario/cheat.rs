@@ -55,6 +55,12 @@ pub enum Cheat {
     PaddingCounted,
     /// The log is that of another run, on the same data in another order.
     ReplayedEvents,
+    /// No gradient reaches the optimizer, and the saved weights are those of the reference, where they lie about.
+    FoundAnswers,
+    /// The weights after the first step are not saved. The rest is honest.
+    KeptBack,
+    /// A row of two documents is refused. The rest is honest.
+    RefusedRow,
     /// None: an honest training in the place of a lie.
     OwnLog,
 }

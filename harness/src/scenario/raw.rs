@@ -46,7 +46,11 @@ pub struct Raw {
     /// Seconds after which a trial is killed.
     #[serde(default = "default_timeout")]
     pub timeout_s: f64,
-    /// How often a trial that a fault of the machine ended (a GPU held by somebody else, a lost file system) is begun again; every
+    /// Seconds after which a helper of the harness is ended, and the run with it: what prepares the inputs, measures how fast the machine
+    /// multiplies, or evaluates weights. An hour when left out.
+    #[serde(default = "default_helper_timeout")]
+    pub helper_timeout_s: f64,
+    /// How often a trial that a fault of the machine ended before its first timed step (a GPU held by somebody else, a lost file system) is begun again; every
     /// attempt is stored.
     #[serde(default = "default_retries")]
     pub retries: u32,
@@ -75,6 +79,10 @@ pub struct Raw {
     /// What is looked into beside, to tell that arms really trained; `{steps: 0}` leaves it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<AuditArgs>,
+}
+
+fn default_helper_timeout() -> f64 {
+    3600.0
 }
 
 fn default_timeout() -> f64 {

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use chronibench_protocol::{
@@ -59,6 +60,8 @@ pub struct Setup {
     pub chat_template: Option<PathBuf>,
     /// Training of the starting weights.
     pub pretrain: Option<RawPretrain>,
+    /// How long a helper of the harness may take.
+    pub helper_timeout: Duration,
     /// Worker threads of every arm.
     pub threads: Option<usize>,
     /// Runner → its environment, for every rival that a case names; filled in before a run.
@@ -139,6 +142,7 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
         tokenizer,
         chat_template,
         pretrain: raw.model.pretrain.clone(),
+        helper_timeout: Duration::from_secs_f64(raw.helper_timeout_s),
         threads: raw.threads,
         environments: BTreeMap::new(),
         scripts,

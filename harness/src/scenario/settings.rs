@@ -147,11 +147,22 @@ pub fn check_measure(raw: &super::raw::Raw, source: &Source) -> Result<()> {
     if u64::from(m.untimed_steps) + u64::from(m.timed_steps) > MOST_STEPS {
         return wrong("measure has more than ten million steps", "e.g. untimed_steps: 4 and timed_steps: 12");
     }
-    if !(raw.timeout_s > 0.0 && raw.timeout_s <= MOST_SECONDS) {
-        return wrong(
+    let limits = [
+        (
+            raw.timeout_s,
             "timeout_s is not a positive number of seconds, or more than a year",
             "e.g. timeout_s: 120",
-        );
+        ),
+        (
+            raw.helper_timeout_s,
+            "helper_timeout_s is not a positive number of seconds, or more than a year",
+            "e.g. helper_timeout_s: 3600",
+        ),
+    ];
+    for (seconds, what, hint) in limits {
+        if !(seconds > 0.0 && seconds <= MOST_SECONDS) {
+            return wrong(what, hint);
+        }
     }
     if raw.threads == Some(0) {
         return wrong("threads: 0", "at least 1; leave it out to take every core");

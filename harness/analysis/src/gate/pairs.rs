@@ -36,10 +36,10 @@ pub fn on_side(side: &str, case: &str) -> String {
 /// Of a run in which two sides took turns, the pairs that its cases came to, fewest and most. A gate ends when it is decided, so the
 /// scenario's number of trials is not what ran. `None` of any other run.
 pub fn played(summary: &RunSummary) -> Option<(usize, usize)> {
-    let trials = |id: &str| summary.cases.iter().find(|c| c.id == id).map(|c| c.trials.len());
+    let trials = |id: &str| summary.cases.iter().find(|c| c.id == id).map(|c| c.counted().count());
     let pairs = |c: &CaseSummary| -> Option<usize> {
         let case = c.id.strip_prefix(CANDIDATE)?.strip_prefix('+')?;
-        Some(c.trials.len().min(trials(&on_side(BASELINE, case))?))
+        Some(c.counted().count().min(trials(&on_side(BASELINE, case))?))
     };
     let played: Vec<usize> = summary.cases.iter().filter_map(pairs).collect();
     let whole = 2 * played.len() == summary.cases.len();
@@ -62,7 +62,7 @@ pub fn live(summary: &RunSummary, case: &str, rounds: Range<u32>) -> CasePairs {
         return out;
     };
     let own = |c: &CaseSummary| -> Vec<TrialSummary> {
-        c.trials.iter().filter(|t| rounds.contains(&t.round)).cloned().collect()
+        c.counted().filter(|t| rounds.contains(&t.round)).cloned().collect()
     };
     let (a, b) = (own(baseline), own(candidate));
     out.problems.extend(a.iter().chain(&b).filter_map(|t| spoils(&t.id, Some(t.verdict), &t.reasons)));
@@ -88,16 +88,19 @@ pub fn stored(then: &RunSummary, now: &RunSummary, case: &str, anchor: Option<&s
     let mut out = CasePairs { case: case.into(), unit: UNIT.into(), ..CasePairs::default() };
     let mut sides = [Vec::new(), Vec::new()];
     for (side, (run, name)) in sides.iter_mut().zip([(then, "the earlier run"), (now, "this run")]) {
-        let trials = |id: &str| run.cases.iter().find(|c| c.id == id).map(|c| c.trials.as_slice());
+        // One that was begun again says nothing, and must not take the place of the one that did.
+        let trials = |id: &str| -> Option<Vec<&TrialSummary>> {
+            run.cases.iter().find(|c| c.id == id).map(|c| c.counted().collect())
+        };
         let (Some(own), anchors) = (trials(case), anchor.map(trials)) else {
             out.problems.push(format!("{name} has no case {case}"));
             continue;
         };
-        let Some(anchors) = anchors.unwrap_or(Some(&[])) else {
+        let Some(anchors) = anchors.unwrap_or(Some(Vec::new())) else {
             out.problems.push(format!("{name} has no anchor {}", anchor.unwrap_or_default()));
             continue;
         };
-        let bad = own.iter().chain(anchors).filter_map(|t| spoils(&t.id, Some(t.verdict), &t.reasons));
+        let bad = own.iter().chain(&anchors).filter_map(|t| spoils(&t.id, Some(t.verdict), &t.reasons));
         out.problems.extend(bad.map(|b| format!("{name}: {b}")));
         *side = own
             .iter()

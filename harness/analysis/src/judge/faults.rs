@@ -1,5 +1,7 @@
 //! Ends that are not the arm's doing, or that have a name: memory that ran out, and faults of the machine.
 
+use chronibench_protocol::event::Phase;
+
 use crate::trial::TrialLog;
 
 /// The most memory that the samples of a trial saw, bytes.
@@ -23,8 +25,8 @@ const OUT_OF_MEMORY: [&str; 8] = [
     "cannot allocate memory",
 ];
 
-/// What is said when the machine is to blame, in lower case, and what it means. A trial that ends so is begun again, as often as the
-/// scenario allows; nothing else ever is.
+/// What is said when the machine is to blame, in lower case, and what it means. A trial that ends so before its first timed step is
+/// begun again, as often as the scenario allows; nothing else ever is.
 pub const ENVIRONMENT_FAULTS: [(&str, &str); 9] = [
     ("devices are busy or unavailable", "another program holds the GPU"),
     ("device(s) is/are busy or unavailable", "another program holds the GPU"),
@@ -52,8 +54,12 @@ pub fn out_of_memory(log: &TrialLog) -> Option<String> {
 
 const KILL: i32 = 9;
 
-/// The fault of the machine that ended a trial, if one did.
+/// The fault of the machine that ended a trial before it was timed, if one did. The words are the arm's own: one that has seen how fast
+/// its timed steps are could say them to be given another try.
 pub fn environment_fault(log: &TrialLog) -> Option<&'static str> {
+    if log.steps.iter().any(|s| s.event.phase == Phase::Timed) || !log.windows.is_empty() {
+        return None;
+    }
     log.exit.as_ref().filter(|e| e.code != Some(0) && e.timed_out_after_s.is_none())?;
     let of = |line: &str| ENVIRONMENT_FAULTS.iter().find(|(words, _)| line.contains(words));
     let line = said(log, |line| of(line).is_some())?;

@@ -353,6 +353,9 @@ pub enum Reason {
         /// Expected and seen.
         what: String,
     },
+    /// The case has no audit trial.
+    #[error("expected an audit trial of the case, as the scenario asks for, saw none stored")]
+    NoAuditTrial,
     /// The audit trial of the case failed: the arm does not do what it says.
     #[error("audit trial: {what}")]
     AuditTrial {

@@ -2,16 +2,17 @@
 
 use chronibench_analysis::{
     Reason, TrialLog,
-    judge::audit::{Audit, Check, Outcome, checks},
+    judge::audit::{Audit, Check, Outcome, checks, judge_in_run},
     judge::judge,
+    summarise,
 };
 use chronibench_protocol::{
-    audit::{Findings, Probe, Replay, TensorAgreement, TensorUpdate},
-    record::Packing,
+    audit::{AuditArgs, Findings, Probe, Replay, TensorAgreement, TensorUpdate},
+    record::{Packing, Skipped, Verdict},
     spec::Method,
 };
 
-use crate::testing::{case, trial};
+use crate::testing::{case, resolved, trial};
 
 const NAME: &str = "model.norm.weight";
 
@@ -83,4 +84,47 @@ fn a_loss_that_stays_is_no_fault_where_the_reference_has_it_too() {
     assert_eq!(probed(Some(2.5)), Outcome::Unclear);
     assert_eq!(probed(Some(2.4)), Outcome::Failed);
     assert_eq!(probed(None), Outcome::Failed);
+}
+
+#[test]
+fn a_clock_that_could_be_off_unseen_says_by_how_much() {
+    let of_ms = |ms| trial(&case("chronicals", Method::Full {}, Packing::Bfd), 0, ms);
+    // 24 steps of 30 ms.
+    let found = of(&of_ms(30), Audit::TimedRegion);
+    assert_eq!(found.outcome, Outcome::Unclear);
+    assert_eq!(
+        found.figure,
+        "0.72 s were timed, of which the arm's clock could be off by 0.14 s (18.9 %) unseen"
+    );
+    assert_eq!(judge(&of_ms(30)).reasons, []);
+    assert!(
+        checks(&of_ms(90)).iter().all(|c| c.audit != Audit::TimedRegion),
+        "long enough to hold it to 5 %"
+    );
+}
+
+#[test]
+fn an_audit_that_the_arm_gave_nothing_for_is_held_against_it_and_one_of_the_harness_is_not() {
+    let missing = |what: &str| Skipped { what: what.into(), why: "no file".into(), hint: "-".into() };
+    let with = |found: Findings| {
+        let mut log = trial(&case("chronicals", Method::Full {}, Packing::Bfd), 0, 30);
+        log.audit = Some(Box::new(found));
+        judge(&log).reasons
+    };
+    let all = || ["update", "isolation"].map(missing).to_vec();
+    assert_eq!(with(Findings { skipped: all(), ..Findings::default() }), []);
+    let refused = with(Findings { refused: all(), ..Findings::default() });
+    let by: Vec<Audit> = refused.iter().map(Reason::audit).collect();
+    assert_eq!(by, [Audit::Update, Audit::Isolation]);
+}
+
+#[test]
+fn a_case_without_the_audit_trial_that_is_asked_for_is_not_valid() {
+    let log = trial(&case("chronicals", Method::Full {}, Packing::Bfd), 0, 30);
+    assert_eq!(judge_in_run(&log, None, false).verdict, Verdict::Valid);
+    assert_eq!(judge_in_run(&log, None, true).reasons, [Reason::NoAuditTrial]);
+    let mut run = resolved(vec![case("chronicals", Method::Full {}, Packing::Bfd)], 1);
+    assert_eq!(summarise(&run, std::slice::from_ref(&log)).verdict, Some(Verdict::Valid));
+    run.audit = Some(AuditArgs::default());
+    assert_eq!(summarise(&run, &[log]).verdict, Some(Verdict::Invalid));
 }

@@ -6,6 +6,7 @@ mod groups;
 mod judge;
 mod kernels;
 mod report;
+mod retries;
 mod sequential;
 mod shapley;
 mod stats;

@@ -80,12 +80,37 @@ fn with_tokens(spec: &mut Spec, dir: &Path) -> Lied<()> {
 
 /// What is done to the saved weights behind the training.
 pub fn after(spec: &Spec, cheat: Cheat) -> Lied<()> {
+    let first = spec.audit.as_ref().map(|a| a.first_weights.as_path());
+    if let Some(first) = first.filter(|_| cheat == Cheat::KeptBack) {
+        return std::fs::remove_file(first).map_err(|e| failure(&e, first));
+    }
+    if cheat == Cheat::FoundAnswers {
+        return found(spec).map_err(|e| failure(&e, Path::new("the run folder")));
+    }
     if cheat != Cheat::CopiedWeights {
         return Ok(());
     }
-    let first = spec.audit.as_ref().map(|a| a.first_weights.as_path());
     for path in [spec.save_weights.as_deref(), first].into_iter().flatten() {
         further(spec, path)?;
+    }
+    Ok(())
+}
+
+/// Saves what a reference has saved, if one can be read below or beside the run folder.
+fn found(spec: &Spec) -> std::io::Result<()> {
+    let Some(saved) = spec.save_weights.as_deref() else { return Ok(()) };
+    // The run folder, from `work/<trial>/weights.safetensors`.
+    let Some(run) = saved.ancestors().nth(3) else { return Ok(()) };
+    let places = [Some(run.join("work")), run.parent().map(Path::to_path_buf)];
+    for entry in places.into_iter().flatten().filter_map(|p| std::fs::read_dir(p).ok()).flatten() {
+        let folder = entry?.path();
+        if !folder.to_string_lossy().contains("reference-") {
+            continue;
+        }
+        let first = spec.audit.as_ref().map(|a| a.first_weights.as_path());
+        for to in [Some(saved), first].into_iter().flatten() {
+            std::fs::copy(folder.join(to.file_name().unwrap_or_default()), to)?;
+        }
     }
     Ok(())
 }

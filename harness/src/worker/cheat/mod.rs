@@ -19,6 +19,11 @@ type Emit<'a> = &'a mut dyn FnMut(Event) -> io::Result<()>;
 
 /// One trial with a lie in it.
 pub fn train(spec: &Spec, cheat: Cheat, emit: Emit<'_>) -> Result<(), (Exit, Failure)> {
+    if cheat == Cheat::RefusedRow && spec.audit.as_ref().is_some_and(|a| a.steps == 1) {
+        let what = "two documents are too many".into();
+        let refusal = Failure { what, at: "the batch plan".into(), hint: "give it another".into() };
+        return Err((Exit::Trial, refusal));
+    }
     let dir = tempfile::tempdir().map_err(|e| inputs::failure(&e, Path::new("a temporary folder")))?;
     let mut honest = Vec::new();
     if tale::forges(cheat) {

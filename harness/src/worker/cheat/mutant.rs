@@ -46,7 +46,7 @@ impl Mutant {
     fn hides(&self, t: &Tensor, element: usize) -> bool {
         let columns = *t.shape.last().unwrap_or(&1);
         match self.cheat {
-            Cheat::ZeroGradient => true,
+            Cheat::ZeroGradient | Cheat::FoundAnswers => true,
             Cheat::FrozenTensor => t.name.contains("layers.1.mlp.down_proj"),
             Cheat::FrozenEmbedding => t.name.contains("embed_tokens"),
             Cheat::LowerRank if t.name.contains(".lora_A.") => element / columns >= t.shape[0] / 2,

@@ -19,6 +19,8 @@ pub fn forges(cheat: Cheat) -> bool {
             | Cheat::PaddingCounted
             | Cheat::ReplayedEvents
             | Cheat::CopiedWeights
+            | Cheat::KeptBack
+            | Cheat::RefusedRow
             | Cheat::OwnLog
     )
 }

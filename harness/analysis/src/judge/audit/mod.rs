@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use name::Audit;
 
-use super::{Judgement, Reason, judge, rounds_updates_away};
+use super::{Judgement, Reason, judge, rounds_updates_away, windows};
 use crate::trial::TrialLog;
 
 /// What an audit came to.
@@ -53,10 +53,11 @@ impl Check {
     }
 }
 
-/// Every audit that the findings of a trial allow.
+/// Every audit that the findings of a trial allow, and what an audit of its events leaves open.
 pub fn checks(log: &TrialLog) -> Vec<Check> {
+    let open = windows::resolution(log).map(|why| Check::new(Audit::TimedRegion, Outcome::Unclear, why));
     let (Some(header), Some(found)) = (log.header.as_deref(), log.audit.as_deref()) else {
-        return Vec::new();
+        return open.into_iter().collect();
     };
     let trial = Audited { log, header, found, fine: is_fine(log), stalls: stalls(header) };
     let made = [
@@ -67,12 +68,14 @@ pub fn checks(log: &TrialLog) -> Vec<Check> {
         light::check(&trial),
         surroundings::check(&trial),
     ];
-    let mut all: Vec<Check> = made.into_iter().flatten().collect();
-    for s in &found.skipped {
-        let audit = [Audit::Update, Audit::Replay, Audit::Probe, Audit::Isolation]
-            .into_iter()
-            .find(|a| a.name() == s.what);
-        all.extend(audit.map(|a| Check::new(a, Outcome::Skipped, s.why.clone())));
+    let mut all: Vec<Check> = made.into_iter().flatten().chain(open).collect();
+    for (skipped, outcome) in [(&found.skipped, Outcome::Skipped), (&found.refused, Outcome::Failed)] {
+        for s in skipped {
+            let audit = [Audit::Update, Audit::Replay, Audit::Probe, Audit::Isolation]
+                .into_iter()
+                .find(|a| a.name() == s.what);
+            all.extend(audit.map(|a| Check::new(a, outcome, s.why.clone())));
+        }
     }
     all.sort_by_key(|c| c.audit);
     all
@@ -91,6 +94,16 @@ pub fn judge_with(log: &TrialLog, audit: Option<&TrialLog>) -> Judgement {
     if failed.verdict != Verdict::Valid {
         let told = |r: &Reason| Reason::AuditTrial { audit: r.audit(), what: r.to_string() };
         judgement.reasons.extend(failed.reasons.iter().map(told));
+        judgement.verdict = judgement.verdict.max(Verdict::Invalid);
+    }
+    judgement
+}
+
+/// The same of a trial of a run, whose scenario may ask for an audit trial of its case: without it nothing is known of the arm.
+pub fn judge_in_run(log: &TrialLog, audit: Option<&TrialLog>, asked: bool) -> Judgement {
+    let mut judgement = judge_with(log, audit);
+    if asked && audit.is_none() {
+        judgement.reasons.push(Reason::NoAuditTrial);
         judgement.verdict = judgement.verdict.max(Verdict::Invalid);
     }
     judgement
