@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use chronibench_analysis::{
     RunSummary,
-    across::{Across, Part, Seen, across, rows},
-    asked::is_of_method,
-    stats::FEWEST_FOR_A_CLAIM,
+    across::{Across, CaseAcross, Part, Seen, across, rows},
+    asked::{Difference, is_of_method},
+    stats::{Estimate, FEWEST_FOR_A_CLAIM},
     summarise,
 };
 use clap::Args;
@@ -122,6 +122,12 @@ fn load(name: &str) -> Result<Loaded> {
     Ok(Loaded { dir, case, summary: summarise(&resolved, &logs), environment })
 }
 
+/// Whether a setting differs because another program runs: kernels and options that it alone has.
+fn is_of_runner((name, a, b): &Difference, case: &CaseAcross) -> bool {
+    let own = name.starts_with("kernels.") || name.starts_with("options.");
+    own && (a.is_null() || b.is_null()) && case.differences.iter().any(|(name, ..)| name == "runner")
+}
+
 fn print(found: &Across, rows: Vec<Vec<String>>) {
     output::grid(rows);
     for (name, a, b) in &found.environment {
@@ -130,13 +136,23 @@ fn print(found: &Across, rows: Vec<Vec<String>>) {
     }
     for case in &found.cases {
         // What a method differs in is a reason, and in the table.
-        for (name, a, b) in case.differences.iter().filter(|d| !is_of_method(d)) {
-            println!("{}: {name} was asked to be {a} and {b}", case.case);
+        for (name, a, b) in case.differences.iter().filter(|d| !is_of_method(d) && !is_of_runner(d, case)) {
+            match name.as_str() {
+                "runner" => println!("{}: runner differs: {a} and {b}", case.case),
+                _ => println!("{}: {name} was asked to be {a} and {b}", case.case),
+            }
         }
     }
     for only in &found.only {
         println!("on one side alone: {only}");
     }
+    let few = |e: &Option<Estimate>| e.is_some_and(|e| e.n < FEWEST_FOR_A_CLAIM);
+    let intervals = match found.cases.iter().any(|c| few(&c.a) || few(&c.b) || few(&c.speed)) {
+        true => format!(
+            "95 % bootstrap intervals, of fewer than {FEWEST_FOR_A_CLAIM} trials no wider than their range"
+        ),
+        false => "95 % bootstrap intervals".to_string(),
+    };
     let how = if found.paired { "paired by round" } else { "unpaired, of two sessions" };
-    println!("95 % bootstrap intervals, {how}; first: {}, second: {}", found.a, found.b);
+    println!("{intervals}, {how}; first: {}, second: {}", found.a, found.b);
 }
