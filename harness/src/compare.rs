@@ -122,10 +122,20 @@ fn load(name: &str) -> Result<Loaded> {
     Ok(Loaded { dir, case, summary: summarise(&resolved, &logs), environment })
 }
 
-/// Whether a setting differs because another program runs: kernels and options that it alone has.
-fn is_of_runner((name, a, b): &Difference, case: &CaseAcross) -> bool {
-    let own = name.starts_with("kernels.") || name.starts_with("options.");
-    own && (a.is_null() || b.is_null()) && case.differences.iter().any(|(name, ..)| name == "runner")
+/// What two cases were not asked alike, in lines. What a method differs in is a reason, and in the table. Of two programs the kernels and
+/// options that one alone has are the program, and no lines of their own.
+fn asked_otherwise(case: &CaseAcross) -> Vec<String> {
+    let other_program = case.differences.iter().any(|(name, ..)| name == "runner");
+    let own = |(name, a, b): &Difference| {
+        let has_name = name.starts_with("kernels.") || name.starts_with("options.");
+        other_program && has_name && (a.is_null() || b.is_null())
+    };
+    let told = case.differences.iter().filter(|d| !is_of_method(d) && !own(d));
+    let line = |(name, a, b): &Difference| match name.as_str() {
+        "runner" => format!("{}: runner differs: {a} and {b}", case.case),
+        _ => format!("{}: {name} was asked to be {a} and {b}", case.case),
+    };
+    told.map(line).collect()
 }
 
 fn print(found: &Across, rows: Vec<Vec<String>>) {
@@ -134,15 +144,7 @@ fn print(found: &Across, rows: Vec<Vec<String>>) {
         let show = |v: &Value| v.as_str().map_or_else(|| v.to_string(), |s| s.chars().take(24).collect());
         println!("{name} differs: {} and {}", show(a), show(b));
     }
-    for case in &found.cases {
-        // What a method differs in is a reason, and in the table.
-        for (name, a, b) in case.differences.iter().filter(|d| !is_of_method(d) && !is_of_runner(d, case)) {
-            match name.as_str() {
-                "runner" => println!("{}: runner differs: {a} and {b}", case.case),
-                _ => println!("{}: {name} was asked to be {a} and {b}", case.case),
-            }
-        }
-    }
+    found.cases.iter().flat_map(asked_otherwise).for_each(|line| println!("{line}"));
     for only in &found.only {
         println!("on one side alone: {only}");
     }
@@ -155,4 +157,39 @@ fn print(found: &Across, rows: Vec<Vec<String>>) {
     };
     let how = if found.paired { "paired by round" } else { "unpaired, of two sessions" };
     println!("{intervals}, {how}; first: {}, second: {}", found.a, found.b);
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn another_runner_is_one_line() {
+        let told = |differences: &[(&str, Value, Value)]| {
+            let differences = differences.iter().map(|(n, a, b)| (n.to_string(), a.clone(), b.clone()));
+            asked_otherwise(&CaseAcross {
+                case: "a".into(),
+                a: None,
+                b: None,
+                speed: None,
+                memory: None,
+                seen: Seen::TooFew,
+                reasons: Vec::new(),
+                differences: differences.collect(),
+            })
+        };
+        let none = Value::Null;
+        let kernels = ["kernels.loss", "kernels.mlp"].map(|name| (name, json!("fused"), none.clone()));
+        let options = ("options.attention", none.clone(), json!("sdpa"));
+        let rate = ("train.learning_rate", json!(1), json!(2));
+        let runner = ("runner", json!("native"), json!("trl"));
+        let all = [&kernels[..], &[options, runner, rate.clone()]].concat();
+        let lines =
+            ["a: runner differs: \"native\" and \"trl\"", "a: train.learning_rate was asked to be 1 and 2"];
+        assert_eq!(told(&all), lines);
+        // Of one program a kernel is a setting.
+        assert_eq!(told(&kernels[..1]), ["a: kernels.loss was asked to be \"fused\" and null"]);
+    }
 }
