@@ -20,7 +20,11 @@ fn folders(place: &TempDir, count: u32, factor: f64, ids: &[&str]) -> Vec<String
     let folder = |i: u32| {
         let dir = place.path().join(i.to_string());
         for id in ids {
-            benchmark(&dir, id, if i % 2 == 0 { 100.0 } else { 100.0 * factor } + 0.1 * f64::from(i / 2));
+            benchmark(
+                &dir,
+                id,
+                if i.is_multiple_of(2) { 100.0 } else { 100.0 * factor } + 0.1 * f64::from(i / 2),
+            );
         }
         dir.display().to_string()
     };
