@@ -93,7 +93,7 @@ fn print(findings: &[Finding]) {
         let id = f.part.as_ref().map_or(f.id.clone(), |part| format!("{} {part}", f.id));
         let expected = f.expected.map_or("–", |v| v.name());
         let run = f.run.clone().unwrap_or_else(|| "–".into());
-        table.add_row([id.as_str(), &f.figures, f.verdict.name(), expected, &run]);
+        table.add_row([id.as_str(), &f.figures, &f.verdict_words(), expected, &run]);
     }
     println!("{table}");
     let differ: Vec<&Finding> = findings.iter().filter(|f| !f.as_expected()).collect();

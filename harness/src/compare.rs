@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use chronibench_analysis::{
     RunSummary,
-    across::{Across, Part, Seen, across, rows},
-    asked::is_of_method,
-    stats::FEWEST_FOR_A_CLAIM,
+    across::{Across, CaseAcross, Part, Seen, across, rows},
+    asked::{Difference, is_of_method},
+    stats::{Estimate, FEWEST_FOR_A_CLAIM},
     summarise,
 };
 use clap::Args;
@@ -122,21 +122,74 @@ fn load(name: &str) -> Result<Loaded> {
     Ok(Loaded { dir, case, summary: summarise(&resolved, &logs), environment })
 }
 
+/// What two cases were not asked alike, in lines. What a method differs in is a reason, and in the table. Of two programs the kernels and
+/// options that one alone has are the program, and no lines of their own.
+fn asked_otherwise(case: &CaseAcross) -> Vec<String> {
+    let other_program = case.differences.iter().any(|(name, ..)| name == "runner");
+    let own = |(name, a, b): &Difference| {
+        let has_name = name.starts_with("kernels.") || name.starts_with("options.");
+        other_program && has_name && (a.is_null() || b.is_null())
+    };
+    let told = case.differences.iter().filter(|d| !is_of_method(d) && !own(d));
+    let line = |(name, a, b): &Difference| match name.as_str() {
+        "runner" => format!("{}: runner differs: {a} and {b}", case.case),
+        _ => format!("{}: {name} was asked to be {a} and {b}", case.case),
+    };
+    told.map(line).collect()
+}
+
 fn print(found: &Across, rows: Vec<Vec<String>>) {
     output::grid(rows);
     for (name, a, b) in &found.environment {
         let show = |v: &Value| v.as_str().map_or_else(|| v.to_string(), |s| s.chars().take(24).collect());
         println!("{name} differs: {} and {}", show(a), show(b));
     }
-    for case in &found.cases {
-        // What a method differs in is a reason, and in the table.
-        for (name, a, b) in case.differences.iter().filter(|d| !is_of_method(d)) {
-            println!("{}: {name} was asked to be {a} and {b}", case.case);
-        }
-    }
+    found.cases.iter().flat_map(asked_otherwise).for_each(|line| println!("{line}"));
     for only in &found.only {
         println!("on one side alone: {only}");
     }
+    let few = |e: &Option<Estimate>| e.is_some_and(|e| e.n < FEWEST_FOR_A_CLAIM);
+    let intervals = match found.cases.iter().any(|c| few(&c.a) || few(&c.b) || few(&c.speed)) {
+        true => format!(
+            "95 % bootstrap intervals, of fewer than {FEWEST_FOR_A_CLAIM} trials no wider than their range"
+        ),
+        false => "95 % bootstrap intervals".to_string(),
+    };
     let how = if found.paired { "paired by round" } else { "unpaired, of two sessions" };
-    println!("95 % bootstrap intervals, {how}; first: {}, second: {}", found.a, found.b);
+    println!("{intervals}, {how}; first: {}, second: {}", found.a, found.b);
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn another_runner_is_one_line() {
+        let told = |differences: &[(&str, Value, Value)]| {
+            let differences = differences.iter().map(|(n, a, b)| (n.to_string(), a.clone(), b.clone()));
+            asked_otherwise(&CaseAcross {
+                case: "a".into(),
+                a: None,
+                b: None,
+                speed: None,
+                memory: None,
+                seen: Seen::TooFew,
+                reasons: Vec::new(),
+                differences: differences.collect(),
+            })
+        };
+        let none = Value::Null;
+        let kernels = ["kernels.loss", "kernels.mlp"].map(|name| (name, json!("fused"), none.clone()));
+        let options = ("options.attention", none.clone(), json!("sdpa"));
+        let rate = ("train.learning_rate", json!(1), json!(2));
+        let runner = ("runner", json!("native"), json!("trl"));
+        let all = [&kernels[..], &[options, runner, rate.clone()]].concat();
+        let lines =
+            ["a: runner differs: \"native\" and \"trl\"", "a: train.learning_rate was asked to be 1 and 2"];
+        assert_eq!(told(&all), lines);
+        // Of one program a kernel is a setting.
+        assert_eq!(told(&kernels[..1]), ["a: kernels.loss was asked to be \"fused\" and null"]);
+    }
 }

@@ -5,7 +5,9 @@ use std::{
     time::Duration,
 };
 
-use chronibench_analysis::{RunSummary, TrialLog, judge::faults::environment_fault, summary::summary_table};
+use chronibench_analysis::{
+    RunSummary, TrialLog, judge::faults::environment_fault, report::notes, summary::summary_table,
+};
 use chronibench_protocol::record::{Case, Line, Resolved, Verdict};
 
 use crate::{
@@ -67,7 +69,7 @@ pub fn run(args: &RunArgs) -> Result<Exit> {
         }
         other => other?,
     };
-    print(&summary, &out);
+    print(&setup.resolved, &summary, &out);
     let exit = exit(&summary);
     if let Some(name) = args.save_baseline.as_ref().filter(|_| exit == Exit::Pass) {
         println!("saved as baseline {name}: {}", baseline::save(name, &Side::this()?)?.display());
@@ -89,8 +91,9 @@ pub fn report(dir: &Path) -> Result<Exit> {
     if kernel::store::is_run(dir) {
         return kernel::report(dir);
     }
-    let summary = Store::open(dir)?.publish()?;
-    print(&summary, dir);
+    let store = Store::open(dir)?;
+    let summary = store.publish()?;
+    print(&store.load_head()?.0, &summary, dir);
     Ok(exit(&summary))
 }
 
@@ -192,7 +195,7 @@ pub(crate) fn default_folder(name: &str) -> PathBuf {
     Path::new("runs").join(format!("{time}-{name}"))
 }
 
-pub(crate) fn print(summary: &RunSummary, dir: &Path) {
+fn print(resolved: &Resolved, summary: &RunSummary, dir: &Path) {
     let mut rows = summary_table(summary).into_iter();
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
@@ -204,6 +207,7 @@ pub(crate) fn print(summary: &RunSummary, dir: &Path) {
     for trial in summary.cases.iter().flat_map(|c| &c.trials).filter(|t| t.verdict != Verdict::Valid) {
         println!("{}: {}", trial.id, trial.reasons.join("; "));
     }
+    notes(resolved, summary).iter().for_each(|note| println!("{note}"));
     println!("report: {}", dir.join("report.md").display());
 }
 

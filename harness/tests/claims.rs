@@ -45,6 +45,28 @@ fn the_claims_that_ship_come_to_what_the_file_expects_and_the_published_table_is
 }
 
 #[test]
+fn a_verdict_on_another_program_than_the_claims_says_so_in_its_row() {
+    let ran = |args: &[&str]| {
+        let ran = chronibench().current_dir(repository()).args(["claims", "check"]).args(args).output();
+        String::from_utf8(ran.unwrap().stdout).unwrap()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let table = dir.path().join("claims.md");
+    let findings: Vec<serde_json::Value> =
+        serde_json::from_str(&ran(&["--json", "--markdown", &table.display().to_string()])).unwrap();
+    let table = std::fs::read_to_string(table).unwrap();
+    let row = |id: &str| table.lines().find(|l| l.starts_with(&format!("| {id} |"))).unwrap();
+    let by = "(by this trainer, not the published package) |";
+    assert!(row("T2").contains(&format!("| REPRODUCED {by}")), "{}", row("T2"));
+    assert!(row("T2 order").contains(&format!("| REFUTED {by}")), "{}", row("T2 order"));
+    // Nobody measured it, and arithmetic is nobody's.
+    assert!(row("T1").contains("| UNTESTABLE |") && row("T1 ratio").contains("| REPRODUCED |"));
+    // Whatever rests on a run is of this repository's programs.
+    let measured = findings.iter().filter(|f| !f["run"].is_null());
+    assert!(measured.clone().count() > 10 && measured.clone().all(|f| f["measured_by"].is_string()));
+}
+
+#[test]
 fn arithmetic_needs_no_run_and_measured_claims_are_untestable_without() {
     let ran = chronibench()
         .current_dir(repository())

@@ -2,11 +2,7 @@
 
 mod common;
 
-use std::{
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    process::Output,
-};
+use std::{os::unix::fs::PermissionsExt, path::PathBuf, process::Output};
 
 use common::{HEAD, chronibench, folder, names, scenario};
 use tempfile::TempDir;
@@ -163,6 +159,24 @@ fn only_a_certified_machine_enforces() {
         (certificate["cases"][0]["comparisons"].as_u64(), certificate["cases"][0]["alarms"].as_u64()),
         (Some(20), Some(0))
     );
+    // Another design was never played on this machine: what it says is advice.
+    for (option, why) in
+        [("--min-effect=1%", "losses of 1.50 %"), ("--max-pairs=8", "looks after 4, 6, 8, 12 pairs")]
+    {
+        let args = [
+            "gate",
+            "scenario.yaml",
+            "--baseline",
+            &this(),
+            "--candidate",
+            &slower,
+            "--out",
+            &option[2..5],
+            option,
+        ];
+        let other = place.run(&args);
+        assert!(other.status.code() == Some(0) && text(&other).contains(why), "{}", text(&other));
+    }
     let counts = gate("counts");
     assert_eq!(counts.status.code(), Some(1), "{}", text(&counts));
 
@@ -284,85 +298,6 @@ fn figures_of_another_session_are_advice_without_an_anchor() {
     assert!(text(&changed).contains(why), "{}", text(&changed));
     let missing = gate(&["--anchor", "ancor"], "missing");
     assert_eq!(missing.status.code(), Some(2), "{}", text(&missing));
-}
-
-/// A `target/criterion` folder with one benchmark of `ns` nanoseconds.
-fn criterion(dir: &Path, ns: f64) {
-    benchmark(dir, "rmsnorm", ns);
-}
-
-/// Adds a benchmark to a `target/criterion` folder.
-fn benchmark(dir: &Path, id: &str, ns: f64) {
-    let new = dir.join(id).join("new");
-    std::fs::create_dir_all(&new).unwrap();
-    std::fs::write(new.join("benchmark.json"), format!(r#"{{"full_id": "{id}"}}"#)).unwrap();
-    let sample = format!(
-        r#"{{"sampling_mode": "Linear", "iters": [1.0, 2.0, 3.0], "times": [{ns}, {}, {}]}}"#,
-        2.0 * ns,
-        3.0 * ns
-    );
-    std::fs::write(new.join("sample.json"), sample).unwrap();
-}
-
-#[test]
-fn results_of_criterion_go_through_the_same_gate() {
-    let place = Place::new(NOISY);
-    let pairs = |factor: f64, name: &str| -> Vec<String> {
-        (0..8)
-            .map(|i| {
-                let dir = place.path(&format!("{name}{i}"));
-                criterion(&dir, if i % 2 == 0 { 100.0 } else { 100.0 * factor } + 0.1 * f64::from(i / 2));
-                dir.display().to_string()
-            })
-            .collect()
-    };
-    let gate = |dirs: &[String]| {
-        let dirs: Vec<&str> = dirs.iter().map(String::as_str).collect();
-        place.run(&[&["gate", "--enforce", "always", "--criterion"], dirs.as_slice()].concat())
-    };
-    let same = gate(&pairs(1.0, "same"));
-    assert_eq!(same.status.code(), Some(0), "{}", text(&same));
-    let slow = gate(&pairs(1.05, "slow"));
-    assert_eq!(slow.status.code(), Some(1), "{}", text(&slow));
-    let few = gate(&pairs(1.05, "few")[..2]);
-    assert!(few.status.code() == Some(0) && text(&few).contains("too few"), "{}", text(&few));
-    let odd = gate(&pairs(1.0, "odd")[..3]);
-    assert_eq!(odd.status.code(), Some(2), "{}", text(&odd));
-    let empty = gate(&[place.path("cache").display().to_string(), place.path("cache").display().to_string()]);
-    assert_ne!(empty.status.code(), Some(0));
-}
-
-#[test]
-fn benchmarks_may_be_called_as_criterion_calls_its_folders() {
-    let place = Place::new(NOISY);
-    let dirs = ["a", "b"].map(|name| {
-        let dir = place.path(name);
-        for id in ["vec", "vec/new", "base", "sort/base", "new"] {
-            benchmark(&dir, id, 100.0);
-        }
-        // The results before: no benchmark.
-        std::fs::create_dir_all(dir.join("vec/base")).unwrap();
-        std::fs::copy(dir.join("vec/new/sample.json"), dir.join("vec/base/sample.json")).unwrap();
-        dir.display().to_string()
-    });
-    let gate = |args: &[&str]| {
-        place.run(&[&["gate"], args, &["--criterion", dirs[0].as_str(), dirs[1].as_str()]].concat())
-    };
-    let comment = place.path("gate.md").display().to_string();
-    let found = gate(&["--comment", &comment]);
-    assert_eq!(found.status.code(), Some(0), "{}", text(&found));
-    let said = std::fs::read_to_string(&comment).unwrap();
-    let named = |id: &str| said.contains(&format!("| {id} |"));
-    assert!(["vec", "vec/new", "base", "sort/base", "new"].into_iter().all(named), "{said}");
-    let nothing = gate(&["-k", "vce"]);
-    assert!(nothing.status.code() == Some(2) && text(&nothing).contains("sort/base"), "{}", text(&nothing));
-    for option in
-        ["--baseline", "--candidate", "--set", "--arm", "--anchor", "--out", "--history", "--save-baseline"]
-    {
-        let refused = gate(&[option, "x"]);
-        let (code, text) = (refused.status.code(), text(&refused));
-        assert!(code == Some(2) && text.contains("cannot be used with"), "{option}: {text}");
-    }
 }
 
 #[test]

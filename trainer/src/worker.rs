@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, io, time::Instant};
 use chronibench_protocol::{
     BatchPlan, Event, Spec, TokenStore,
     event::{Done, GemmShare, Hello, Phase, Ready, Step, Window},
+    parity::WEIGHT_ROUNDING,
     spec::{Method, PROTOCOL, Scheduler},
 };
 use chronicals_kernels::{
@@ -219,6 +220,11 @@ fn hello(spec: &Spec, inputs: &Inputs, about: About, chosen: &Choice) -> Hello {
     settings.extend(about.settings);
     settings.insert("recompute".into(), chosen.level.name().into());
     settings.insert("offload".into(), chosen.offload.into());
+    if about.precision.weights == "bf16" {
+        // States in bf16 have no masters, and are rounded stochastically.
+        let how = if about.precision.master == "none" { "stochastic" } else { "nearest, of masters" };
+        settings.insert(WEIGHT_ROUNDING.into(), how.into());
+    }
     Hello {
         protocol: PROTOCOL.into(),
         name: "chronicals".into(),

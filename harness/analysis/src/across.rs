@@ -12,7 +12,7 @@ use crate::{
     asked::{Difference, differences, other_method},
     format::{estimate, number, or_dash, times},
     join::{ENVIRONMENT, entry},
-    rounds::{self, valid},
+    rounds::{self, memory_source, valid},
     stats::{Estimate, FEWEST_FOR_A_CLAIM, median_ratio},
     summary::{CaseSummary, RunSummary, TrialSummary},
 };
@@ -159,6 +159,7 @@ fn one(a: &CaseSummary, b: &CaseSummary, paired: bool) -> CaseAcross {
         median_ratio(&values(b), &values(a))
     };
     let comparable = reasons.is_empty();
+    let one_memory = memory_source(valid(a).chain(valid(b)).map(|t| &t.metrics)).is_some();
     let speed = ratio(&|t| t.metrics.real_tokens_per_s).filter(|_| comparable);
     let seen = match speed {
         None => Seen::NotComparable,
@@ -173,7 +174,7 @@ fn one(a: &CaseSummary, b: &CaseSummary, paired: bool) -> CaseAcross {
         case: if a.id == b.id { a.id.clone() } else { format!("{} → {}", a.id, b.id) },
         a: a.real_tokens_per_s,
         b: b.real_tokens_per_s,
-        memory: ratio(&|t| t.metrics.peak_memory().map(|m| m as f64)).filter(|_| comparable),
+        memory: ratio(&|t| t.metrics.peak_memory().map(|m| m as f64)).filter(|_| comparable && one_memory),
         seen,
         speed,
         reasons,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chronibench_protocol::{
     digest::sha256_hex,
     event::Hello,
-    parity::{KEYS, canonical},
+    parity::{KEYS, ROUNDING, canonical},
     record::{Case, Verdict},
 };
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,9 @@ use crate::{
         work::{same, settings_in_force, settings_of},
     },
     metrics::TrialMetrics,
+    rounding::{rounding, rounds as rounds_weights},
+    rounds::memory_source,
+    slow::{rate_without, slow_steps},
     stats::{Estimate, ratio_estimate},
     trial::TrialLog,
 };
@@ -49,13 +52,18 @@ pub struct UnobservableSetting {
 /// The outcome of a comparison.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Compared {
-    /// VALID, NOT_COMPARABLE, or the verdict of a side without a valid trial; `None` while a side has not run.
+    /// VALID, NOT_COMPARABLE, or the worst verdict of a side of whose trials fewer than half are valid; `None` while a side has not run.
     pub verdict: Option<Verdict>,
     /// Why it is not VALID.
     pub reasons: Vec<String>,
     /// Ratio of real tokens/s, paired by round; `None` unless VALID.
     pub speed: Option<Estimate>,
-    /// Ratio of peak resident set, paired by round; `None` unless VALID.
+    /// The same if steps that are slow in most trials of a side ([`crate::slow`]) took as long as its median step; `None` where there is
+    /// no such step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speed_without_slow_steps: Option<Estimate>,
+    /// Ratio of peak memory, paired by round: of the GPU where the trials have memory there, else of the resident set; `None` unless
+    /// VALID, and where the two sides' figures are not of one kind.
     pub memory: Option<Estimate>,
     /// Settings that differ.
     pub differences: Vec<Difference>,
@@ -102,11 +110,26 @@ pub(crate) struct Side<'a> {
     pub case: &'a Case,
     /// Worst verdict over its trials; `None` without a trial.
     pub verdict: Option<Verdict>,
+    /// Its trials that count, valid or not.
+    pub trials: usize,
     /// Its valid trials.
     pub valid: Vec<(&'a TrialLog, &'a TrialMetrics)>,
 }
 
 impl<'a> Side<'a> {
+    /// Why nothing is said of it: what fails more often than it works is not shown by the trials that worked.
+    fn fails(&self) -> Option<String> {
+        let (valid, all, id) = (self.valid.len(), self.trials, &self.case.id);
+        match valid {
+            0 if all == 0 => Some(format!("{id} has not run")),
+            0 => Some(format!("{id} has no valid trial")),
+            _ if 2 * valid < all => {
+                Some(format!("{id} has {valid} valid trials of {all}, which is fewer than half"))
+            }
+            _ => None,
+        }
+    }
+
     fn round(&self, round: u32) -> Option<(&'a TrialLog, &'a TrialMetrics)> {
         self.valid.iter().copied().find(|(l, _)| l.header.as_ref().is_some_and(|h| h.round == round))
     }
@@ -173,12 +196,7 @@ pub(crate) fn compare(
     kernels_matter: bool,
 ) -> Compared {
     let mut out = Compared::default();
-    for side in [case, against] {
-        if side.valid.is_empty() {
-            let why = if side.verdict.is_some() { "has no valid trial" } else { "has not run" };
-            out.reasons.push(format!("{} {why}", side.case.id));
-        }
-    }
+    out.reasons.extend([case, against].into_iter().filter_map(Side::fails));
     if !out.reasons.is_empty() {
         out.verdict = case.verdict.zip(against.verdict).map(|(a, b)| a.max(b));
         return out;
@@ -201,9 +219,24 @@ pub(crate) fn compare(
     out.verdict = Some(if out.reasons.is_empty() { Verdict::Valid } else { Verdict::NotComparable });
     if out.reasons.is_empty() {
         out.speed = speed;
-        out.memory = ratio_estimate(&pairs(|m| m.peak_memory().map(|b| b as f64)));
+        out.speed_without_slow_steps = without_slow_steps(case, against);
+        let all = case.valid.iter().chain(&against.valid).map(|(_, m)| *m);
+        if memory_source(all).is_some() {
+            out.memory = ratio_estimate(&pairs(|m| m.peak_memory().map(|b| b as f64)));
+        }
     }
     out
+}
+
+/// The ratio of speeds if steps that are slow again and again, on either side, took as long as the median step of their trial.
+fn without_slow_steps(case: &Side<'_>, against: &Side<'_>) -> Option<Estimate> {
+    let found = [case, against].map(|side| slow_steps(&side.valid));
+    if found.iter().all(Option::is_none) {
+        return None;
+    }
+    let [a, b] = found.map(|slow| slow.map(|s| s.steps).unwrap_or_default());
+    let pair = |(x, y)| rate_without(x, &a).zip(rate_without(y, &b));
+    ratio_estimate(&rounds(case, against).filter_map(pair).collect::<Vec<_>>())
 }
 
 type Trial<'a> = (&'a TrialLog, &'a TrialMetrics);
@@ -222,6 +255,7 @@ fn parity(
 ) {
     let (mut a, mut b) = (case.settings(), against.settings());
     let (by_a, by_b) = (case.told(), against.told());
+    let unknown_rounding = add_rounding(case, against, [&mut a, &mut b]);
     if a.get("method") != b.get("method") {
         // Settings of LoRA have no counterpart in full fine-tuning; they are part of the difference in `method`.
         let lora = ["r", "lora_alpha", "target_modules", "use_rslora", "loraplus_lr_ratio"];
@@ -253,6 +287,7 @@ fn parity(
         }
     }
     out.unreported = KEYS.into_iter().filter(|key| !known.contains(*key)).map(String::from).collect();
+    out.unreported.extend(unknown_rounding.then(|| ROUNDING.to_string()));
     let undeclared: Vec<String> = out
         .differences
         .iter()
@@ -263,6 +298,23 @@ fn parity(
         out.reasons
             .push(format!("expected identical settings, saw undeclared differences: {}", some(&undeclared)));
     }
+}
+
+/// How each side rounds its weights, where one keeps them in bf16 and the two are not known to do the same: what programs are known to
+/// do is nobody's word, and counts as no equal setting. Whether neither is known.
+fn add_rounding(case: &Side<'_>, against: &Side<'_>, settings: [&mut BTreeMap<String, Value>; 2]) -> bool {
+    let (Some(a), Some(b)) = (case.hello(), against.hello()) else { return false };
+    if !rounds_weights(a) && !rounds_weights(b) {
+        return false;
+    }
+    let known = [rounding(&case.case.runner, a), rounding(&against.case.runner, b)];
+    let (unknown, equal) = (known.iter().all(Option::is_none), known[0] == known[1]);
+    let both_tell = settings.iter().all(|all| all.contains_key(ROUNDING));
+    for (all, value) in settings.into_iter().zip(known).filter(|_| !both_tell) {
+        all.remove(ROUNDING);
+        all.extend(value.filter(|_| !equal).map(|value| (ROUNDING.to_string(), value)));
+    }
+    unknown
 }
 
 fn covers(declared: &str, name: &str) -> bool {

@@ -2,7 +2,7 @@
 
 use chronibench_protocol::record::Verdict;
 
-use crate::stats::Estimate;
+use crate::stats::{Estimate, FEWEST_FOR_A_CLAIM};
 
 /// The name of a verdict, as stored.
 pub(crate) fn verdict(v: Option<Verdict>) -> &'static str {
@@ -62,6 +62,26 @@ pub(crate) fn percent(share: f64) -> String {
 /// `1.52×`.
 pub(crate) fn times(x: f64) -> String {
     format!("{x:.2}×")
+}
+
+/// What the intervals of these estimates are, in two or three words; `None` where there is none. A bootstrap's interval of fewer than
+/// [`FEWEST_FOR_A_CLAIM`] values is their range, and is called so.
+pub(crate) fn interval_name<'a>(estimates: impl IntoIterator<Item = &'a Estimate>) -> Option<String> {
+    let mut values: Vec<usize> =
+        estimates.into_iter().filter(|e| e.interval.is_some()).map(|e| e.n).collect();
+    values.sort_unstable();
+    let (fewest, most) = (*values.first()?, *values.last()?);
+    Some(match (fewest < FEWEST_FOR_A_CLAIM, most < FEWEST_FOR_A_CLAIM) {
+        (false, _) => "95 %".into(),
+        (true, false) => format!("95 %, or range of fewer than {FEWEST_FOR_A_CLAIM}"),
+        (true, true) if fewest == most => format!("range of {most}"),
+        (true, true) => format!("range of {fewest} to {most}"),
+    })
+}
+
+/// The name of a column of estimates, with what its brackets hold.
+pub(crate) fn bracketed<'a>(name: &str, estimates: impl IntoIterator<Item = &'a Estimate>) -> String {
+    interval_name(estimates).map_or_else(|| name.into(), |what| format!("{name} [{what}]"))
 }
 
 /// `median [low, high]`.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    format::{estimate, number, or_dash, times, verdict},
+    format::{bracketed, estimate, number, or_dash, times, verdict},
     report::markdown::{code, heading, plain, table},
     rounds::{self, valid},
     stats::{Estimate, median_ratio},
@@ -224,8 +224,9 @@ pub fn report_md(joined: &Joined) -> String {
         "\n## Drift of the anchor\n\nReal tokens a second; in brackets against the first sitting.\n\n{}",
         table(&rows)
     );
-    let head = ["case", "sitting", "real tokens/s [95 %]", "over the anchor [95 %]", "anchor", "verdict"];
-    let mut rows = vec![heading(&head)];
+    let rates = bracketed("real tokens/s", joined.rows.iter().filter_map(|r| r.real_tokens_per_s.as_ref()));
+    let ratios = bracketed("over the anchor", joined.rows.iter().filter_map(|r| r.ratio.as_ref()));
+    let mut rows = vec![heading(&["case", "sitting", &rates, &ratios, "anchor", "verdict"])];
     for r in &joined.rows {
         rows.push(vec![
             code(&r.case),

@@ -71,6 +71,15 @@ pub struct TrialMetrics {
     pub planned_bytes: BTreeMap<String, u64>,
 }
 
+/// Which memory [`TrialMetrics::peak_memory`] is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemorySource {
+    /// Of the process on the GPU.
+    Gpu,
+    /// The resident set.
+    Rss,
+}
+
 fn is_zero(n: &u32) -> bool {
     *n == 0
 }
@@ -78,7 +87,16 @@ fn is_zero(n: &u32) -> bool {
 impl TrialMetrics {
     /// What the planned bytes are a part of: memory of the process on the GPU, where it has some, else its resident set.
     pub fn peak_memory(&self) -> Option<u64> {
-        self.peak_gpu_bytes.filter(|b| *b > 0).or(self.peak_rss())
+        match self.memory_source()? {
+            MemorySource::Gpu => self.peak_gpu_bytes,
+            MemorySource::Rss => self.peak_rss(),
+        }
+    }
+
+    /// What [`Self::peak_memory`] is of; `None` where nothing is known.
+    pub fn memory_source(&self) -> Option<MemorySource> {
+        let gpu = self.peak_gpu_bytes.filter(|b| *b > 0).map(|_| MemorySource::Gpu);
+        gpu.or(self.peak_rss().map(|_| MemorySource::Rss))
     }
 
     /// The larger of the two readings of the peak resident set: a sampler misses short peaks, and the kernel's own mark

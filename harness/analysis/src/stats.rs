@@ -17,6 +17,10 @@ pub const RESAMPLES: usize = 2000;
 /// the values, and of fewer than six the range holds the true median less often than [`CONFIDENCE`] ([`range_coverage`]).
 pub const FEWEST_FOR_A_CLAIM: usize = 6;
 
+/// Fewest pairs that may say that a target is reached, or missed. A target is one-sided: that all of n pairs pass a ratio which the true
+/// median misses has a probability of at most 2⁻ⁿ, and of five pairs that is 3.1 %.
+pub const FEWEST_FOR_A_TARGET: usize = 5;
+
 /// One seed for all bootstraps, so that a rebuilt report is byte-identical.
 const SEED: u64 = 0x5eed;
 

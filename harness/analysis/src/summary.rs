@@ -12,19 +12,23 @@ use chronibench_protocol::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    compare::{Compared, Side, compare},
+    compare::Side,
+    comparisons::{ablation, comparison},
     division,
     efficiency::{Efficiency, efficiency, gpu},
     judge::audit::{Check, audits_of},
     metrics::TrialMetrics,
+    slow::{SlowSteps, slow_steps},
     stats::{Estimate, median, median_estimate},
-    sweep::{self, Cell, SweepSummary, sweeps},
+    sweep::{self, Cell, sweeps},
     trial::TrialLog,
 };
 
 use judged::{Trial, own};
 
+pub use crate::comparisons::{AblationSummary, ComparisonSummary, Outcome};
 pub use crate::division::DivisionSummary;
+pub use crate::sweep::SweepSummary;
 pub use crate::table::{CSV_COLUMNS, results_csv, summary_table};
 
 /// Version of [`RunSummary`].
@@ -88,6 +92,9 @@ pub struct CaseSummary {
     pub kernel_plan: BTreeMap<String, String>,
     /// Real tokens/s.
     pub real_tokens_per_s: Option<Estimate>,
+    /// Timed steps that are slow in most of its trials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_steps: Option<SlowSteps>,
     /// Slots/s.
     pub slots_per_s: Option<Estimate>,
     /// Loss tokens/s.
@@ -164,50 +171,6 @@ impl TrialSummary {
     }
 }
 
-/// A ratio that the scenario asks for.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ComparisonSummary {
-    /// What the reader is told.
-    pub label: String,
-    /// Case whose figure is divided.
-    pub case: String,
-    /// Case it is divided by.
-    pub against: String,
-    /// The least ratio hoped for.
-    pub target: Option<f64>,
-    /// Against the target; `None` without a target or a ratio.
-    pub outcome: Option<Outcome>,
-    /// The comparison itself.
-    #[serde(flatten)]
-    pub result: Compared,
-}
-
-/// A ratio against its target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// The whole interval reaches the target.
-    Reached,
-    /// The whole interval stays below.
-    Missed,
-    /// The target lies inside the interval, or a single round gives none.
-    Unclear,
-}
-
-/// One seam switched off.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct AblationSummary {
-    /// Case with the seam off.
-    pub case: String,
-    /// Case with every seam on.
-    pub of: String,
-    /// The seam, or `all`.
-    pub off: String,
-    /// The case with the seam off over the one with every seam on: below 1 where the seam pays.
-    #[serde(flatten)]
-    pub result: Compared,
-}
-
 impl RunSummary {
     /// Whether a trial of `case` decides the run's verdict: not when it was begun again, nor when it is of a sweep's cell that is not
     /// the best. What the best of a sweep needs is a cell that runs, not that all do.
@@ -274,6 +237,7 @@ fn side<'a>(case: &'a Case, trials: &'a [Trial<'a>]) -> Side<'a> {
     Side {
         case,
         verdict: own().map(|t| t.judgement.verdict).max(),
+        trials: own().count(),
         valid: valid.map(|t| (t.log, &t.metrics)).collect(),
     }
 }
@@ -299,6 +263,7 @@ fn case_summary(case: &Case, trials: &[Trial<'_>], audits: &[&TrialLog]) -> Case
         precision: hello.map(|h| h.precision.clone()),
         kernel_plan: hello.map(|h| h.kernel_plan.clone()).unwrap_or_default(),
         real_tokens_per_s: estimate(&|m| m.real_tokens_per_s),
+        slow_steps: slow_steps(&side(case, trials).valid),
         slots_per_s: estimate(&|m| m.slots_per_s),
         loss_tokens_per_s: estimate(&|m| m.loss_tokens_per_s),
         step_ms: estimate(&|m| m.step_ms),
@@ -315,71 +280,5 @@ fn case_summary(case: &Case, trials: &[Trial<'_>], audits: &[&TrialLog]) -> Case
         efficiency: efficiency(&judged, audit().next(), gpu(trials.iter().map(|t| t.log))),
         audits: audits_of(own.iter().map(|t| t.log).chain(audit())),
         trials: own.iter().map(|t| t.summary()).collect(),
-    }
-}
-
-type Find<'f, 'a> = dyn Fn(&str) -> Option<&'f Side<'a>> + 'f;
-
-fn comparison<'f>(
-    asked: &chronibench_protocol::record::Comparison,
-    find: &Find<'f, '_>,
-) -> ComparisonSummary {
-    let (case, against) = (find(&asked.case), find(&asked.against));
-    let result = match (case, against) {
-        (Some(a), Some(b)) => {
-            let sets = [a, b].into_iter().filter_map(|s| s.case.sweep.as_ref()).flat_map(|s| s.sets.clone());
-            let declared: Vec<String> = asked.declared_differences.iter().cloned().chain(sets).collect();
-            compare(a, b, &declared, a.case.arm == b.case.arm)
-        }
-        (a, _) => absent(if a.is_none() { &asked.case } else { &asked.against }),
-    };
-    let named = |side: Option<&Side<'_>>, asked: &str| side.map_or(asked, |s| &s.case.id).to_string();
-    ComparisonSummary {
-        label: asked.label.clone(),
-        case: named(case, &asked.case),
-        against: named(against, &asked.against),
-        target: asked.target,
-        outcome: asked.target.zip(result.speed).map(|(target, ratio)| outcome(target, &ratio)),
-        result,
-    }
-}
-
-fn outcome(target: f64, ratio: &Estimate) -> Outcome {
-    match ratio.interval {
-        Some((low, _)) if low >= target => Outcome::Reached,
-        Some((_, high)) if high < target => Outcome::Missed,
-        _ => Outcome::Unclear,
-    }
-}
-
-fn ablation<'f>(off: &Side<'_>, find: &Find<'f, '_>) -> Option<AblationSummary> {
-    let ablation = off.case.ablation.as_ref()?;
-    let declared: Vec<String> = match ablation.off.as_str() {
-        "all" => vec!["kernels".to_string()],
-        seams => seams.split('+').map(|seam| format!("kernels.{seam}")).collect(),
-    };
-    let result = match find(&ablation.of) {
-        Some(base) => {
-            let mut result = compare(off, base, &declared, true);
-            if result.verdict == Some(Verdict::Valid) && result.differences.is_empty() {
-                result.verdict = Some(Verdict::NotComparable);
-                result.reasons.push(format!(
-                    "expected {} to differ, saw the same kernel plan in both",
-                    declared.join(" and ")
-                ));
-                (result.speed, result.memory) = (None, None);
-            }
-            result
-        }
-        None => absent(&ablation.of),
-    };
-    let (case, of, off) = (off.case.id.clone(), ablation.of.clone(), ablation.off.clone());
-    Some(AblationSummary { case, of, off, result })
-}
-
-fn absent(id: &str) -> Compared {
-    Compared {
-        reasons: vec![format!("{id} is not part of this run, or no cell of its sweep is valid")],
-        ..Compared::default()
     }
 }

@@ -1,7 +1,7 @@
 //! Tables for programs and terminals.
 
 use crate::{
-    format::{NONE, estimate, mib, number, or_dash, percent, verdict},
+    format::{NONE, bracketed, estimate, mib, number, or_dash, percent, verdict},
     summary::{CaseSummary, RunSummary, TrialSummary},
 };
 
@@ -101,17 +101,9 @@ fn csv_row(scenario: &str, case: &CaseSummary, trial: &TrialSummary) -> Vec<Stri
 
 /// Rows for a terminal, the first of them the heading: one row a case.
 pub fn summary_table(summary: &RunSummary) -> Vec<Vec<String>> {
-    let heading = [
-        "case",
-        "valid",
-        "real tokens/s [95 %]",
-        "step",
-        "peak RSS",
-        "loss",
-        "real/slots",
-        "GEMM",
-        "verdict",
-    ];
+    let rates = summary.cases.iter().filter_map(|c| c.real_tokens_per_s.as_ref());
+    let rate = bracketed("real tokens/s", rates);
+    let heading = ["case", "valid", &rate, "step", "peak RSS", "loss", "real/slots", "GEMM", "verdict"];
     std::iter::once(heading.map(String::from).to_vec()).chain(summary.cases.iter().map(table_row)).collect()
 }
 

@@ -23,6 +23,13 @@ pub const KEYS: [&str; 8] = [
     "seed",
 ];
 
+/// What an arm's `hello` calls the way in which it rounds updates into weights in bf16: `nearest`, `stochastic`, or
+/// `nearest, of masters` where f32 masters are updated and bf16 weights are made of them.
+pub const WEIGHT_ROUNDING: &str = "weight_rounding";
+
+/// The same in comparisons: a matter of number formats, which `precision` declares with the others.
+pub const ROUNDING: &str = "precision.rounding";
+
 /// A setting under the name that comparisons have for it: Hugging Face's and Chronicals' own names of one thing are one name, and
 /// spellings of one AdamW are one.
 pub fn canonical(name: &str, value: Value) -> (String, Value) {
@@ -33,6 +40,7 @@ pub fn canonical(name: &str, value: Value) -> (String, Value) {
         }
         ("gradient_checkpointing", _) => words("recompute", value),
         ("attention_path" | "attn_implementation", _) => words("attention", value),
+        (WEIGHT_ROUNDING, _) => words(ROUNDING, value),
         ("torch_compile", _) => words("compile", value),
         ("optim", _) => words("optimizer", optimizer(value)),
         ("optimizer", _) => words("optimizer", optimizer(value)),
@@ -62,6 +70,7 @@ mod tests {
             ("attn_implementation", "sdpa".into(), "attention", "sdpa".into()),
             ("optim", "adamw_torch_fused".into(), "optimizer", "adamw".into()),
             ("optimizer", "adamw_bnb_8bit".into(), "optimizer", "adamw_8bit".into()),
+            ("weight_rounding", "nearest".into(), "precision.rounding", "nearest".into()),
             ("learning_rate", 1.0.into(), "learning_rate", 1.0.into()),
         ];
         for (name, value, to, as_value) in same {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use chronibench_analysis::{
     gate::Enforce,
-    sequential::{Design, MOST_PAIRS},
+    sequential::{Design, FLIP_FROM, LOOKS, MOST_PAIRS},
 };
 use clap::{Args, ValueEnum};
 
@@ -20,15 +20,17 @@ Examples:
   chronibench gate scenarios/gate-cpu.yaml --baseline ./chronibench-1.2 -k full/on
   chronibench run scenarios/gate-cpu.yaml --save-baseline release
   chronibench gate scenarios/gate-cpu.yaml --baseline release --junit gate.xml --comment gate.md
-  chronibench gate --criterion base/criterion new/criterion base2/criterion new2/criterion
+  chronibench gate --enforce always --criterion {1,2,3,4}/{base,new}/criterion
 
 Both programs take turns (A B, B A, …), a process each. After 4, 6, 8 and 12 pairs the paired log
 ratios are looked at; the gate ends as soon as it can say PASS or FAIL. Three cases and more share
 alpha so finely that 8 pairs cannot show a loss: that look is then after 10 pairs or more.
 
 A FAIL ends in exit code 1 on a machine that `chronibench noise` has certified for the scenario,
-and is advice elsewhere. Exit codes: 0 pass, or advice; 1 slower; 3 a trial is invalid, or the two
-programs are not comparable; 4 inconclusive.";
+and is advice elsewhere. Results of criterion have no certificate: there --enforce always makes it
+count. Their pairs, four or more of base and new in turn (the braces above are a shell's), are all
+looked at together. Exit codes: 0 pass, or advice; 1 slower; 3 a trial is invalid, or the two
+programs are not comparable; 4 inconclusive, too few pairs among it.";
 
 /// Examples of `noise`.
 pub const NOISE_EXAMPLES: &str = "\
@@ -56,6 +58,38 @@ pub struct Test {
 }
 
 impl Test {
+    /// The test of pairs that are all there before it begins: one look, at all of them, which spends the whole of α.
+    ///
+    /// # Errors
+    /// There are more pairs than are counted, or so many pairs cannot show a loss at α in each of so many cases.
+    pub fn design_at_once(&self, pairs: u32, cases: usize) -> Result<Design> {
+        let at = || format!("--criterion with {pairs} pairs");
+        if pairs > MOST_PAIRS {
+            return Err(Error::usage(format!("more than {MOST_PAIRS} pairs are not counted"), at())
+                .hint(format!("leave {} pairs of folders out", pairs - MOST_PAIRS)));
+        }
+        // Fewer than the first look of a gate are looked at never: the gate is inconclusive.
+        let looks = vec![pairs.max(LOOKS[0])];
+        let design = Design { alpha: self.alpha, min_effect: self.min_effect, looks };
+        let fit = design.clone().for_cases(cases).ok_or_else(|| self.too_fine(cases))?;
+        match fit.looks == design.looks {
+            true => Ok(design),
+            false => {
+                let what = format!("{pairs} pairs cannot show a loss at this level in each of {cases} cases");
+                Err(Error::usage(what, at()).hint(format!(
+                    "give {} pairs, or fewer than {FLIP_FROM}, or fewer cases with -k",
+                    fit.looks[0]
+                )))
+            }
+        }
+    }
+
+    fn too_fine(&self, cases: usize) -> Error {
+        let what = format!("{MOST_PAIRS} pairs cannot show a loss at this level in each of {cases} cases");
+        Error::usage(what, format!("--alpha {}", self.alpha))
+            .hint("give a larger --alpha, or fewer cases with -k")
+    }
+
     /// The test, for so many cases.
     ///
     /// # Errors
@@ -70,12 +104,7 @@ impl Test {
             .hint("looks are after 4, 6, 8 and 12 pairs"));
         }
         design.looks.retain(|n| *n <= self.max_pairs);
-        design.for_cases(cases).ok_or_else(|| {
-            let what =
-                format!("{MOST_PAIRS} pairs cannot show a loss at this level in each of {cases} cases");
-            Error::usage(what, format!("--alpha {}", self.alpha))
-                .hint("give a larger --alpha, or fewer cases with -k")
-        })
+        design.for_cases(cases).ok_or_else(|| self.too_fine(cases))
     }
 }
 
@@ -101,8 +130,8 @@ impl From<EnforceArg> for Enforce {
 }
 
 /// What criterion's results have no use for: nothing runs. By clap's ids, as fields are called.
-const NOT_OF_CRITERION: [&str; 8] =
-    ["baseline", "candidate", "set", "arms", "anchor", "out", "history", "save_baseline"];
+const NOT_OF_CRITERION: [&str; 9] =
+    ["baseline", "candidate", "set", "arms", "anchor", "out", "history", "save_baseline", "max_pairs"];
 
 /// Arguments of `gate`.
 #[derive(Clone, Debug, Args)]
@@ -145,7 +174,8 @@ pub struct GateArgs {
     /// Keep the candidate under this name when it passes, for later gates.
     #[arg(long, value_name = "NAME")]
     pub save_baseline: Option<String>,
-    /// Gate criterion's results instead: `target/criterion` folders, baseline and candidate in turn.
+    /// Gate criterion's results instead: `target/criterion` folders, baseline and candidate in turn, at
+    /// least four of each.
     #[arg(long, value_name = "DIR", num_args = 2.., conflicts_with_all = NOT_OF_CRITERION)]
     pub criterion: Vec<PathBuf>,
 }

@@ -82,15 +82,14 @@ pub fn find(setup: &Setup) -> Result<Option<Certificate>> {
 
 /// Keeps a certificate in place of the one before.
 ///
-/// One that certifies more is not lost to a short look: `None` then.
+/// One that certifies more, or stricter gates, is not lost to a short look: `None` then.
 ///
 /// # Errors
 /// The folder cannot be written.
 pub fn save(certificate: &Certificate) -> Result<Option<PathBuf>> {
     let path = path(&certificate.scenario, &certificate.key)?;
     let old = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Certificate>(&text).ok());
-    let covered = |old: &Certificate| old.cases.iter().all(|n| certificate.noise_of(&n.case).is_some());
-    if old.is_some_and(|old| old.is_certified() && !(certificate.is_certified() && covered(&old))) {
+    if old.is_some_and(|old| !certificate.replaces(&old)) {
         return Ok(None);
     }
     write_whole(&path, &pretty(&serde_json::to_value(certificate).expect("plain data")))?;

@@ -20,6 +20,10 @@ use crate::{
     store::damaged,
 };
 
+/// `noise` compares programs on a scenario; what a benchmark's process says on this machine nobody has looked at.
+const UNCERTIFIED: &str =
+    "nothing certifies a machine for results of criterion: give --enforce always for a FAIL to count";
+
 /// Judges the folders.
 ///
 /// # Errors
@@ -28,18 +32,11 @@ pub fn run(args: &GateArgs) -> Result<Exit> {
     let folders = &args.criterion;
     if !folders.len().is_multiple_of(2) {
         return Err(Error::usage(format!("{} folders are no pairs", folders.len()), "--criterion")
-            .hint("give baseline and candidate in turn: A B A B"));
+            .hint("give baseline and candidate in turn, four times or more: A B A B A B A B"));
     }
     let runs: Vec<BTreeMap<String, f64>> = folders.iter().map(|f| rates(f)).collect::<Result<_>>()?;
     let cases = selected(args.cases.case.as_deref(), &runs[0])?;
-    let design = args.test.design(cases.len())?;
-    let mut advisory = Vec::new();
-    let pairs = folders.len() / 2;
-    let fewest = design.looks[0] as usize;
-    if pairs < fewest {
-        advisory
-            .push(format!("{pairs} pairs of processes are too few for a look: the first one needs {fewest}"));
-    }
+    let design = args.test.design_at_once((folders.len() / 2) as u32, cases.len())?;
     let about = |i: usize| Program { name: folders[i].display().to_string(), ..Program::default() };
     let plan = GatePlan {
         schema: SCHEMA.into(),
@@ -50,7 +47,8 @@ pub fn run(args: &GateArgs) -> Result<Exit> {
         cases: cases.clone(),
         enforce: args.enforce.into(),
         certificate: None,
-        advisory,
+        advisory: Vec::new(),
+        uncertified: Some(UNCERTIFIED.into()),
     };
     let gate = judge(&plan, &cases.iter().map(|case| pairs_of(case, &runs)).collect::<Vec<_>>());
     output::write(&gate, args.junit.as_deref(), args.comment.as_deref())?;

@@ -66,6 +66,7 @@ pub fn run(args: &GateArgs) -> Result<Exit> {
         enforce: args.enforce.into(),
         certificate: certificate::find(&setup)?,
         advisory: Vec::new(),
+        uncertified: None,
     };
     let mut turns = Turns::start(setup, (&baseline.path, &candidate.path), &out)?;
     turns.store().seal(PLAN, &crate::store::pretty(&serde_json::to_value(&plan).expect("plain data")))?;

@@ -32,6 +32,7 @@ pub fn run(args: &NoiseArgs) -> Result<Exit> {
         enforce: Enforce::Never,
         certificate: None,
         advisory: Vec::new(),
+        uncertified: None,
     };
     let out = args.out.clone().unwrap_or_else(|| super::folder("noise", &name));
     let mut turns = Turns::start(setup, (&this.path, &this.path), &out)?;
@@ -89,6 +90,8 @@ fn certificate(plan: &GatePlan, key: String, ratios: &[Vec<Vec<f64>>]) -> Result
         machine: certificate::machine_words()?,
         made_at: jiff::Timestamp::now().to_string(),
         alpha: plan.design.alpha,
+        min_effect: Some(plan.design.min_effect),
+        looks: Some(plan.design.looks.clone()),
         cases,
         why_not: why_not.concat(),
     })

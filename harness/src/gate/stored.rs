@@ -58,6 +58,7 @@ pub fn run(args: &GateArgs, mut setup: Setup, dir: &Path, candidate: &Side) -> R
         enforce: args.enforce.into(),
         certificate: certificate::find(&setup)?,
         advisory,
+        uncertified: None,
     };
     for case in &setup.resolved.cases {
         setup.programs.insert(case.arm.clone(), candidate.path.clone());

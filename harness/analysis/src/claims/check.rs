@@ -45,15 +45,7 @@ pub(super) fn expected(claim: &Claim, part: Option<&str>) -> Option<Verdict> {
 }
 
 fn one(claim: &Claim, verdict: Verdict, figures: String, run: Option<String>) -> Finding {
-    Finding {
-        id: claim.id.clone(),
-        part: None,
-        quote: claim.quote.clone(),
-        figures,
-        run,
-        verdict,
-        expected: expected(claim, None),
-    }
+    Finding::of(claim, None, (verdict, figures), run)
 }
 
 /// A value with the ends of its interval and the run that it is from.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Check, Claim, Expect, Finding, Ledger, Verdict, check::expected};
+use super::{Check, Claim, Expect, Finding, Ledger, Verdict};
 use crate::{
     format::{percent, times},
     kernels::{ClaimOutcome, KernelSummary, Outcome},
@@ -86,19 +86,11 @@ pub(super) fn findings(claim: &Claim, runs: &Outcomes) -> Vec<Finding> {
             let found = outcomes.iter().filter(|o| o.id == claim.id && belongs(claim, part, o));
             judge(&found.collect::<Vec<_>>(), claim).map(|judged| (judged, dir.to_string()))
         };
-        let ((verdict, figures), run) = runs.iter().find_map(of_run).map_or_else(
+        let (judged, run) = runs.iter().find_map(of_run).map_or_else(
             || ((Verdict::Untestable, "no run of kernels has it".to_string()), None),
             |(judged, dir)| (judged, Some(dir)),
         );
-        Finding {
-            id: claim.id.clone(),
-            part: Some(part.clone()),
-            quote: claim.quote.clone(),
-            figures,
-            run,
-            verdict,
-            expected: expected(claim, Some(part)),
-        }
+        Finding::of(claim, Some(part), judged, run)
     };
     parts.keys().map(of_part).collect()
 }

@@ -58,6 +58,9 @@ pub struct Claim {
     /// On what it was measured, and what the check takes for equal.
     #[serde(default)]
     pub conditions: String,
+    /// Whose figures the check measures, where they are not of what the claim is about: stands beside the verdict.
+    #[serde(default)]
+    pub measured_by: String,
     /// How it is checked.
     pub check: Check,
     /// The verdict that the file's author expects; of a check with parts by part.
@@ -215,11 +218,43 @@ pub struct Finding {
     pub run: Option<String>,
     /// What they say.
     pub verdict: Verdict,
+    /// Whose figures they are, where they are not of what the claim is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub measured_by: Option<String>,
     /// What the file expects; `None` for a part that it does not name.
     pub expected: Option<Verdict>,
 }
 
 impl Finding {
+    /// What the figures of a claim say.
+    fn of(
+        claim: &Claim,
+        part: Option<&str>,
+        (verdict, figures): (Verdict, String),
+        run: Option<String>,
+    ) -> Self {
+        // Where nothing was measured it was by nobody.
+        let measured_by = run.as_ref().map(|_| claim.measured_by.clone()).filter(|by| !by.is_empty());
+        Self {
+            id: claim.id.clone(),
+            part: part.map(String::from),
+            quote: claim.quote.clone(),
+            figures,
+            run,
+            verdict,
+            measured_by,
+            expected: check::expected(claim, part),
+        }
+    }
+
+    /// The verdict, with whose figures it rests on.
+    pub fn verdict_words(&self) -> String {
+        match &self.measured_by {
+            Some(by) => format!("{} (by {by})", self.verdict.name()),
+            None => self.verdict.name().into(),
+        }
+    }
+
     /// The verdict is the one that the file expects.
     pub fn as_expected(&self) -> bool {
         self.expected == Some(self.verdict)

@@ -43,10 +43,10 @@ fn row(f: &Finding) -> Vec<String> {
     };
     let verdict = match f.expected {
         Some(expected) if expected != f.verdict => {
-            format!("**{}**, expected {}", f.verdict.name(), expected.name())
+            format!("**{}**, expected {}", plain(&f.verdict_words()), expected.name())
         }
-        None => format!("**{}**, not expected", f.verdict.name()),
-        Some(_) => f.verdict.name().into(),
+        None => format!("**{}**, not expected", plain(&f.verdict_words())),
+        Some(_) => plain(&f.verdict_words()),
     };
     vec![id, plain(&f.quote), plain(&f.figures), verdict, f.run.as_ref().map_or(NONE.into(), |r| plain(r))]
 }

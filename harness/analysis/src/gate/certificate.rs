@@ -4,8 +4,9 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use super::percent;
 use crate::{
-    sequential::{Design, GateVerdict},
+    sequential::{Design, GateVerdict, LOOKS},
     stats::quantile,
 };
 
@@ -61,6 +62,12 @@ pub struct Certificate {
     pub made_at: String,
     /// α of the gates that it certifies.
     pub alpha: f64,
+    /// Least effect of those gates, as asked for. One without it was made with the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_effect: Option<f64>,
+    /// After how many pairs those gates looked. One without it was made with the default, for as many cases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub looks: Option<Vec<u32>>,
     /// Case by case.
     pub cases: Vec<Noise>,
     /// What is missing; empty on a certified machine.
@@ -73,10 +80,68 @@ impl Certificate {
         self.cases.iter().find(|n| n.case == case)
     }
 
+    /// The design of the gates that were played.
+    pub fn design(&self) -> Design {
+        let default = Design { alpha: self.alpha, ..Design::default() };
+        let looks = match &self.looks {
+            Some(looks) => looks.clone(),
+            None => default.clone().for_cases(self.cases.len()).map_or(default.looks.clone(), |d| d.looks),
+        };
+        Design { looks, min_effect: self.min_effect.unwrap_or(default.min_effect), ..default }
+    }
+
+    /// Why it says nothing of a gate of this design, for so many cases: one that is stricter, or looks at other times, was never played
+    /// here. Fewer alarms or a larger least effect than asked for are no reason.
+    pub fn other_design(&self, gate: &Design, cases: usize) -> Vec<String> {
+        let own = self.design();
+        let mut why = Vec::new();
+        if own.alpha > gate.alpha {
+            why.push(format!("the certificate is for α = {}, the gate asks for {}", own.alpha, gate.alpha));
+        }
+        if own.min_effect > gate.min_effect {
+            why.push(format!(
+                "the certificate is for losses of {} and more, the gate asks for {}",
+                percent(own.min_effect),
+                percent(gate.min_effect)
+            ));
+        }
+        if !same_looks(&own, self.cases.len(), gate, cases) {
+            why.push(format!(
+                "the certificate is for looks after {} pairs, the gate looks after {}",
+                counts(&own.looks),
+                counts(&gate.looks)
+            ));
+        }
+        why
+    }
+
+    /// It may take the place of `old`: it certifies as many cases, and gates that are no weaker.
+    pub fn replaces(&self, old: &Certificate) -> bool {
+        let covered = old.cases.iter().all(|n| self.noise_of(&n.case).is_some());
+        let (new, before) = (self.design(), old.design());
+        let weaker = new.alpha > before.alpha
+            || new.min_effect > before.min_effect
+            || new.looks.last() < before.looks.last();
+        !old.is_certified() || (self.is_certified() && covered && !weaker)
+    }
+
     /// A gate may enforce here.
     pub fn is_certified(&self) -> bool {
         self.why_not.is_empty() && !self.cases.is_empty()
     }
+}
+
+/// Looks that were asked for alike, though more cases put some of them off ([`Design::for_cases`]).
+fn same_looks(a: &Design, cases_a: usize, b: &Design, cases_b: usize) -> bool {
+    let planned = |k: usize, of: &Design, cases: usize| {
+        let asked = Design { looks: LOOKS[..k].to_vec(), ..of.clone() };
+        asked.for_cases(cases).is_some_and(|d| d.looks == of.looks)
+    };
+    a.looks == b.looks || (1..=LOOKS.len()).any(|k| planned(k, a, cases_a) && planned(k, b, cases_b))
+}
+
+fn counts(looks: &[u32]) -> String {
+    looks.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// The noise of a case from the ratios of its comparisons, and what forbids to trust it.

@@ -2,7 +2,7 @@
 
 use super::{CaseGate, GateReport, GateVerdict, Program, change, percent};
 use crate::{
-    format::{estimate, number, or_dash},
+    format::{bracketed, estimate, number, or_dash},
     report::markdown::{self, heading, plain},
 };
 
@@ -13,7 +13,7 @@ pub fn table(report: &GateReport) -> Vec<Vec<String>> {
         "case",
         "verdict",
         "change [bounds]",
-        "median ratio [95 %]",
+        &bracketed("median ratio", report.cases.iter().filter_map(|c| c.ratio.as_ref())),
         "pairs",
         "in words",
     ]))

@@ -17,7 +17,7 @@ pub use markdown::{comment, table};
 pub use pairs::CasePairs;
 
 use crate::{
-    sequential::{Design, GateVerdict, Look, median_ratio_of},
+    sequential::{Design, GateVerdict, LOOKS, Look, median_ratio_of},
     stats::{Estimate, median_estimate},
 };
 
@@ -72,6 +72,9 @@ pub struct GatePlan {
     /// Why the figures can be advice only, whatever the machine.
     #[serde(default)]
     pub advisory: Vec<String>,
+    /// Of figures that no certificate is made for: what to do for a FAIL to count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uncertified: Option<String>,
 }
 
 impl GatePlan {
@@ -183,20 +186,14 @@ fn advisory(plan: &GatePlan) -> Vec<String> {
         (Enforce::Always, _) => {}
         (Enforce::Never, _) => why.push("nothing is enforced, as asked".into()),
         (Enforce::Certified, None) => {
-            why.push(
-                "this machine has no certificate for this scenario: run `chronibench noise` first".into(),
-            );
+            let none = "this machine has no certificate for this scenario: run `chronibench noise` first";
+            why.push(plan.uncertified.clone().unwrap_or_else(|| none.into()));
         }
         (Enforce::Certified, Some(c)) => {
             why.extend(c.why_not.iter().map(|w| format!("this machine is not certified: {w}")));
             let unknown = plan.cases.iter().filter(|case| c.noise_of(case).is_none());
             why.extend(unknown.map(|case| format!("the certificate does not know {case}")));
-            if c.alpha > plan.design.alpha {
-                why.push(format!(
-                    "the certificate is for α = {}, the gate asks for {}",
-                    c.alpha, plan.design.alpha
-                ));
-            }
+            why.extend(c.other_design(&plan.design, plan.cases.len()));
         }
     }
     why
@@ -208,7 +205,11 @@ impl CaseGate {
         let Some(look) = self.looks.last() else {
             return match self.reasons.first() {
                 Some(reason) => reason.clone(),
-                None => format!("{} pairs, too few for a look", self.ratios.len()),
+                None => format!(
+                    "{} pairs, too few for a look: the first one needs {}",
+                    self.ratios.len(),
+                    LOOKS[0]
+                ),
             };
         };
         let change = change_words(look.change);

@@ -179,7 +179,8 @@ fn numbers_to_the_right(html: &str) -> String {
         let cell = part.split("</td>").next().unwrap_or_default();
         let first = cell.chars().next().unwrap_or(' ');
         let number = (first.is_ascii_digit() || first == '–') && cell.chars().count() < 40;
-        out += match cell {
+        // A verdict may say in brackets whose figures it rests on.
+        out += match cell.split(" (").next().unwrap_or(cell) {
             _ if number => "<td class=\"n\">",
             "VALID" | "REPRODUCED" | "yes" => "<td class=\"ok\">",
             "INVALID" | "NOT_COMPARABLE" | "ERROR" | "TIMEOUT" | "REFUTED" | "INCONSISTENT" => {

@@ -139,7 +139,7 @@
         for (const d of b.dots) el("circle", { cx: x(d), cy: y + h / 2, r: 2.6, fill: "var(--ground)", stroke: "var(--ink)" }, this.svg);
         const end = x(Math.max(b.value, origin, ...[b.high, b.mark, b.from].filter((v) => v !== null), ...b.dots)) + 7;
         el("text", { x: end, y: y + h / 2 + 4, fill: "var(--ink)" }, this.svg, show(b.value));
-        const interval = b.low === null ? "" : `\n95 % interval ${show(b.low)} to ${show(b.high)}`;
+        const interval = b.low === null ? "" : `\n${b.interval ?? "interval"}: ${show(b.low)} to ${show(b.high)}`;
         const mark = b.mark === null ? "" : `\nplanned ${show(b.mark)} ${unit}`;
         this.hover(bar, `${b.label}\n${show(b.value)} ${unit}${interval}${mark}`);
       });

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use chronibench_protocol::record::Resolved;
 use serde_json::Value;
 
 use super::markdown::{code, heading, plain, table};
 use crate::{
     agreement::{BF16, F32},
     format::{percent, verdict},
-    gate::pairs,
     judge::some,
-    stats::{CONFIDENCE, LOSS_FALL_MIN_Z, RESAMPLES, range_coverage},
+    stats::{
+        CONFIDENCE, FEWEST_FOR_A_CLAIM, FEWEST_FOR_A_TARGET, LOSS_FALL_MIN_Z, RESAMPLES, range_coverage,
+    },
     summary::RunSummary,
 };
 
@@ -73,16 +73,23 @@ pub(super) fn skipped(summary: &RunSummary) -> String {
     format!("## Skipped\n\n{items}")
 }
 
-pub(super) fn method(resolved: &Resolved, summary: &RunSummary) -> String {
-    let trials = pairs::played(summary).map_or(resolved.trials as usize, |(few, _)| few);
-    let few = if trials < 6 {
-        format!(
-            " With {trials} trials the interval can be no wider than their range, which holds the true median with a probability of {} only.",
-            percent(range_coverage(trials))
-        )
-    } else {
-        String::new()
-    };
+/// What the shortest of the intervals is worth, by the values that it rests on: those that were used, not those that were planned.
+fn few(summary: &RunSummary) -> String {
+    let ratios =
+        summary.comparisons.iter().map(|c| &c.result).chain(summary.ablations.iter().map(|a| &a.result));
+    let all = ratios.filter_map(|r| r.speed).chain(summary.cases.iter().filter_map(|c| c.real_tokens_per_s));
+    match all.filter(|e| e.interval.is_some()).map(|e| e.n).min() {
+        Some(n) if n < FEWEST_FOR_A_CLAIM => format!(
+            " Of fewer than {FEWEST_FOR_A_CLAIM} it is their range: that of {n}, the fewest here, holds the true median with a probability \
+             of {} only.",
+            percent(range_coverage(n))
+        ),
+        _ => String::new(),
+    }
+}
+
+pub(super) fn method(summary: &RunSummary) -> String {
+    let few = few(summary);
     let partial = if summary.trials_stored < summary.trials_planned {
         "\n- The run is not complete; medians and intervals are over the trials stored so far."
     } else {
@@ -94,12 +101,14 @@ pub(super) fn method(resolved: &Resolved, summary: &RunSummary) -> String {
 - **Three token counts**, made by the harness from its own token stream and checked against a digest of every batch that an arm consumed: *slots* (positions computed, padding included), *real* tokens (positions that hold a token of a sample), *loss* tokens (positions whose next token is learned).
 - **Throughput** is the real tokens of all timed windows over the time of those windows. An arm reads its clock at the edges of a window only; untimed steps are left out.
 - **Interval**: seeded percentile bootstrap ({RESAMPLES} resamples, {:.0} %) of the median over trials. The unit is the process, never the step.{few}
-- **Ratios** are paired by round: the exponential of the median log ratio, with a bootstrap over rounds.
+- **Ratios** are paired by round: the exponential of the median log ratio, with a bootstrap over rounds. A *target* is a floor: *yes* and *no* need {FEWEST_FOR_A_TARGET} pairs, as these all pass a floor that the true median misses with a probability of at most {}. A side of whose trials fewer than half are VALID has no ratio.
 - **A trial is VALID** when it ended well, its events are complete and in order, its batches, counts, settings, kernel plan and trainable set are the ones asked for, every gradient norm is finite and not zero, the loss falls (mean of the last third below that of the first by {LOSS_FALL_MIN_Z} standard errors), every trainable tensor changed, and no other tensor changed by a bit.
 - **Two cases are comparable** when the settings that arms tell, and those that they were asked for, are equal except for declared differences and, on equal weights and batches, their first losses and gradient norms agree: within {} and {} relative where both hold their weights in f32, within {} and {} where one holds them in bf16.
 - **Model FLOPs** of a real token follow the 6·N rule: 2 a multiply-add, once forward and twice backward; frozen weights need no gradient of their own (4·N); the LM head counts; attention scores are left out because they depend on document lengths.{partial}
 ",
-        CONFIDENCE * 100.0, F32.loss, F32.grad_norm, BF16.loss, BF16.grad_norm
+        CONFIDENCE * 100.0,
+        percent(0.5f64.powi(FEWEST_FOR_A_TARGET as i32)),
+        F32.loss, F32.grad_norm, BF16.loss, BF16.grad_norm
     )
 }
 

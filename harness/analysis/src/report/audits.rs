@@ -1,10 +1,30 @@
 //! What the harness looked up by itself.
 
+use chronibench_protocol::record::Resolved;
+
 use super::markdown::{code, heading, plain, table};
 use crate::{
+    gate::pairs,
     judge::audit::{Audit, Check, Outcome},
     summary::RunSummary,
 };
+
+/// What was not looked up by the harness itself, and why; `None` where all of it was.
+pub(super) fn not_made(resolved: &Resolved, summary: &RunSummary) -> Option<String> {
+    let checks = || summary.cases.iter().flat_map(|c| &c.audits);
+    let made = |of: &dyn Fn(Audit) -> bool| checks().any(|c| c.outcome != Outcome::Skipped && of(c.audit));
+    let of_trials = [Audit::Update, Audit::Replay, Audit::Probe, Audit::Isolation];
+    let why = match &resolved.audit {
+        _ if pairs::played(summary).is_some() => " (a gate makes none)",
+        Some(asked) if asked.steps == 0 => " (audit.steps is 0)",
+        Some(_) => "",
+        None => " (the record asks for none)",
+    };
+    let audits = (!made(&|a| of_trials.contains(&a))).then(|| format!("audits: not made{why}"));
+    let light = (!made(&|a| a == Audit::SpeedOfLight)).then(|| "speed of light: not measured".to_string());
+    let told: Vec<String> = audits.into_iter().chain(light).collect();
+    (!told.is_empty()).then(|| told.join(", "))
+}
 
 /// The audits of every case; nothing where none was made.
 pub(super) fn audits(summary: &RunSummary) -> String {

@@ -7,12 +7,13 @@ use super::{
 use crate::{
     format::times,
     shapley::Factor,
+    stats::FEWEST_FOR_A_CLAIM,
     summary::{DivisionSummary, RunSummary},
 };
 
 /// Shapley values, interactions, and the waterfall with its order; empty without a design.
 pub(super) fn division(summary: &RunSummary) -> String {
-    let parts: String = summary.divisions.iter().map(one).collect();
+    let parts: String = summary.divisions.iter().map(|d| one(d, rounds(summary, &d.of))).collect();
     match parts.is_empty() {
         true => parts,
         false => format!(
@@ -25,9 +26,25 @@ pub(super) fn division(summary: &RunSummary) -> String {
     }
 }
 
-fn one(of: &DivisionSummary) -> String {
+/// Rounds that every case of a design has, at most.
+fn rounds(summary: &RunSummary, of: &str) -> usize {
+    let off = summary.ablations.iter().filter(|a| a.of == of).map(|a| a.case.as_str());
+    let valid = |id: &str| summary.cases.iter().find(|c| c.id == id).map_or(0, |c| c.valid);
+    off.chain([of]).map(valid).min().unwrap_or(0)
+}
+
+/// The interval of a factor resamples rounds, and of a few of them it is too narrow for 95 %.
+fn factor_heading(rounds: usize) -> String {
+    match rounds {
+        0 | 1 => "factor".into(),
+        n if n < FEWEST_FOR_A_CLAIM => format!("factor [bootstrap of {n} rounds]"),
+        _ => "factor [95 %]".into(),
+    }
+}
+
+fn one(of: &DivisionSummary, rounds: usize) -> String {
     let d = &of.division;
-    let mut rows = vec![heading(&["seam", "factor [95 %]"])];
+    let mut rows = vec![heading(&["seam", &factor_heading(rounds)])];
     rows.extend(d.players.iter().zip(&d.factors).map(|(name, f)| vec![code(name), factor(f)]));
     rows.push(vec!["all".into(), factor(&d.total)]);
     let orders = match d.orders.len() {

@@ -8,6 +8,7 @@ mod parity;
 pub(crate) mod plots;
 mod reproduce;
 mod results;
+mod slow;
 
 use chronibench_protocol::record::{Resolved, Verdict};
 
@@ -33,7 +34,7 @@ pub fn report_md(resolved: &Resolved, summary: &RunSummary, environment: &serde_
         appendix::failures(summary),
         appendix::rounded_away(summary),
         appendix::skipped(summary),
-        appendix::method(resolved, summary),
+        appendix::method(summary),
         appendix::environment(environment),
         reproduce::reproduce(resolved, environment),
     ];
@@ -41,6 +42,11 @@ pub fn report_md(resolved: &Resolved, summary: &RunSummary, environment: &serde_
     text.truncate(text.trim_end().len());
     text.push('\n');
     text
+}
+
+/// What a reader of a run's table must know beside it, in lines for a terminal: the report says it too.
+pub fn notes(resolved: &Resolved, summary: &RunSummary) -> Vec<String> {
+    audits::not_made(resolved, summary).into_iter().chain(slow::lines(summary)).collect()
 }
 
 /// What ran, or was to: trials of each case, or pairs where two sides took turns until they were decided.
@@ -54,7 +60,10 @@ fn ran(resolved: &Resolved, summary: &RunSummary) -> String {
 }
 
 fn opening(resolved: &Resolved, summary: &RunSummary) -> String {
-    let mut out = format!("# {}\n\n{}\n", plain(&resolved.title), verdict_line(summary));
+    let mut out = format!("# {}\n\n{}", plain(&resolved.title), verdict_line(summary));
+    // In the line of the verdict, which the index of published runs takes over.
+    out += &audits::not_made(resolved, summary).map_or_else(String::new, |what| format!(" · **{what}**"));
+    out.push('\n');
     if !resolved.description.trim().is_empty() {
         out += &format!("\n{}\n", resolved.description.trim());
     }

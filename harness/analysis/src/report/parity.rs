@@ -1,5 +1,6 @@
 //! What tells the two sides of a comparison apart, setting by setting.
 
+use chronibench_protocol::parity::ROUNDING;
 use serde_json::Value;
 
 use super::markdown::{code, heading, plain, table};
@@ -48,10 +49,17 @@ fn equal(result: &Compared) -> String {
 fn rows(result: &Compared) -> Vec<Vec<String>> {
     let differences = result.differences.iter().map(|d| {
         let what = if d.declared { "declared difference" } else { "**undeclared difference**" };
-        vec![code(&d.name), show(Some(&d.case)), show(Some(&d.against)), what.to_string()]
+        let what = match d.name.as_str() {
+            ROUNDING => format!("{what}: rounding of weights in bf16"),
+            _ => what.into(),
+        };
+        vec![code(&d.name), show(Some(&d.case)), show(Some(&d.against)), what]
     });
     let unobservable = result.unobservable.iter().map(|u| {
-        let what = "unobservable: one side alone reports it";
+        let what = match u.name.as_str() {
+            ROUNDING => "rounding of weights in bf16: not told by the other side",
+            _ => "unobservable: one side alone reports it",
+        };
         vec![code(&u.name), show(u.case.as_ref()), show(u.against.as_ref()), what.to_string()]
     });
     differences.chain(unobservable).collect()

@@ -6,13 +6,16 @@ use super::{
     markdown::{code, heading, image, plain, table},
     parity,
     plots::Plot,
+    slow,
 };
 use crate::{
     agreement::LossGap,
     compare::Compared,
-    format::{estimate, mib, number, or_dash, percent, times, verdict},
-    stats::{CONFIDENCE, median},
-    summary::{CaseSummary, ComparisonSummary, Outcome, RunSummary, summary_table},
+    format::{NONE, bracketed, estimate, mib, number, or_dash, percent, times, verdict},
+    metrics::MemorySource,
+    rounds::{memory_source, valid},
+    stats::{CONFIDENCE, FEWEST_FOR_A_CLAIM, FEWEST_FOR_A_TARGET, median},
+    summary::{CaseSummary, ComparisonSummary, Outcome, RunSummary, SweepSummary, summary_table},
 };
 
 fn plot(plot: Plot, alt: &str, summary: &RunSummary) -> String {
@@ -27,16 +30,31 @@ pub(super) fn throughput(summary: &RunSummary) -> String {
         row[last] = row[last].replace('_', "\\_");
     }
     format!(
-        "## Results\n\n{}\n{}Medians over VALID trials; in brackets the {:.0} % bootstrap interval. Loss: first step → mean of the last third.\n{}",
+        "## Results\n\n{}\n{}{}Medians over VALID trials{}. Loss: first step → mean of the last third.\n{}",
         table(&rows),
         warm(summary),
-        CONFIDENCE * 100.0,
+        slow::of_cases(summary),
+        in_brackets(summary),
         plot(
             Plot::Throughput,
             "Real tokens per second of every case, with intervals and single trials",
             summary
         )
     )
+}
+
+/// What the brackets behind rates hold.
+fn in_brackets(summary: &RunSummary) -> String {
+    let rates = summary.cases.iter().filter_map(|c| c.real_tokens_per_s.as_ref());
+    let values: Vec<usize> = rates.filter(|e| e.interval.is_some()).map(|e| e.n).collect();
+    let bootstrap = format!("the {:.0} % bootstrap interval", CONFIDENCE * 100.0);
+    let few = values.iter().filter(|n| **n < FEWEST_FOR_A_CLAIM).count();
+    match (values.len(), few) {
+        (0, _) => String::new(),
+        (_, 0) => format!("; in brackets {bootstrap}"),
+        (all, few) if few == all => "; in brackets their range".into(),
+        _ => format!("; in brackets {bootstrap}, or the range of fewer than {FEWEST_FOR_A_CLAIM}"),
+    }
 }
 
 /// Cases whose timed steps still became faster, by change point over the steps of a trial.
@@ -65,12 +83,15 @@ pub(super) fn comparisons(summary: &RunSummary) -> String {
     if summary.comparisons.is_empty() {
         return String::new();
     }
+    let ratios = summary.comparisons.iter().filter_map(|c| c.result.speed.as_ref());
+    let ratio = bracketed("throughput ratio", ratios);
     let head = [
         "comparison",
-        "throughput ratio [95 %]",
+        "valid trials and worst verdict, of both",
+        &ratio,
         "target",
         "reached",
-        "peak RSS ratio",
+        memory_column(summary),
         "loss gap first / max",
         "gradient norm gap",
         "verdict",
@@ -78,26 +99,53 @@ pub(super) fn comparisons(summary: &RunSummary) -> String {
     let mut rows = vec![heading(&head)];
     let mut notes = String::new();
     for c in &summary.comparisons {
-        rows.push(comparison_row(c));
+        rows.push(comparison_row(summary, c));
         notes += &format!("\n{}", parity::section(c));
     }
     format!(
-        "## Comparisons\n\n{}\nRatios are paired by round. Gaps are relative differences on equal weights and batches.\n{notes}",
-        table(&rows)
+        "## Comparisons\n\n{}\nRatios are paired by round. Gaps are relative differences on equal weights and batches.\n{}{notes}",
+        table(&rows),
+        slow::of_comparisons(summary)
     )
 }
 
-fn comparison_row(c: &ComparisonSummary) -> Vec<String> {
-    let outcome = |o: Outcome| match o {
-        Outcome::Reached => "yes",
-        Outcome::Missed => "no",
-        Outcome::Unclear => "unclear: inside the interval, or no interval",
+/// The name of the column of peak memory's ratios: what all of them are of.
+fn memory_column(summary: &RunSummary) -> &'static str {
+    let with_ratio = summary.comparisons.iter().filter(|c| c.result.memory.is_some());
+    let source = |id: &str| {
+        let case = summary.cases.iter().find(|c| c.id == id)?;
+        memory_source(valid(case).map(|t| &t.metrics))
+    };
+    let mut sources: Vec<Option<MemorySource>> = with_ratio.map(|c| source(&c.case)).collect();
+    sources.dedup();
+    match sources.as_slice() {
+        [Some(MemorySource::Gpu)] => "peak GPU memory ratio",
+        [Some(MemorySource::Rss)] => "peak RSS ratio",
+        _ => "peak memory ratio",
+    }
+}
+
+/// `5/5 VALID`: how many trials of a case are VALID, and the worst verdict among those that count.
+fn standing(summary: &RunSummary, id: &str) -> String {
+    let Some(case) = summary.cases.iter().find(|c| c.id == id) else { return NONE.into() };
+    let all = case.trials.iter().filter(|t| !t.superseded).count();
+    format!("{}/{all} {}", case.valid, verdict(case.verdict).replace('_', "\\_"))
+}
+
+fn comparison_row(summary: &RunSummary, c: &ComparisonSummary) -> Vec<String> {
+    let few = c.result.speed.map(|e| e.n).filter(|n| *n < FEWEST_FOR_A_TARGET);
+    let outcome = |o: Outcome| match (o, few) {
+        (Outcome::Reached, _) => "yes".into(),
+        (Outcome::Missed, _) => "no".into(),
+        (Outcome::Unclear, Some(n)) => format!("unclear: pairs {n}, needed {FEWEST_FOR_A_TARGET}"),
+        (Outcome::Unclear, None) => "unclear: inside the interval".into(),
     };
     vec![
         plain(&c.label),
+        format!("{} / {}", standing(summary, &c.case), standing(summary, &c.against)),
         or_dash(c.result.speed.as_ref(), |e| estimate(e, times)),
         or_dash(c.target, |t| format!("≥ {}", times(t))),
-        or_dash(c.outcome, |o| outcome(o).into()),
+        or_dash(c.outcome, outcome),
         or_dash(c.result.memory.as_ref(), |e| times(e.median)),
         gap(c.result.loss_gap),
         or_dash(c.result.loss_gap, |g| relative(g.grad_norm)),
@@ -116,6 +164,7 @@ fn relative(gap: f64) -> String {
 /// Every cell of every sweep, by its first trial.
 pub(super) fn sweeps(summary: &RunSummary) -> String {
     let mut out = String::new();
+    let mut partial = false;
     for sweep in &summary.sweeps {
         let head = ["cell", "real tokens/s, first trial", "peak memory", "verdict", ""];
         let mut rows = vec![heading(&head)];
@@ -133,24 +182,46 @@ pub(super) fn sweeps(summary: &RunSummary) -> String {
             ]);
         }
         out += &format!("\n### Sweep of {}\n\n{}", code(&sweep.id), table(&rows));
+        let (ran, left_out) = (sweep.cells.len(), left_out(summary, sweep));
+        if left_out > 0 {
+            partial = true;
+            out += &format!(
+                "\n{ran} of {} cells selected; the others are under *Skipped*, with why.\n",
+                ran + left_out
+            );
+        }
     }
     if out.is_empty() {
         return out;
     }
+    let ran = if partial { "Every cell that was selected ran once" } else { "Every cell ran once" };
     format!(
-        "## Sweeps\n\nEvery cell ran once. The one whose first trial is VALID and fastest got the other trials and stands for the arm in \
+        "## Sweeps\n\n{ran}. The one whose first trial is VALID and fastest got the other trials and stands for the arm in \
          comparisons; cells that fail decide nothing while one runs.\n{out}"
     )
+}
+
+/// Cells of a sweep that did not run: left out on the command line, or without their program.
+fn left_out(summary: &RunSummary, sweep: &SweepSummary) -> usize {
+    let Some((arm, cell)) = sweep.id.split_once('/') else { return 0 };
+    // `arm@values/cell` is a cell of the sweep `arm/cell`.
+    let is_of = |what: &str| {
+        what.split_once('/').is_some_and(|(label, rest)| {
+            rest == cell && label.split_once('@').is_some_and(|(of, _)| of == arm)
+        })
+    };
+    summary.skipped.iter().filter(|s| is_of(&s.what)).count()
 }
 
 pub(super) fn ablation(summary: &RunSummary) -> String {
     if summary.ablations.is_empty() {
         return String::new();
     }
+    let ratios = summary.ablations.iter().filter_map(|a| a.result.speed.as_ref());
     let mut rows = vec![heading(&[
         "seam off",
         "base",
-        "throughput, off over on [95 %]",
+        &bracketed("throughput, off over on", ratios),
         "peak memory, off over on",
         "loss gap first / max",
         "verdict",

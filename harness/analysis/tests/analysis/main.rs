@@ -1,6 +1,7 @@
 //! Tests of the analysis on synthetic logs of honest and of cheating arms.
 
 mod audits;
+mod certificate;
 mod changepoint;
 mod groups;
 mod judge;
@@ -11,6 +12,7 @@ mod sequential;
 mod shapley;
 mod stats;
 mod summary;
+mod telling;
 mod testing;
 
 /// What makes a report rebuildable to the last byte: nothing but its arguments enters.

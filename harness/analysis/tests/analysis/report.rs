@@ -83,7 +83,7 @@ fn the_report_of_a_gate_says_how_many_pairs_ran() {
     };
     let text = run([4, 6]);
     assert!(text.contains("2 cases of 4 to 6 pairs, in turns") && !text.contains("2 trials"), "{text}");
-    assert!(text.contains("With 4 trials the interval"), "{text}");
+    assert!(text.contains("that of 4, the fewest here,"), "{text}");
     assert!(run([8, 8]).contains("2 cases of 8 pairs each, in turns"));
 }
 
@@ -95,7 +95,7 @@ fn everything_is_said() {
         "# A synthetic run\n",
         "**ERROR** · 43 of 45 trials are VALID · 5 of 6 comparisons are VALID",
         "`chronicals/full/padded`",
-        "| ≥ 1.50× | yes |",
+        "| ≥ 1.50× | unclear: pairs 3, needed 5 |",
         "| NOT\\_COMPARABLE |",
         "saw undeclared differences: batches",
         " settings equal: ",
@@ -106,7 +106,7 @@ fn everything_is_said() {
         "expected a finite gradient norm above 0, saw 0 at step 7",
         "out of \\| memory (at step 3); hint: use a \\*smaller\\* batch",
         "`unsloth`: no GPU on this machine; to have it: run on a machine with one",
-        "probability of 75.0 % only",
+        "that of 2, the fewest here, holds the true median with a probability of 50.0 % only",
         "| cpu.model | Model \\| 9 |",
         "| gpus.0.name | none |",
         &"5c".repeat(32),

@@ -164,7 +164,8 @@ fn shapley(summary: &RunSummary) -> Vec<Series> {
         let d = &of.division;
         for (name, f) in d.players.iter().zip(&d.factors) {
             let e = Estimate { median: f.factor, interval: f.interval, n: 1 };
-            add(&mut series, &of.of, colour, Bar::new(name, row, &e));
+            let interval = f.interval.map(|_| "bootstrap over rounds".into());
+            add(&mut series, &of.of, colour, Bar { interval, ..Bar::new(name, row, &e) });
             row += 1;
         }
     }

@@ -6,7 +6,9 @@ mod lines;
 use chronibench_protocol::record::Resolved;
 use serde::Serialize;
 
-use crate::{report::plots::arms, stats::Estimate, summary::RunSummary, trial::TrialLog};
+use crate::{
+    format::interval_name, report::plots::arms, stats::Estimate, summary::RunSummary, trial::TrialLog,
+};
 
 /// One chart.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -67,6 +69,8 @@ struct Bar {
     from: Option<f64>,
     low: Option<f64>,
     high: Option<f64>,
+    /// What these two are.
+    interval: Option<String>,
     dots: Vec<f64>,
     mark: Option<f64>,
 }
@@ -79,6 +83,7 @@ impl Bar {
             value: short(e.median),
             low: e.interval.map(|i| short(i.0)),
             high: e.interval.map(|i| short(i.1)),
+            interval: interval_name([e]),
             ..Self::default()
         }
     }

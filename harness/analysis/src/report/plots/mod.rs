@@ -15,8 +15,8 @@ use chronibench_protocol::record::{Case, Resolved};
 use plotters::style::RGBColor;
 
 use crate::{
-    format::{mib, number, percent, times},
-    stats::median,
+    format::{interval_name, mib, number, percent, times},
+    stats::{Estimate, median},
     summary::{CaseSummary, RunSummary},
     trial::TrialLog,
 };
@@ -165,7 +165,10 @@ fn throughput(resolved: &Resolved, summary: &RunSummary) -> BarPlot {
         })
         .collect();
     let mut keys = arm_keys(resolved, &bars);
-    keys.extend([Key::Dot("one trial".into()), Key::Whisker("95 % interval of the median".into())]);
+    keys.extend([
+        Key::Dot("one trial".into()),
+        Key::Whisker(whisker(summary.cases.iter().filter_map(|c| c.real_tokens_per_s.as_ref()))),
+    ]);
     BarPlot {
         title: "Throughput".into(),
         axis: "real tokens/s (higher is better)".into(),
@@ -244,10 +247,15 @@ fn ablation(summary: &RunSummary) -> BarPlot {
         keys: vec![
             Key::Area("slower without it".into(), PALETTE[1]),
             Key::Area("faster without it".into(), PALETTE[0]),
-            Key::Whisker("95 % interval over rounds".into()),
+            Key::Whisker(whisker(summary.ablations.iter().filter_map(|a| a.result.speed.as_ref()))),
         ],
         bars,
     }
+}
+
+/// What a line with two ends stands for.
+fn whisker<'a>(estimates: impl Iterator<Item = &'a Estimate>) -> String {
+    format!("of the median: {}", interval_name(estimates).unwrap_or_else(|| "no interval".into()))
 }
 
 /// `bfd, 4 rows`: what decides how full the rows are.
