@@ -26,7 +26,15 @@ fn pages(dir: &Path) -> Vec<PathBuf> {
 /// Pages that people read, without published reports.
 fn all() -> Vec<PathBuf> {
     let mut all = pages(&root().join("docs"));
-    let others = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "fuzz/README.md", "data/README.md"];
+    let others = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "fuzz/README.md",
+        "data/README.md",
+        "scenarios/README.md",
+        "reports/README.md",
+    ];
     all.extend(others.map(|name| root().join(name)));
     all
 }
@@ -65,6 +73,41 @@ fn every_page_is_in_the_index() {
         assert!(name == "README.md" || index.contains(&format!("]({name})")), "docs/README.md lacks {name}");
     }
     assert!(text(&root().join("README.md")).contains("](docs/README.md)"));
+}
+
+#[test]
+fn every_scenario_is_in_the_index() {
+    let (folder, index) = (root().join("scenarios"), text(&root().join("scenarios/README.md")));
+    let mut count = 0;
+    for below in ["", "speed", "paper"] {
+        for entry in std::fs::read_dir(folder.join(below)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.ends_with(".yaml") {
+                let link = format!("]({})", Path::new(below).join(name).display());
+                assert!(index.contains(&link), "scenarios/README.md lacks {link}");
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 20, "the walk finds scenarios");
+}
+
+/// What the front page takes over from published runs is in them.
+#[test]
+fn the_front_page_says_what_the_records_say() {
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let front = text(&root().join("README.md"));
+    let claims = text(&root().join("reports/claims.md"));
+    let tally = claims.lines().find(|l| l.contains(" findings: ")).expect("the table has a tally");
+    let tally = tally.trim_end_matches('.');
+    assert!(words(&front).contains(tally), "README.md does not say '{tally}'");
+    let smollm2 = "reports/2026-11-27-smollm2-cpu/README.md";
+    let record = text(&root().join(smollm2));
+    let (_, after) = front.split_once(&format!("]({smollm2})")).expect("README.md has a part of its output");
+    let block = after.split("```").nth(1).expect("a block follows");
+    for line in block.lines().filter(|l| !l.is_empty()) {
+        assert!(record.lines().any(|l| l == line), "{smollm2} has no line '{line}'");
+    }
 }
 
 /// A list item under "Tests": a file, and names of tests in it.

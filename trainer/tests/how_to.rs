@@ -1,105 +1,20 @@
-//! Every page of `docs/how-to`, as a reader follows it: YAML blocks become files, shell blocks run, and what is said to be printed is.
+//! Every page of `docs/how-to` about the trainer, as a reader follows it (`follow`).
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-    process::Command,
-    sync::OnceLock,
-};
+mod follow;
 
+use std::{collections::BTreeSet, path::Path, sync::OnceLock};
+
+use follow::{OF_HARNESS, folder, follow, root};
 use tempfile::TempDir;
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("trainer/ lies in the workspace").to_path_buf()
-}
-
-/// The text of fenced blocks, each with the word behind its fence.
-fn blocks(page: &str) -> Vec<(&str, String)> {
-    let mut blocks: Vec<(&str, String)> = Vec::new();
-    let mut open: Option<(&str, String)> = None;
-    for line in page.lines() {
-        match (line.strip_prefix("```"), &mut open) {
-            (Some(_), Some(_)) => blocks.extend(open.take()),
-            (Some(word), None) => open = Some((word, String::new())),
-            (None, Some((_, text))) => {
-                text.push_str(line);
-                text.push('\n');
-            }
-            (None, None) => {}
-        }
-    }
-    assert!(open.is_none(), "a block does not end");
-    blocks
-}
-
-/// A line without what changes from run to run: numbers, and how wide a column is.
-fn plain(line: &str) -> String {
-    let words = line.split_whitespace().map(|word| word.replace(|c: char| c.is_ascii_digit(), "0"));
-    words.collect::<Vec<_>>().join(" ")
-}
-
-/// Follows a page in a folder; what it prints.
-fn follow(name: &str, dir: &Path) {
-    let page = std::fs::read_to_string(root().join("docs/how-to").join(name)).unwrap();
-    let mut printed = BTreeSet::new();
-    let mut ran = 0;
-    for (word, text) in blocks(&page) {
-        match word {
-            "yaml" => {
-                let file = text.lines().next().and_then(|line| line.strip_prefix("# "));
-                let file = file.unwrap_or_else(|| panic!("{name}: a YAML block that does not say its file"));
-                std::fs::write(dir.join(file), &text).unwrap();
-            }
-            "sh" => {
-                printed.extend(shell(name, &text, dir));
-                ran += 1;
-            }
-            "text" => {
-                for line in text.lines().map(plain) {
-                    assert!(printed.contains(&line), "{name}: nothing printed '{line}': {printed:#?}");
-                }
-            }
-            "" => {}
-            other => panic!("{name}: a block of {other}, which nothing checks"),
-        }
-    }
-    assert!(ran > 0, "{name} runs nothing");
-}
-
-/// Runs lines as a terminal would, but ends at the first that fails.
-fn shell(name: &str, text: &str, dir: &Path) -> Vec<String> {
-    let program = Path::new(env!("CARGO_BIN_EXE_chronicals"));
-    let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
-    let output = Command::new("bash")
-        .args(["-euo", "pipefail", "-c", text])
-        .current_dir(dir)
-        .env("PATH", path)
-        .env("HF_HUB_OFFLINE", "1")
-        .env("HOME", dir)
-        .env_remove("XDG_CACHE_HOME")
-        .output()
-        .unwrap();
-    let all =
-        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    assert!(output.status.success(), "{name}: {} from\n{text}\n{all}", output.status);
-    all.lines().map(plain).collect()
-}
-
-/// A folder that looks like the repository's root as far as pages go.
-fn folder() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for name in ["data", "scenarios", "fuzz", "tests"] {
-        std::os::unix::fs::symlink(root().join(name), dir.path().join(name)).unwrap();
-    }
-    dir
-}
+const PROGRAM: &str = env!("CARGO_BIN_EXE_chronicals");
 
 /// What the first page makes.
 fn made() -> &'static Path {
     static MADE: OnceLock<TempDir> = OnceLock::new();
     let dir = MADE.get_or_init(|| {
         let dir = folder();
-        follow("README.md", dir.path());
+        follow(PROGRAM, "README.md", dir.path());
         dir
     });
     dir.path()
@@ -115,7 +30,7 @@ fn page(name: &str) {
     for file in files.filter(|path| path.is_file()) {
         std::fs::copy(&file, model.join(file.file_name().unwrap())).unwrap();
     }
-    follow(name, dir.path());
+    follow(PROGRAM, name, dir.path());
 }
 
 macro_rules! pages {
@@ -133,7 +48,7 @@ macro_rules! pages {
             let found: BTreeSet<String> =
                 entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
             let run: BTreeSet<String> =
-                [$($page),*].into_iter().chain(["README.md"]).map(String::from).collect();
+                [$($page),*].into_iter().chain(["README.md"]).chain(OF_HARNESS).map(String::from).collect();
             assert_eq!(found, run);
         }
     };
@@ -154,4 +69,5 @@ pages! {
     offline: "offline.md",
     profile: "profile.md",
     plan_memory: "plan-memory.md",
+    gpu: "gpu.md",
 }
