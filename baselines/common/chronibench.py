@@ -341,7 +341,8 @@ def main(adapter, run):
         run(Trial(json.loads(Path(args.spec).read_text()), events, rival))
     except ModuleNotFoundError as e:
         hint = f"chronibench env check {rival['name']}"
-        fail(events, Failure(f"no Python module '{e.name}'", sys.executable, hint, EXIT_ENVIRONMENT))
+        what = f"no Python module '{e.name}'" if e.name else str(e)
+        fail(events, Failure(what, sys.executable, hint, EXIT_ENVIRONMENT))
     except Failure as failure:
         fail(events, failure)
 

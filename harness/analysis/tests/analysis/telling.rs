@@ -38,18 +38,20 @@ fn text_of(r: &Resolved, logs: &[TrialLog]) -> (RunSummary, String) {
     (summary, text)
 }
 
-/// Makes a step longer, and all that comes behind it later.
+/// Makes a step longer, and all that comes behind it later, on both clocks.
 fn stretch(log: &mut TrialLog, step: u32, by_ms: u64) {
-    for s in log.steps.iter_mut().map(|s| &mut s.event).filter(|s| s.step >= step) {
-        s.end_ns += by_ms * MS;
-        if s.step > step {
-            s.start_ns += by_ms * MS;
+    for s in log.steps.iter_mut().filter(|s| s.event.step >= step) {
+        s.recv_ns += by_ms * MS;
+        s.event.end_ns += by_ms * MS;
+        if s.event.step > step {
+            s.event.start_ns += by_ms * MS;
         }
     }
-    for w in log.windows.iter_mut().map(|w| &mut w.event).filter(|w| w.last_step >= step) {
-        w.end_ns += by_ms * MS;
-        if w.first_step > step {
-            w.start_ns += by_ms * MS;
+    for w in log.windows.iter_mut().filter(|w| w.event.last_step >= step) {
+        w.recv_ns += by_ms * MS;
+        w.event.end_ns += by_ms * MS;
+        if w.event.first_step > step {
+            w.event.start_ns += by_ms * MS;
         }
     }
 }
