@@ -177,8 +177,7 @@ class Edges:
                 loss = trainer.model(**micro).loss
             loss.backward()
 
-        hf.rehearse(trainer.train_dataloader.dataset.items, backward, trainer.model)
-        self.taken.forget()
+        hf.rehearse(trainer.train_dataloader.dataset.items, backward, trainer.model, self.taken)
         self.losses = []
         self.log.start()
 

@@ -234,7 +234,7 @@ def tensors(batch, flatten=False):
     return made | {"attention_mask": make(batch.real_mask)}
 
 
-def rehearse(micros, backward, model):
+def rehearse(micros, backward, model, taken):
     """Runs a micro-batch of every shape forward and backward before the first step, without an update: what compiles or is tuned by
     shape would otherwise do so inside a timed step. The native arm rehearses its shapes, too."""
     firsts = {}
@@ -244,6 +244,8 @@ def rehearse(micros, backward, model):
     for micro in firsts.values():
         backward(micro)
     model.zero_grad(set_to_none=True)
+    # They were of no step.
+    taken.ids = []
 
 
 class Taken:
@@ -256,10 +258,6 @@ class Taken:
     def take(self, module, args, kwargs):
         ids = kwargs.get("input_ids", args[0] if args else None)
         self.ids.append(ids.detach().to(torch.int32, copy=True))
-
-    def forget(self):
-        """What was taken so far was no step's."""
-        self.ids = []
 
     def step(self, count):
         """The ids of the last `count` micro-batches."""

@@ -23,8 +23,7 @@ def plain(trial, setting, model, adamw, flatten=False):
         loss.backward()
         return loss.detach()
 
-    hf.rehearse([micro for micros in host for micro in micros], lambda micro: backward(micro, trial.counts(0)["loss"]), model)
-    taken.forget()
+    hf.rehearse([micro for micros in host for micro in micros], lambda micro: backward(micro, trial.counts(0)["loss"]), model, taken)
     log.start()
     for step, micros in enumerate(host):
         targets, lr = trial.counts(step)["loss"], hf.rates(adamw)
@@ -63,12 +62,12 @@ def following(base):
             pinned = self.args.device.type == "cuda"
             return torch.utils.data.DataLoader(self.plan, batch_size=None, shuffle=False, pin_memory=pinned)
 
-        def rehearse(self):
+        def rehearse(self, taken):
             def backward(micro):
                 targets = (micro["labels"] != cb.IGNORED).sum().to(self.args.device)
                 super(Following, self).training_step(self.model_wrapped, dict(micro), targets)
 
-            hf.rehearse(self.plan.items, backward, self.model_wrapped)
+            hf.rehearse(self.plan.items, backward, self.model_wrapped, taken)
 
         def training_step(self, *args, **kwargs):
             loss = super().training_step(*args, **kwargs)
@@ -88,8 +87,7 @@ def edges(trainer, taken):
 
     class Edges(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
-            trainer.rehearse()
-            taken.forget()
+            trainer.rehearse(taken)
             trainer.step_log.start()
 
         def on_pre_optimizer_step(self, args, state, control, **kwargs):

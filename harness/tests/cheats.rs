@@ -83,22 +83,12 @@ fn a_clock_that_lies_is_found_where_little_is_timed() {
     assert!(text.contains("the arm's clock could be off by"), "{text}");
 }
 
-/// Takes a trial out of a folder, and out of its evidence.
-fn take_out(out: &Path, id: &str) {
-    std::fs::remove_file(out.join(format!("events/{id}.jsonl"))).unwrap();
-    let path = out.join("evidence.json");
-    let mut evidence: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    evidence["trials"].as_array_mut().unwrap().retain(|t| t["id"] != id);
-    std::fs::write(&path, evidence.to_string()).unwrap();
-}
-
 #[test]
 fn an_audit_trial_that_is_taken_out_is_missed() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     run(&out, &["-k", "full/on", "--arm", "honest", "--arm", "wrong-learning-rate"]);
-    take_out(&out, "audit-wrong-learning-rate_full_on");
+    common::take_out(&out, "audit-wrong-learning-rate_full_on");
     chronibench().arg("report").arg(&out).assert().code(3);
     let (verdict, why) = &verdicts(&out)["wrong-learning-rate"];
     assert!(*verdict == Verdict::Invalid && why.contains("expected an audit trial of the case"), "{why}");

@@ -18,14 +18,9 @@ fn run() -> Ran {
 
 const HELD: &str = "001-held_full_on";
 
-/// Removes a trial and its entry in the evidence, and renders the rest again.
+/// Takes a trial out, and renders the rest again.
 fn take_out(dir: &Path, id: &str) {
-    std::fs::remove_file(dir.join(format!("events/{id}.jsonl"))).unwrap();
-    let path = dir.join("evidence.json");
-    let mut evidence: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    evidence["trials"].as_array_mut().unwrap().retain(|t| t["id"] != id);
-    std::fs::write(&path, evidence.to_string()).unwrap();
+    common::take_out(dir, id);
     common::chronibench().arg("report").arg(dir).output().unwrap();
 }
 

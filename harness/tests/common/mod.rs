@@ -147,3 +147,13 @@ pub fn compress(file: &Path) {
     encoder.finish().unwrap();
     std::fs::remove_file(file).unwrap();
 }
+
+/// Takes a trial out of a folder, and out of its evidence.
+pub fn take_out(dir: &Path, id: &str) {
+    std::fs::remove_file(dir.join(format!("events/{id}.jsonl"))).unwrap();
+    let path = dir.join("evidence.json");
+    let mut evidence: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    evidence["trials"].as_array_mut().unwrap().retain(|t| t["id"] != id);
+    std::fs::write(&path, evidence.to_string()).unwrap();
+}
