@@ -19,6 +19,8 @@ struct Witness {
     exact: f64,
     /// Sum of the terms' magnitudes.
     terms: f64,
+    /// Magnitude of what is rounded before the last sum, where something is.
+    early: f64,
 }
 
 impl Proof {
@@ -33,11 +35,15 @@ impl Proof {
             let at = c_at + row * p.ldc + column;
             let before = if p.accumulate { c(at) } else { 0.0 };
             let added = before + if p.bias { bias(column) } else { 0.0 };
-            let mut witness = Witness { at, exact: added, terms: added.abs() };
+            let mut witness = Witness { at, exact: added, terms: added.abs(), early: 0.0 };
             for k in 0..p.k {
                 let term = factor * a(a_at + p.a.at(row, k)) * b(b_at + p.b.at(k, column));
                 witness.exact += term;
                 witness.terms += term.abs();
+            }
+            // Algorithms that add to C may round the product to the element type before they do.
+            if p.accumulate {
+                witness.early = (witness.exact - before).abs();
             }
             witness
         };
@@ -47,9 +53,9 @@ impl Proof {
     /// Whether C is that product, as its element type rounds, and a sum in f32.
     pub fn holds<E>(&self, mut read: impl FnMut(usize) -> Result<f32, E>) -> Result<bool, E> {
         let rounding = if self.elem == Elem::Bf16 { 2f64.powi(-8) } else { 2f64.powi(-22) };
-        for Witness { at, exact, terms } in &self.witnesses {
+        for Witness { at, exact, terms, early } in &self.witnesses {
             let off = (f64::from(read(*at)?) - exact).abs();
-            let most = rounding * exact.abs() + 2f64.powi(-15) * terms;
+            let most = rounding * (exact.abs() + early) + 2f64.powi(-15) * terms;
             if off.is_nan() || off > most {
                 return Ok(false);
             }
@@ -81,8 +87,8 @@ mod tests {
     use super::*;
     use crate::gpu::product::{Batch, Factor};
 
-    /// The product, without its last terms.
-    fn computed(p: &Product, operands: [&[f32]; 4], left_out: usize) -> Vec<f32> {
+    /// The product, without its last terms; and rounded before it is added to C, or not.
+    fn computed(p: &Product, operands: [&[f32]; 4], left_out: usize, early: bool) -> Vec<f32> {
         let [a, b, c, bias] = operands.map(|numbers| move |i: usize| numbers[i % numbers.len()]);
         let mut out = vec![f32::NAN; p.spans()[2]];
         for (one, row, column) in (0..p.batch.count)
@@ -92,8 +98,10 @@ mod tests {
             let [a_at, b_at, c_at] = p.batch.strides.map(|stride| one * stride);
             let terms = (0..p.k - left_out).map(|k| a(a_at + p.a.at(row, k)) * b(b_at + p.b.at(k, column)));
             let at = c_at + row * p.ldc + column;
-            let before = if p.accumulate { c(at) } else { 0.0 } + if p.bias { bias(column) } else { 0.0 };
-            out[at] = p.out.decode(&p.out.encode(&[p.factor.value() * terms.sum::<f32>() + before]))[0];
+            let round = |x: f32| p.out.decode(&p.out.encode(&[x]))[0];
+            let own = p.factor.value() * terms.sum::<f32>() + if p.bias { bias(column) } else { 0.0 };
+            let own = if early { round(own) } else { own };
+            out[at] = round(own + if p.accumulate { c(at) } else { 0.0 });
         }
         out
     }
@@ -110,6 +118,11 @@ mod tests {
             Product::linear_forward(8, 16, 1000, Elem::F32),
             // As many rows as columns, of operands that lie alike.
             Product::linear_wgrad(32_768, 16, 16, Elem::Bf16),
+            // Added to C: as adapters' products are, and gradients of micro-batches.
+            Product { accumulate: true, ..Product::linear_forward(24, 16, 512, Elem::Bf16) },
+            Product { accumulate: true, ..Product::linear_forward(1, 8, 16, Elem::Bf16) },
+            Product { accumulate: true, bias: true, factor: Factor::new(-1.5), ..wide },
+            Product { accumulate: true, ..Product::linear_forward(8, 16, 1000, Elem::F32) },
         ];
         for p in all {
             let [a, b, c] = p.spans();
@@ -118,12 +131,14 @@ mod tests {
                 [numbers(0, a, p.elem), numbers(1, b, p.elem), numbers(2, c, p.out), numbers(3, p.n, p.out)];
             let operands = operands.each_ref().map(Vec::as_slice);
             let proof = Proof::new(&p, operands);
-            let holds = |left_out| {
-                let c = computed(&p, operands, left_out);
+            let holds = |left_out, early| {
+                let c = computed(&p, operands, left_out, early);
                 proof.holds(|at| Ok::<_, ()>(c[at])).unwrap()
             };
-            assert!(holds(0), "{}", p.name());
-            assert!(!holds(p.k / 128 + 1), "{}", p.name());
+            for early in [false, p.accumulate] {
+                assert!(holds(0, early), "{}", p.name());
+                assert!(!holds(p.k / 128 + 1, early), "{}", p.name());
+            }
         }
     }
 

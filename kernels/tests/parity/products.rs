@@ -18,8 +18,11 @@ impl Products for OnHost {
             [read(a, spans[0], p.elem)?, read(b, spans[1], p.elem)?, read(c, spans[2], p.out)?, bias]
         };
         multiply(p, &left, &right, &bias, &mut out);
-        // SAFETY: as above; the copy has the length that was read, and ends before this call does.
-        unsafe { result::memcpy_htod_sync(c.0, &p.out.encode(&out)) }.map_err(failed)
+        // SAFETY: as above; the copy has the length that was read.
+        unsafe { result::memcpy_htod_sync(c.0, &p.out.encode(&out)) }.map_err(failed)?;
+        // Copied so far is what a copy from pageable memory waits for, not that it has arrived; and the launches' stream does not wait
+        // for such copies.
+        result::ctx::synchronize().map_err(failed)
     }
 }
 
