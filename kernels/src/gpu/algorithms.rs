@@ -1,6 +1,11 @@
 //! The file of tuned matrix products: one line a product, `NAME = 64 bytes in hexadecimal`.
 
-use std::{collections::BTreeMap, io::Write, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
 
 /// What was found, in memory and, where there is a file, on disk.
 pub(super) struct Algorithms {
@@ -13,8 +18,8 @@ pub(super) struct Algorithms {
 impl Algorithms {
     /// Reads a file; a line that is damaged is left out, and its product is tuned again.
     pub(super) fn load(file: Option<PathBuf>) -> Self {
-        let text = file.as_ref().and_then(|f| std::fs::read_to_string(f).ok()).unwrap_or_default();
-        Self { known: text.lines().filter_map(parse).collect(), file, adopted: BTreeMap::new() }
+        let known = file.as_deref().map(read).unwrap_or_default();
+        Self { known, file, adopted: BTreeMap::new() }
     }
 
     pub(super) fn get(&self, name: &str) -> Option<[u64; 8]> {
@@ -37,17 +42,25 @@ impl Algorithms {
         format!("{name} = {hex}\n")
     }
 
-    /// Keeps a choice. A file that cannot be written only costs the next process its time.
-    pub(super) fn put(&mut self, name: &str, data: [u64; 8]) {
+    /// Keeps a choice, unless another process has kept one meanwhile: which to take. Of several algorithms that are as fast, each process
+    /// might find another to be the fastest, and their sums round otherwise. A file that cannot be written only costs the next
+    /// process its time.
+    pub(super) fn put(&mut self, name: &str, data: [u64; 8]) -> [u64; 8] {
         self.known.insert(name.to_string(), data);
-        if let Some(file) = &self.file {
-            let _ = self.store(file);
+        if let Some(file) = self.file.clone() {
+            let _ = self.store(&file);
         }
+        self.known[name]
     }
 
-    fn store(&self, file: &std::path::Path) -> std::io::Result<()> {
+    /// Adds to the file what it lacks, and takes over what it has.
+    fn store(&mut self, file: &Path) -> io::Result<()> {
         let dir = file.parent().expect("a file in a folder");
         std::fs::create_dir_all(dir)?;
+        // Held until this ends. The file itself is replaced, and a lock of it would be of one that is gone.
+        let lock = File::create(file.with_extension("lock"))?;
+        lock.lock()?;
+        self.known.extend(read(file));
         let mut temporary = tempfile::NamedTempFile::new_in(dir)?;
         for (name, data) in &self.known {
             temporary.write_all(Self::line(name, *data).as_bytes())?;
@@ -55,6 +68,10 @@ impl Algorithms {
         temporary.persist(file)?;
         Ok(())
     }
+}
+
+fn read(file: &Path) -> BTreeMap<String, [u64; 8]> {
+    std::fs::read_to_string(file).unwrap_or_default().lines().filter_map(parse).collect()
 }
 
 fn parse(line: &str) -> Option<(String, [u64; 8])> {
@@ -85,6 +102,29 @@ mod tests {
         let second = Algorithms::load(Some(file));
         assert_eq!(second.get("1x2x3"), Some([1, 2, 3, 4, 5, 6, 7, u64::MAX]));
         assert_eq!((second.get("4x5x6"), second.get("torn")), (None, None));
+    }
+
+    #[test]
+    fn processes_that_tune_at_once_keep_each_others_choices_and_end_with_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("choices.txt");
+        let load = || Algorithms::load(Some(file.clone()));
+        let (mut one, mut other) = (load(), load());
+        assert_eq!(one.put("1x2x3", [1; 8]), [1; 8]);
+        assert_eq!(other.put("4x5x6", [2; 8]), [2; 8]);
+        assert_eq!(other.put("1x2x3", [3; 8]), [1; 8]);
+        let stored = load();
+        assert_eq!(["1x2x3", "4x5x6"].map(|name| stored.get(name)), [Some([1; 8]), Some([2; 8])]);
+        let all = std::thread::scope(|scope| {
+            let load = &load;
+            let put = |i: u64| scope.spawn(move || load().put(&format!("{}x7", i % 4), [i; 8]));
+            let all: Vec<_> = (0..32).map(put).collect();
+            all.into_iter().map(|one| one.join().unwrap()).collect::<Vec<_>>()
+        });
+        let stored = load();
+        for (i, one) in (0u64..).zip(all) {
+            assert_eq!(stored.get(&format!("{}x7", i % 4)), Some(one));
+        }
     }
 
     #[test]

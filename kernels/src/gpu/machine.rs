@@ -42,7 +42,7 @@ pub trait Machine {
     /// As [`Products::product`].
     fn tune(&self, product: &Product) -> Result<(), GpuError>;
 
-    /// Whether [`tune`](Self::tune) needs no memory for operands any more.
+    /// Whether [`tune`](Self::tune) needs no memory for operands.
     fn is_tuned(&self, product: &Product) -> bool;
 
     /// What was chosen by timing for the products so far, for [`adopt`](Self::adopt).

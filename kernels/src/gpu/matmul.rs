@@ -7,7 +7,7 @@ mod tuning;
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     ffi::c_void,
     path::PathBuf,
     rc::Rc,
@@ -15,6 +15,7 @@ use std::{
 
 use cudarc::cublaslt::sys::{self, cublasStatus_t::CUBLAS_STATUS_SUCCESS};
 
+use self::tuning::whole;
 use super::{Buffer, Elem, Gpu, GpuError, Product, Products, Ptr, algorithms::Algorithms, product::Matrix};
 
 /// Workspace of every product: what the library's documentation recommends for Hopper.
@@ -27,6 +28,8 @@ pub struct Matmul<'a> {
     workspace: Buffer,
     plans: RefCell<HashMap<Product, Rc<Plan>>>,
     algorithms: RefCell<Algorithms>,
+    /// Kernels of the library that ran in this process.
+    loaded: RefCell<HashSet<Kernel>>,
     /// Device and version of the library: what choices are good for.
     of: String,
 }
@@ -37,6 +40,25 @@ struct Plan {
     /// Of the library's A, B and C: column-major, so our B, A and C.
     layouts: [sys::cublasLtMatrixLayout_t; 3],
     algorithm: RefCell<sys::cublasLtMatmulAlgo_t>,
+}
+
+/// What the library's kernel for a product depends on, besides its alignment, which is always that of 8 elements.
+#[derive(PartialEq, Eq, Hash)]
+struct Kernel {
+    algorithm: [u64; 8],
+    transposed: [bool; 2],
+    elems: [Elem; 2],
+    bias: bool,
+    accumulate: bool,
+    batched: bool,
+}
+
+impl Kernel {
+    fn of(p: &Product, algorithm: [u64; 8]) -> Self {
+        let (transposed, elems) = ([p.a.transposed, p.b.transposed], [p.elem, p.out]);
+        let Product { bias, accumulate, batch, .. } = *p;
+        Self { algorithm, transposed, elems, bias, accumulate, batched: batch.count > 1 }
+    }
 }
 
 fn check(at: &str, status: sys::cublasStatus_t) -> Result<(), GpuError> {
@@ -72,7 +94,8 @@ impl<'a> Matmul<'a> {
         let version = unsafe { sys::cublasLtGetVersion() };
         let of = format!("{}-{version}", on.name().replace(' ', "-"));
         let algorithms = RefCell::new(Algorithms::load(folder.map(|f| f.join(format!("{of}-proved.txt")))));
-        Ok(Self { on, handle, workspace, plans: RefCell::default(), algorithms, of })
+        let (plans, loaded) = (RefCell::default(), RefCell::default());
+        Ok(Self { on, handle, workspace, plans, algorithms, loaded, of })
     }
 
     unsafe fn launch(
@@ -127,8 +150,8 @@ impl<'a> Matmul<'a> {
             Some(data) => data,
             None => {
                 let best = self.fastest(&plan)?;
-                self.algorithms.borrow_mut().put(&name, best.data);
-                best.data
+                self.loaded.borrow_mut().insert(Kernel::of(product, best.data));
+                self.algorithms.borrow_mut().put(&name, best.data)
             }
         };
         plan.algorithm.borrow_mut().data = data;
@@ -137,18 +160,37 @@ impl<'a> Matmul<'a> {
         Ok(plan)
     }
 
-    /// Plans a product and, if nobody did so before on this kind of device, tunes it, which takes operands of its extents and
-    /// frees them again.
+    /// Plans a product; tunes it, if nobody did so before on this kind of device; and runs it once, if its kernel has not run in
+    /// this process: the driver loads a kernel when it is first launched, and a step would wait for that. Takes operands of the product's
+    /// extents, and frees them again.
     ///
     /// # Errors
     /// The shape has no algorithm, or there is no room for the operands.
     pub fn tune(&self, product: &Product) -> Result<(), GpuError> {
-        self.plan(product).map(drop)
+        let plan = self.plan(product)?;
+        if self.loaded.borrow_mut().insert(Kernel::of(product, plan.algorithm.borrow().data)) {
+            self.load(&plan)?;
+        }
+        Ok(())
     }
 
-    /// Whether somebody did so before.
+    /// Runs a product on operands of any values, all of them in the same memory.
+    fn load(&self, plan: &Plan) -> Result<(), GpuError> {
+        let p = &plan.product;
+        let [a, b, c] = p.spans();
+        let extents = [(a, p.elem), (b, p.elem), (c, p.out), (p.n, p.out)];
+        let bytes = extents.map(|(len, elem)| whole(len) * elem.bytes()).into_iter().max();
+        let any = self.on.alloc(bytes.unwrap_or_default())?;
+        let at = any.ptr();
+        // SAFETY: the memory has the extents of every operand, and lives until the GPU is synchronised; nobody reads what is left there.
+        unsafe { self.launch(plan, &plan.algorithm.borrow(), at, at, at, at)? };
+        self.on.synchronise()
+    }
+
+    /// Whether [`tune`](Self::tune) has nothing left to do but to plan.
     pub fn is_tuned(&self, product: &Product) -> bool {
-        self.algorithms.borrow().get(&product.name()).is_some()
+        let known = self.algorithms.borrow().get(&product.name());
+        known.is_some_and(|algorithm| self.loaded.borrow().contains(&Kernel::of(product, algorithm)))
     }
 
     /// The choices of every product that was planned, or adopted: device and library, then a line each.

@@ -24,6 +24,7 @@ mod rmsnorm;
 mod smoke;
 mod swiglu;
 mod swiglu_adapted;
+mod tuning;
 
 /// The same checks on either machine. In this order: checks of kernels, which `smoke` runs too; others; those that
 /// would take the emulator too long.
@@ -91,6 +92,7 @@ parity! {
     matmul { products, batches }
     ;
     graph { replays }
+    tuning { once }
     long {
         attention, embedding, linear_ce, linear_ce_rows, lora, qk_norm, qk_rope, rmsnorm, rmsnorm_residual, swiglu,
         swiglu_adapted,

@@ -154,6 +154,6 @@ impl Matmul<'_> {
 }
 
 /// Elements that an operand of `len` takes: whole packs, as algorithms read the pack in which a row ends.
-fn whole(len: usize) -> usize {
+pub(super) fn whole(len: usize) -> usize {
     len.max(1).next_multiple_of(8)
 }
