@@ -1,14 +1,14 @@
-//! safetensors files, and the shards of an index.
+//! safetensors files, and the shards of an index, mapped into memory: tensors are converted where they lie, without a copy of their bytes.
 
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::Read,
-    os::unix::fs::FileExt,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
 use half::{bf16, f16};
+use memmap2::{Mmap, UncheckedAdvice};
 use rayon::prelude::*;
 use safetensors::{Dtype, tensor::Metadata};
 use serde::Deserialize;
@@ -19,15 +19,12 @@ use crate::error::Error;
 /// No honest header is larger; a damaged length would otherwise ask for that much memory.
 const MAX_HEADER: u64 = 100 << 20;
 
-/// Bytes that are compared at once.
-const PIECE: usize = 1 << 20;
-
 /// One file.
 struct Part {
     path: PathBuf,
-    file: File,
+    map: Mmap,
     /// First byte behind the header.
-    start: u64,
+    start: usize,
     meta: Metadata,
 }
 
@@ -129,12 +126,33 @@ impl Tensors for Shards {
 
 impl Part {
     fn open(path: &Path) -> Result<Self, Error> {
-        let mut file = File::open(path).map_err(|e| Error::io(path, &e))?;
-        let (start, meta) = read_header(&mut file, path)?;
-        Ok(Self { path: path.to_path_buf(), file, start, meta })
+        let failed = |e| Error::io(path, &e);
+        let file = File::open(path).map_err(failed)?;
+        // Nothing has no map.
+        if file.metadata().map_err(failed)?.len() == 0 {
+            return Err(damaged(path, "it is empty"));
+        }
+        // SAFETY: nobody here writes to a model's files in place: they are replaced. Another program that cuts one off while it is read ends
+        // this one by a signal.
+        let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+        let (start, meta) = read_header(&map, path)?;
+        Ok(Self { path: path.to_path_buf(), map, start, meta })
     }
 
-    /// Compares bytes a piece at a time: the tensors that are compared are a model's largest.
+    /// Where a tensor lies in the file.
+    fn range(&self, name: &str) -> Option<Range<usize>> {
+        let (begin, end) = self.meta.info(name)?.data_offsets;
+        Some(self.start + begin..self.start + end)
+    }
+
+    /// Lets go of pages that were read, which would count as this process's memory until it ends.
+    fn release(&self, range: Range<usize>) {
+        // SAFETY: the pages are those of a file and nobody writes to them: who reads them again gets the same from it. Without the advice they
+        // stay, no more.
+        let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+    }
+
+    /// Compares bytes, or numbers where the types differ.
     fn equal(&self, name: &str, other: &Self, other_name: &str) -> Result<bool, Error> {
         let (Some(a), Some(b)) = (self.meta.info(name), other.meta.info(other_name)) else {
             return Ok(false);
@@ -146,66 +164,62 @@ impl Part {
             let (a, b) = (self.read(name)?, other.read(other_name)?);
             return Ok(a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits()));
         }
-        let length = a.data_offsets.1 - a.data_offsets.0;
-        let (mut left, mut right) = (vec![0; length.min(PIECE)], vec![0; length.min(PIECE)]);
-        for at in (0..length).step_by(PIECE) {
-            let n = PIECE.min(length - at);
-            for (part, info, bytes) in [(self, a, &mut left), (other, b, &mut right)] {
-                let from = part.start + (info.data_offsets.0 + at) as u64;
-                part.file.read_exact_at(&mut bytes[..n], from).map_err(|e| Error::io(&part.path, &e))?;
-            }
-            if left[..n] != right[..n] {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        let (Some(a), Some(b)) = (self.range(name), other.range(other_name)) else { return Ok(false) };
+        let equal = self.map[a.clone()] == other.map[b.clone()];
+        self.release(a);
+        other.release(b);
+        Ok(equal)
     }
 
     fn read(&self, name: &str) -> Result<Vec<f32>, Error> {
         let info = self.meta.info(name).expect("the index was checked against the shard");
-        let (begin, end) = info.data_offsets;
-        let mut bytes = vec![0; end - begin];
-        let failed = |e| Error::io(&self.path, &e);
-        self.file.read_exact_at(&mut bytes, self.start + begin as u64).map_err(failed)?;
-        match info.dtype {
-            Dtype::F32 => Ok(bytes.as_chunks::<4>().0.par_iter().map(|&b| f32::from_le_bytes(b)).collect()),
+        let range = self.range(name).expect("as above");
+        let bytes = &self.map[range.clone()];
+        let values = match info.dtype {
+            Dtype::F32 => bytes.as_chunks::<4>().0.par_iter().map(|&b| f32::from_le_bytes(b)).collect(),
             Dtype::BF16 => {
-                Ok(bytes.as_chunks::<2>().0.par_iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect())
+                bytes.as_chunks::<2>().0.par_iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect()
             }
             Dtype::F16 => {
-                Ok(bytes.as_chunks::<2>().0.par_iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect())
+                bytes.as_chunks::<2>().0.par_iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect()
             }
-            other => Err(Error::new(
-                format!("dtype {other:?} is not supported"),
-                format!("{name} in {}", self.path.display()),
-            )
-            .hint("convert the weights to F32, BF16 or F16")),
-        }
+            other => {
+                return Err(Error::new(
+                    format!("dtype {other:?} is not supported"),
+                    format!("{name} in {}", self.path.display()),
+                )
+                .hint("convert the weights to F32, BF16 or F16"));
+            }
+        };
+        self.release(range);
+        Ok(values)
     }
 }
 
-fn read_header(file: &mut File, path: &Path) -> Result<(u64, Metadata), Error> {
-    let damaged = |what: String| {
-        Error::new(format!("not a whole safetensors file: {what}"), path.display().to_string())
-            .hint("fetch or write the file again")
+fn damaged(path: &Path, what: impl std::fmt::Display) -> Error {
+    Error::new(format!("not a whole safetensors file: {what}"), path.display().to_string())
+        .hint("fetch or write the file again")
+}
+
+/// Where the tensors begin, and the header, whose places all lie in the file.
+fn read_header(bytes: &[u8], path: &Path) -> Result<(usize, Metadata), Error> {
+    let Some((head, rest)) = bytes.split_first_chunk::<8>() else {
+        return Err(damaged(path, "shorter than 8 bytes"));
     };
-    let size = file.metadata().map_err(|e| Error::io(path, &e))?.len();
-    let mut head = [0u8; 8];
-    file.read_exact(&mut head).map_err(|_| damaged("shorter than 8 bytes".into()))?;
-    let n = u64::from_le_bytes(head);
-    if n > MAX_HEADER || n + 8 > size {
-        return Err(damaged(format!("it claims a header of {n} bytes in a file of {size}")));
+    let n = u64::from_le_bytes(*head);
+    if n > MAX_HEADER || n > rest.len() as u64 {
+        let size = bytes.len();
+        return Err(damaged(path, format!("it claims a header of {n} bytes in a file of {size}")));
     }
-    let mut header = vec![0; n as usize];
-    file.read_exact(&mut header).map_err(|e| Error::io(path, &e))?;
-    let meta: Metadata = serde_json::from_slice(&header).map_err(|e| damaged(e.to_string()))?;
-    let data = size - 8 - n;
+    let (header, data) = rest.split_at(n as usize);
+    let meta: Metadata = serde_json::from_slice(header).map_err(|e| damaged(path, e))?;
     for (name, info) in meta.tensors() {
         let (begin, end) = info.data_offsets;
         let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |bits, &n| bits.checked_mul(n));
-        if begin > end || end as u64 > data || bits != (end - begin).checked_mul(8) {
-            return Err(damaged(format!("'{name}' is said to lie at bytes {begin}..{end} of {data}")));
+        if begin > end || end > data.len() || bits != (end - begin).checked_mul(8) {
+            let what = format!("'{name}' is said to lie at bytes {begin}..{end} of {}", data.len());
+            return Err(damaged(path, what));
         }
     }
-    Ok((8 + n, meta))
+    Ok((8 + header.len(), meta))
 }
