@@ -75,6 +75,9 @@ pub struct PreparePlan {
 pub struct PrepareWeights {
     /// Where the model's go.
     pub path: PathBuf,
+    /// A Hugging Face folder whose weights they are; drawn without.
+    #[serde(default)]
+    pub given: Option<PathBuf>,
     /// Seed.
     pub seed: u64,
     /// Training that they get first.
@@ -216,7 +219,7 @@ impl Inputs {
         sum
     }
 
-    /// Deletes the weights, which are large and follow from config and seed; tokens and plans stay.
+    /// Deletes the weights, which are large and follow from config and seed, or from a model's folder; tokens and plans stay.
     pub fn delete_weights(&self) -> Result<()> {
         let Some(weights) = &self.spec.weights else { return Ok(()) };
         for path in weights.adapters.iter().map(|a| &a.path).chain([&weights.path]) {
@@ -267,6 +270,7 @@ fn prepare_spec(setup: &Setup, dir: &Path, extent: Extent) -> PrepareSpec {
     });
     let weights = (extent == Extent::Everything).then(|| PrepareWeights {
         path: dir.join("init.safetensors"),
+        given: setup.weights.clone(),
         seed: r.model.init_seed,
         pretrain,
         bf16: r.cases.iter().any(|c| c.device != "cpu" && c.precision.dtype != Some(Dtype::F32)),

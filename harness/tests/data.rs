@@ -96,3 +96,42 @@ fn data_that_does_not_suit_its_settings_is_told_before_any_trial() {
         let _ = std::fs::remove_dir_all(dir.join("out"));
     }
 }
+
+/// Exit code and output of a run of the scenario that starts from weights in `model`.
+fn run_given(dir: &Path, out: &str) -> (i32, String) {
+    let text = format!("{HEAD}{HONEST}");
+    let before = text.lines().find(|line| line.starts_with("model:")).unwrap();
+    let file =
+        scenario(dir, &text.replace(before, "model: { config: config.json, weights: model, init_seed: 9 }"));
+    let args = ["--trials", "1", "--keep-inputs", "--out", out];
+    let ran = chronibench().arg("run").arg(file).args(args).current_dir(dir).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (ran.status.code().unwrap_or(-1), text(&ran.stdout) + &text(&ran.stderr))
+}
+
+#[test]
+fn a_run_starts_from_weights_that_there_are() {
+    let dir = folder();
+    let dir = dir.path();
+    let missing = run_given(dir, "missing");
+    assert!(missing.0 == 5 && missing.1.contains("weights 'model' cannot be read"), "{}", missing.1);
+    std::fs::create_dir(dir.join("model")).unwrap();
+    let weights = dir.join("model/model.safetensors");
+    chronicals::init::write_initial_weights(&dir.join("config.json"), 7, true, &weights).unwrap();
+    let (code, output) = run_given(dir, "out");
+    assert_eq!(code, 0, "{output}");
+    let given = std::fs::read(&weights).unwrap();
+    assert_eq!(std::fs::read(dir.join("out/inputs/init.safetensors")).unwrap(), given);
+    let hash = chronibench_protocol::digest::sha256_hex(&given);
+    let resolved = std::fs::read_to_string(dir.join("out/resolved.yaml")).unwrap();
+    assert!(resolved.contains(&hash), "{resolved}");
+    let report = std::fs::read_to_string(dir.join("out/report.md")).unwrap();
+    assert!(report.contains(&format!("starting weights of `model` (SHA-256 {})", &hash[..12])), "{report}");
+
+    let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
+    let larger = config.replace("\"num_hidden_layers\": 1", "\"num_hidden_layers\": 2");
+    assert_ne!(larger, config);
+    std::fs::write(dir.join("config.json"), larger).unwrap();
+    let wrong = run_given(dir, "wrong");
+    assert!(wrong.0 == 2 && wrong.1.contains("layers.1."), "{} {}", wrong.0, wrong.1);
+}

@@ -13,8 +13,12 @@ use crate::{
     backend::{Backend, View},
     config::ModelConfig,
     error::Error,
-    formats::write::{self, Entry, Stored},
+    formats::{
+        self,
+        write::{self, Entry, Stored},
+    },
     params::{Layout, Tensor},
+    weights,
 };
 
 /// Values that one thread draws at a time.
@@ -91,6 +95,17 @@ pub fn write_initial_weights(config: &Path, seed: u64, bf16: bool, out: &Path) -
     write_drawn(&c, &Layout::model(&c), seed, bf16, out)
 }
 
+/// Writes the weights of a model that there is, as [`write_initial_weights`] does.
+///
+/// # Errors
+/// As [`write_initial_weights`], and when these are no weights of such a model; the tensor is named.
+pub fn write_given_weights(config: &Path, model: &Path, bf16: bool, out: &Path) -> Result<(), Error> {
+    let layout = Layout::model(&ModelConfig::load(config)?);
+    let file = formats::open(model)?;
+    weights::check(&*file, &layout)?;
+    write_values(&layout, bf16, out, |t| weights::read(&*file, &t.name))
+}
+
 /// Writes fresh adapters under PEFT names, as [`write_initial_weights`] does.
 ///
 /// # Errors
@@ -113,15 +128,25 @@ pub fn write_initial_adapter(
     write_drawn(&c, &Layout::adapters(&c, lora)?, seed, bf16, out)
 }
 
-/// Every tensor is drawn when it is written: a model need not fit into memory.
 fn write_drawn(c: &ModelConfig, layout: &Layout, seed: u64, bf16: bool, out: &Path) -> Result<(), Error> {
-    let values = move |t: &Tensor| {
-        let drawn = draw(t, seed, c.initializer_range);
-        if bf16 { Elem::Bf16.decode(&Elem::Bf16.encode(&drawn)) } else { drawn }
+    write_values(layout, bf16, out, |t| Ok(draw(t, seed, c.initializer_range)))
+}
+
+/// Every tensor is made when it is written: a model need not fit into memory.
+fn write_values(
+    layout: &Layout,
+    bf16: bool,
+    out: &Path,
+    values: impl Fn(&Tensor) -> Result<Vec<f32>, Error>,
+) -> Result<(), Error> {
+    let values = &values;
+    let rounded = move |t: &Tensor| {
+        let exact = values(t)?;
+        Ok(if bf16 { Elem::Bf16.decode(&Elem::Bf16.encode(&exact)) } else { exact })
     };
     let tensors = layout.tensors.iter();
     let entries: Vec<Entry<'_>> =
-        tensors.map(|t| Entry::new(&t.name, &t.shape, move || Ok(values(t)))).collect();
+        tensors.map(|t| Entry::new(&t.name, &t.shape, move || rounded(t))).collect();
     write::tensors(&entries, Stored::F32, out)
 }
 

@@ -17,8 +17,8 @@ use crate::{
 pub use crate::{
     data::ResolvedData,
     resolved::{
-        Ablation, BatchArgs, Case, Comparison, Factorial, Packing, Resolved, ResolvedModel, Skipped,
-        SweepCell,
+        Ablation, BatchArgs, Case, Comparison, Factorial, Packing, Resolved, ResolvedModel, ResolvedWeights,
+        Skipped, SweepCell,
     },
     sample::{GpuSample, Sample},
 };

@@ -70,10 +70,23 @@ pub struct ResolvedModel {
     pub config: String,
     /// Hash of that file.
     pub sha256: String,
-    /// Seed of the starting weights.
+    /// Where the starting weights are from; without, they are drawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<ResolvedWeights>,
+    /// Seed of starting weights that are drawn: the model's, and adapters'.
     pub init_seed: u64,
     /// Steps of full fine-tuning that the starting weights got first, shared by all arms.
     pub pretrain_steps: u32,
+}
+
+/// Weights that a run starts from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResolvedWeights {
+    /// The folder or file as the scenario names it.
+    pub path: String,
+    /// Hash of the file; of several, of their hashes in the order of their names.
+    pub sha256: String,
 }
 
 /// One cell of the matrix for one arm.

@@ -99,7 +99,10 @@ fn default_retries() -> u32 {
 pub struct RawModel {
     /// Hugging Face `config.json`.
     pub config: Word,
-    /// Seed of the starting weights.
+    /// Hugging Face folder, or file of safetensors, with the starting weights; they are drawn without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<Word>,
+    /// Seed of starting weights that are drawn: the model's, and adapters'.
     #[serde(default)]
     pub init_seed: u64,
     /// Full fine-tuning given to the starting weights once, before any trial, shared by all arms.

@@ -7,8 +7,8 @@ use std::{
 };
 
 use chronibench_protocol::{
-    digest::sha256_hex,
-    record::{Case, Resolved, ResolvedData, ResolvedModel, Skipped},
+    digest::{sha256_hex, sha256_of_file},
+    record::{Case, Resolved, ResolvedData, ResolvedModel, ResolvedWeights, Skipped},
 };
 
 use super::{
@@ -52,6 +52,8 @@ pub struct Setup {
     pub changed_sha256: String,
     /// Model config, absolute.
     pub config: PathBuf,
+    /// Folder or file of the starting weights, absolute; they are drawn without.
+    pub weights: Option<PathBuf>,
     /// Data set, absolute.
     pub data: PathBuf,
     /// Tokenizer, absolute.
@@ -104,6 +106,8 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
     let (cases, skipped) = selected(cases, filter, raw)?;
     let base = scenario.path.parent().unwrap_or(Path::new(""));
     let config = find(base, &raw.model.config, "model config", source)?;
+    let weights = raw.model.weights.as_ref();
+    let weights = weights.map(|word| find(base, word, "weights", source)).transpose()?;
     let data = find(base, &raw.data.path, "data set", source)?;
     let tokenizer = find(base, &raw.data.tokenizer, "tokenizer", source)?;
     let chat_template = raw.data.chat_template_path.as_ref();
@@ -117,7 +121,7 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
         description: raw.description.clone(),
         scenario_sha256: sha256_hex(scenario.original.as_bytes()),
         data: resolved_data(raw, &data)?,
-        model: resolved_model(raw, &config)?,
+        model: resolved_model(raw, &config, weights.as_deref())?,
         trials: raw.trials,
         timeout_s: raw.timeout_s,
         retries: raw.retries,
@@ -138,6 +142,7 @@ pub fn resolve(scenario: &Scenario, offer: &Offer, filter: &Filter) -> Result<Se
         file: scenario.path.clone(),
         changed_sha256: sha256_hex(source.text.as_bytes()),
         config,
+        weights,
         data,
         tokenizer,
         chat_template,
@@ -201,6 +206,19 @@ pub(crate) fn hashed(path: &Path) -> Result<String> {
     Ok(sha256_hex(&std::fs::read(path).at(path)?))
 }
 
+/// Of a file of weights, or of all in a folder.
+fn hashed_weights(path: &Path) -> Result<String> {
+    let mut files = vec![path.to_path_buf()];
+    if path.is_dir() {
+        let all = std::fs::read_dir(path).at(path)?.map(|entry| Ok(entry.at(path)?.path()));
+        files = all.collect::<Result<_>>()?;
+        files.retain(|f| f.extension().is_some_and(|e| e == "safetensors"));
+        files.sort();
+    }
+    let hashes = files.iter().map(|f| sha256_of_file(f).at(f)).collect::<Result<Vec<_>>>()?;
+    Ok(if let [one] = &hashes[..] { one.clone() } else { sha256_hex(hashes.concat().as_bytes()) })
+}
+
 fn resolved_data(raw: &raw::Raw, path: &Path) -> Result<ResolvedData> {
     let d = &raw.data;
     Ok(ResolvedData {
@@ -225,10 +243,14 @@ fn resolved_data(raw: &raw::Raw, path: &Path) -> Result<ResolvedData> {
     })
 }
 
-fn resolved_model(raw: &raw::Raw, path: &Path) -> Result<ResolvedModel> {
+fn resolved_model(raw: &raw::Raw, path: &Path, weights: Option<&Path>) -> Result<ResolvedModel> {
+    let of = |(word, path): (&Word, &Path)| {
+        Ok(ResolvedWeights { path: word.text.clone(), sha256: hashed_weights(path)? })
+    };
     Ok(ResolvedModel {
         config: raw.model.config.text.clone(),
         sha256: hashed(path)?,
+        weights: raw.model.weights.as_ref().zip(weights).map(of).transpose()?,
         init_seed: raw.model.init_seed,
         pretrain_steps: raw.model.pretrain.as_ref().map_or(0, |p| p.steps),
     })

@@ -84,6 +84,11 @@ pub fn write_weights(config: &Path, seed: u64, bf16: bool, out: &Path) -> Result
     chronicals::init::write_initial_weights(config, seed, bf16, out).map_err(Failure::from)
 }
 
+/// The weights of a model that there is.
+pub fn write_given_weights(config: &Path, model: &Path, bf16: bool, out: &Path) -> Result<(), Failure> {
+    chronicals::init::write_given_weights(config, model, bf16, out).map_err(Failure::from)
+}
+
 /// Fresh adapters.
 pub fn write_adapter(
     config: &Path,

@@ -58,15 +58,15 @@ fn write_plan(
 fn write_weights(spec: &PrepareSpec, w: &PrepareWeights, tokens: &TokenStore, pad: u32) -> Prepared<()> {
     let failed = |f: Failure| (Exit::Usage, f);
     match &w.pretrain {
-        None => native::write_weights(&spec.config, w.seed, w.bf16, &w.path).map_err(failed)?,
+        None => first_weights(spec, w, w.bf16, &w.path).map_err(failed)?,
         Some(pretrain) => {
-            let random = w.path.with_extension("random");
-            native::write_weights(&spec.config, w.seed, false, &random).map_err(failed)?;
+            let first = w.path.with_extension("first");
+            first_weights(spec, w, false, &first).map_err(failed)?;
             // Another order of samples than the trials', which would else begin with batches seen before.
             write_plan(spec, &pretrain.plan, tokens, pad, spec.data.settings.seed.wrapping_add(1))?;
-            let trial = pretraining(spec, w, pretrain, &random);
+            let trial = pretraining(spec, w, pretrain, &first);
             native::train(&trial, &mut |_| Ok(())).map_err(|(_, f)| failed(f))?;
-            std::fs::remove_file(&random).map_err(|e| environment(&e, &random))?;
+            std::fs::remove_file(&first).map_err(|e| environment(&e, &first))?;
             if w.bf16 {
                 native::round_weights(&w.path).map_err(failed)?;
             }
@@ -78,13 +78,21 @@ fn write_weights(spec: &PrepareSpec, w: &PrepareWeights, tokens: &TokenStore, pa
     })
 }
 
+/// Weights before any training: a model's, or drawn.
+fn first_weights(spec: &PrepareSpec, w: &PrepareWeights, bf16: bool, out: &Path) -> Result<(), Failure> {
+    match &w.given {
+        Some(model) => native::write_given_weights(&spec.config, model, bf16, out),
+        None => native::write_weights(&spec.config, w.seed, bf16, out),
+    }
+}
+
 /// The pretraining as a trial of the native arm that saves its weights.
-fn pretraining(spec: &PrepareSpec, w: &PrepareWeights, p: &Pretrain, random: &Path) -> Spec {
+fn pretraining(spec: &PrepareSpec, w: &PrepareWeights, p: &Pretrain, first: &Path) -> Spec {
     Spec {
         protocol: PROTOCOL.into(),
         trial_id: "pretrain".into(),
         arm: "pretrain".into(),
-        model: ModelSpec { config: spec.config.clone(), weights: random.to_path_buf() },
+        model: ModelSpec { config: spec.config.clone(), weights: first.to_path_buf() },
         data: DataSpec { tokens: spec.tokens.clone(), plan: p.plan.path.clone() },
         method: Method::Full {},
         train: TrainArgs {

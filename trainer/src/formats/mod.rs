@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `safetensors` | one file, or the shards of an index |
+//! | `safetensors` | one file, or the shards of an index, mapped into memory |
 //! | `gguf` | llama.cpp's files: config, tokenizer and dequantised tensors under Hugging Face names |
 //! | `write` | safetensors files and folders, rounded once and put in place whole |
 //! | `folder` | a whole model, and its way into a Hugging Face folder; adapters merged |
@@ -10,8 +10,7 @@
 //! | `hub` | repositories of Hugging Face's hub, fetched into its cache |
 //! | `peft` | the settings beside an adapter |
 //!
-//! Tensors are read and written one at a time, so that a model is never in memory twice. Files are read by position and not mapped:
-//! a file that is cut short while it is read is then an error, not the end of the process.
+//! Tensors are read and written one at a time, so that a model is never in memory twice.
 
 pub mod beside;
 pub mod folder;

@@ -149,7 +149,8 @@ impl Part {
     fn release(&self, range: Range<usize>) {
         // SAFETY: the pages are those of a file and nobody writes to them: who reads them again gets the same from it. Without the advice they
         // stay, no more.
-        let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        let _ =
+            unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
     }
 
     /// Compares bytes, or numbers where the types differ.

@@ -78,18 +78,23 @@ fn opening(resolved: &Resolved, summary: &RunSummary) -> String {
         0 => String::new(),
         n => format!(" and {n} steps of full fine-tuning that all arms share"),
     };
+    let weights = match &model.weights {
+        None => format!("from seed {}", model.init_seed),
+        Some(given) => {
+            format!("of {} (SHA-256 {})", code(&given.path), &given.sha256[..given.sha256.len().min(12)])
+        }
+    };
     let mut arms: Vec<String> = resolved.cases.iter().map(|c| code(&c.arm)).collect();
     let mut seen = std::collections::BTreeSet::new();
     arms.retain(|a| seen.insert(a.clone()));
     out += &format!(
         "\n- **Arms**: {}; {}, every trial in a process of its own\n\
-         - **Model**: {}, starting weights from seed {}{pretrained}\n\
+         - **Model**: {}, starting weights {weights}{pretrained}\n\
          - **Data**: {}, template {}, {samples}, loss on {learned}, order from seed {}\n\
          - **Steps**: {} untimed, then {} timed in windows of {}\n",
         arms.join(", "),
         ran(resolved, summary),
         code(&model.config),
-        model.init_seed,
         code(&data.path),
         code(&data.template),
         data.seed,

@@ -94,6 +94,7 @@ pub fn resolved(cases: Vec<Case>, trials: u32) -> Resolved {
         model: ResolvedModel {
             config: "models/tiny-qwen2.json".into(),
             sha256: "ab".repeat(32),
+            weights: None,
             init_seed: 1,
             pretrain_steps: 40,
         },
