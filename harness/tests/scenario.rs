@@ -71,6 +71,14 @@ fn more_time_and_steps_than_anybody_waits_for() {
     }
 }
 
+/// Every trial would be INVALID in the end.
+#[test]
+fn fewer_steps_than_a_verdict_takes() {
+    let text = message("untimed_steps: 2,", "untimed_steps: 0,");
+    assert!(text.contains("measure has 8 steps, and no trial of fewer than 9 is VALID"), "{text}");
+    assert!(text.starts_with("[exit 2]"), "{text}");
+}
+
 #[test]
 fn unknown_kernel_seam() {
     let arm = "steady: { runner: native, kernels: { nrom: eager } }";

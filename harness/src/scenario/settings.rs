@@ -1,5 +1,6 @@
 //! The settings of one case: what its axes say, put together.
 
+use chronibench_analysis::stats::LOSS_FALL_MIN_STEPS;
 use chronibench_protocol::{
     record::{BatchArgs, Packing},
     spec::{LORA_TARGETS, LoraArgs, Method, TrainArgs},
@@ -144,7 +145,15 @@ pub fn check_measure(raw: &super::raw::Raw, source: &Source) -> Result<()> {
             "e.g. timed_steps: 12 with window_steps: 4",
         );
     }
-    if u64::from(m.untimed_steps) + u64::from(m.timed_steps) > MOST_STEPS {
+    let steps = u64::from(m.untimed_steps) + u64::from(m.timed_steps);
+    if steps < LOSS_FALL_MIN_STEPS as u64 {
+        let what = format!(
+            "measure has {steps} steps, and no trial of fewer than {LOSS_FALL_MIN_STEPS} is VALID: its falling loss \
+             could not be told from noise"
+        );
+        return wrong(&what, "e.g. untimed_steps: 2 and timed_steps: 12");
+    }
+    if steps > MOST_STEPS {
         return wrong("measure has more than ten million steps", "e.g. untimed_steps: 4 and timed_steps: 12");
     }
     let limits = [

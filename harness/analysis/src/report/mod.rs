@@ -80,9 +80,7 @@ fn opening(resolved: &Resolved, summary: &RunSummary) -> String {
     };
     let weights = match &model.weights {
         None => format!("from seed {}", model.init_seed),
-        Some(given) => {
-            format!("of {} (SHA-256 {})", code(&given.path), &given.sha256[..given.sha256.len().min(12)])
-        }
+        Some(given) => format!("of {} (SHA-256 {:.12})", code(&given.path), given.sha256),
     };
     let mut arms: Vec<String> = resolved.cases.iter().map(|c| code(&c.arm)).collect();
     let mut seen = std::collections::BTreeSet::new();
