@@ -27,14 +27,13 @@ fn with_conversations(dir: &Path) {
     std::fs::write(dir.join("chat.jinja"), CHAT).unwrap();
 }
 
-/// Exit code and output of a run of the scenario with another `data` section.
-fn run(dir: &Path, data: &str) -> (i32, String) {
+/// Exit code and output of a run of the scenario with another line of a section, into `out`.
+fn run(dir: &Path, section: &str, line: &str, out: &str) -> (i32, String) {
     let text = format!("{HEAD}{HONEST}");
-    let before = text.lines().find(|line| line.starts_with("data:")).unwrap();
-    let file = scenario(dir, &text.replace(before, &format!("data: {{ {data} }}")));
-    let out = dir.join("out");
-    let ran =
-        chronibench().arg("run").arg(file).arg("--out").arg(out).args(["--trials", "1"]).output().unwrap();
+    let before = text.lines().find(|line| line.starts_with(section)).unwrap();
+    let file = scenario(dir, &text.replace(before, &format!("{section} {{ {line} }}")));
+    let args = ["--trials", "1", "--keep-inputs", "--out", out];
+    let ran = chronibench().arg("run").arg(file).args(args).current_dir(dir).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (ran.status.code().unwrap_or(-1), text(&ran.stdout) + &text(&ran.stderr))
 }
@@ -45,7 +44,7 @@ fn conversations_become_the_same_tokens_as_in_a_job() {
     let dir = dir.path();
     with_conversations(dir);
     let data = format!("path: chat.jsonl, tokenizer: tokenizer.json, {SETTINGS}");
-    let (code, output) = run(dir, &data);
+    let (code, output) = run(dir, "data:", &data, "out");
     assert_eq!(code, 0, "{output}");
     let tokens = TokenStore::load(&dir.join("out/inputs/tokens.safetensors")).unwrap();
     assert_eq!(tokens.len(), 40);
@@ -86,7 +85,8 @@ fn data_that_does_not_suit_its_settings_is_told_before_any_trial() {
         (SETTINGS.replace(", chat_template_path: chat.jinja", ""), "has no chat template"),
     ];
     for (settings, told) in cases {
-        let (code, output) = run(dir, &format!("path: chat.jsonl, tokenizer: tokenizer.json, {settings}"));
+        let (code, output) =
+            run(dir, "data:", &format!("path: chat.jsonl, tokenizer: tokenizer.json, {settings}"), "out");
         assert!(
             code == 2 && output.contains(told) && output.contains("mend:"),
             "{settings}: {code} {output}"
@@ -97,28 +97,17 @@ fn data_that_does_not_suit_its_settings_is_told_before_any_trial() {
     }
 }
 
-/// Exit code and output of a run of the scenario that starts from weights in `model`.
-fn run_given(dir: &Path, out: &str) -> (i32, String) {
-    let text = format!("{HEAD}{HONEST}");
-    let before = text.lines().find(|line| line.starts_with("model:")).unwrap();
-    let file =
-        scenario(dir, &text.replace(before, "model: { config: config.json, weights: model, init_seed: 9 }"));
-    let args = ["--trials", "1", "--keep-inputs", "--out", out];
-    let ran = chronibench().arg("run").arg(file).args(args).current_dir(dir).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (ran.status.code().unwrap_or(-1), text(&ran.stdout) + &text(&ran.stderr))
-}
-
 #[test]
 fn a_run_starts_from_weights_that_there_are() {
     let dir = folder();
     let dir = dir.path();
-    let missing = run_given(dir, "missing");
+    let start = |out| run(dir, "model:", "config: config.json, weights: model, init_seed: 9", out);
+    let missing = start("missing");
     assert!(missing.0 == 5 && missing.1.contains("weights 'model' cannot be read"), "{}", missing.1);
     std::fs::create_dir(dir.join("model")).unwrap();
     let weights = dir.join("model/model.safetensors");
     chronicals::init::write_initial_weights(&dir.join("config.json"), 7, true, &weights).unwrap();
-    let (code, output) = run_given(dir, "out");
+    let (code, output) = start("out");
     assert_eq!(code, 0, "{output}");
     let given = std::fs::read(&weights).unwrap();
     assert_eq!(std::fs::read(dir.join("out/inputs/init.safetensors")).unwrap(), given);
@@ -132,6 +121,6 @@ fn a_run_starts_from_weights_that_there_are() {
     let larger = config.replace("\"num_hidden_layers\": 1", "\"num_hidden_layers\": 2");
     assert_ne!(larger, config);
     std::fs::write(dir.join("config.json"), larger).unwrap();
-    let wrong = run_given(dir, "wrong");
+    let wrong = start("wrong");
     assert!(wrong.0 == 2 && wrong.1.contains("layers.1."), "{} {}", wrong.0, wrong.1);
 }
