@@ -22,6 +22,7 @@ const MAX_HEADER: u64 = 100 << 20;
 /// One file.
 struct Part {
     path: PathBuf,
+    file: File,
     map: Mmap,
     /// First byte behind the header.
     start: usize,
@@ -132,11 +133,23 @@ impl Part {
         if file.metadata().map_err(failed)?.len() == 0 {
             return Err(damaged(path, "it is empty"));
         }
-        // SAFETY: nobody here writes to a model's files in place: they are replaced. Another program that cuts one off while it is read ends
-        // this one by a signal.
+        // SAFETY: nobody here writes to a model's files in place: they are replaced. One that another program cut off is not read; while it
+        // is being read, that would end this program by a signal.
         let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
         let (start, meta) = read_header(&map, path)?;
-        Ok(Self { path: path.to_path_buf(), map, start, meta })
+        Ok(Self { path: path.to_path_buf(), file, map, start, meta })
+    }
+
+    /// Looks whether the file is as long as when it was mapped: what was cut off since reads as zeros, or not at all.
+    fn check_length(&self) -> Result<(), Error> {
+        let length = self.file.metadata().map_err(|e| Error::io(&self.path, &e))?.len();
+        if length == self.map.len() as u64 {
+            return Ok(());
+        }
+        Err(damaged(
+            &self.path,
+            format!("it had {} bytes when it was opened, and has {length}", self.map.len()),
+        ))
     }
 
     /// Where a tensor lies in the file.
@@ -166,7 +179,10 @@ impl Part {
             return Ok(a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits()));
         }
         let (Some(a), Some(b)) = (self.range(name), other.range(other_name)) else { return Ok(false) };
+        let both = || self.check_length().and_then(|()| other.check_length());
+        both()?;
         let equal = self.map[a.clone()] == other.map[b.clone()];
+        both()?;
         self.release(a);
         other.release(b);
         Ok(equal)
@@ -175,6 +191,7 @@ impl Part {
     fn read(&self, name: &str) -> Result<Vec<f32>, Error> {
         let info = self.meta.info(name).expect("the index was checked against the shard");
         let range = self.range(name).expect("as above");
+        self.check_length()?;
         let bytes = &self.map[range.clone()];
         let values = match info.dtype {
             Dtype::F32 => bytes.as_chunks::<4>().0.par_iter().map(|&b| f32::from_le_bytes(b)).collect(),
@@ -192,6 +209,7 @@ impl Part {
                 .hint("convert the weights to F32, BF16 or F16"));
             }
         };
+        self.check_length()?;
         self.release(range);
         Ok(values)
     }
