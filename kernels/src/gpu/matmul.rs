@@ -15,7 +15,7 @@ use std::{
 
 use cudarc::cublaslt::sys::{self, cublasStatus_t::CUBLAS_STATUS_SUCCESS};
 
-use self::tuning::whole;
+use self::tuning::extents;
 use super::{Buffer, Elem, Gpu, GpuError, Product, Products, Ptr, algorithms::Algorithms, product::Matrix};
 
 /// Workspace of every product: what the library's documentation recommends for Hopper.
@@ -176,10 +176,7 @@ impl<'a> Matmul<'a> {
 
     /// Runs a product on operands of any values, all of them in the same memory.
     fn load(&self, plan: &Plan) -> Result<(), GpuError> {
-        let p = &plan.product;
-        let [a, b, c] = p.spans();
-        let extents = [(a, p.elem), (b, p.elem), (c, p.out), (p.n, p.out)];
-        let bytes = extents.map(|(len, elem)| whole(len) * elem.bytes()).into_iter().max();
+        let bytes = extents(&plan.product).map(|(len, elem)| len * elem.bytes()).into_iter().max();
         let any = self.on.alloc(bytes.unwrap_or_default())?;
         let at = any.ptr();
         // SAFETY: the memory has the extents of every operand, and lives until the GPU is synchronised; nobody reads what is left there.

@@ -129,10 +129,6 @@ impl Part {
     fn open(path: &Path) -> Result<Self, Error> {
         let failed = |e| Error::io(path, &e);
         let file = File::open(path).map_err(failed)?;
-        // Nothing has no map.
-        if file.metadata().map_err(failed)?.len() == 0 {
-            return Err(damaged(path, "it is empty"));
-        }
         // SAFETY: nobody here writes to a model's files in place: they are replaced. One that another program cut off is not read; while it
         // is being read, that would end this program by a signal.
         let map = unsafe { Mmap::map(&file) }.map_err(failed)?;

@@ -6,7 +6,7 @@ use cudarc::cublaslt::sys::{self, cublasStatus_t::CUBLAS_STATUS_SUCCESS};
 
 use super::{Matmul, Plan, WORKSPACE_BYTES, check};
 use crate::gpu::{
-    Buffer, GpuError, Product, digest,
+    Buffer, Elem, GpuError, Product, digest,
     proof::{Proof, block},
 };
 
@@ -33,9 +33,7 @@ impl Matmul<'_> {
     /// The fastest candidate that multiplies random operands right.
     pub(super) fn fastest(&self, plan: &Plan) -> Result<sys::cublasLtMatmulAlgo_t, GpuError> {
         let p = &plan.product;
-        let [a, b, c] = p.spans();
-        let extents = [(a, p.elem), (b, p.elem), (c, p.out), (p.n, p.out)];
-        let extents = extents.map(|(len, elem)| (whole(len), elem));
+        let extents = extents(p);
         let blocks = [0, 1, 2, 3].map(|i| block(i as u64, extents[i].0, extents[i].1));
         let mut operands = Vec::new();
         for ((len, elem), block) in extents.iter().zip(&blocks) {
@@ -153,7 +151,9 @@ impl Matmul<'_> {
     }
 }
 
-/// Elements that an operand of `len` takes: whole packs, as algorithms read the pack in which a row ends.
-pub(super) fn whole(len: usize) -> usize {
-    len.max(1).next_multiple_of(8)
+/// Elements that A, B, C and the bias take, and of which type: whole packs, as algorithms read the pack in which a row ends.
+pub(super) fn extents(p: &Product) -> [(usize, Elem); 4] {
+    let [a, b, c] = p.spans();
+    let lengths = [(a, p.elem), (b, p.elem), (c, p.out), (p.n, p.out)];
+    lengths.map(|(len, elem)| (len.max(1).next_multiple_of(8), elem))
 }
