@@ -26,13 +26,32 @@ fn scenarios() -> Vec<PathBuf> {
     found
 }
 
+/// The scenario's file, or one in `dir` that asks for no weights where its own are not part of the repository: a model of the
+/// same architecture and tokenizer stands for them.
+fn without_download(file: &Path, dir: &Path) -> PathBuf {
+    let mut scenario: Value = serde_saphyr::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    if scenario["model"]["weights"].is_null() {
+        return file.to_owned();
+    }
+    let root = file.parent().unwrap();
+    scenario["model"].as_object_mut().unwrap().remove("weights");
+    scenario["model"]["config"] = json!(root.join("models/smollm2-135m.json"));
+    scenario["data"]["tokenizer"] = json!(root.join("../data/chat-instruct/tokenizer.json"));
+    let train = root.join(scenario["data"]["path"].as_str().unwrap());
+    scenario["data"]["path"] = json!(train);
+    let copy = dir.join(file.file_name().unwrap());
+    std::fs::write(&copy, serde_json::to_string_pretty(&scenario).unwrap()).unwrap();
+    copy
+}
+
 #[test]
 fn every_scenario_is_planned() {
     let dir = tempfile::tempdir().unwrap();
     let all = scenarios();
     assert!(all.len() >= 15, "{all:?}");
     for file in all {
-        let output = chronibench().arg("plan").arg(&file).current_dir(dir.path()).output().unwrap();
+        let planned = without_download(&file, dir.path());
+        let output = chronibench().arg("plan").arg(&planned).current_dir(dir.path()).output().unwrap();
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(output.status.success() && text.contains(" trials, about "), "{}: {text}", file.display());
     }

@@ -5,7 +5,10 @@ mod common;
 
 use chronicals_kernels::{
     Variant,
-    adamw::{self, Hyper, cases},
+    adamw::{
+        self, Group, Hyper, cases, codes,
+        eight_bit::{self, Moments},
+    },
     cases::values,
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -23,6 +26,14 @@ fn bench(c: &mut Criterion) {
                 b.iter(|| adamw::update(variant, &mut p, &mut g, &mut m, &mut v, hyper, 1.0))
             });
         }
+        let mut moments = [(); 2].map(|()| (vec![0; n], vec![0.0; codes::scales(n)]));
+        group.throughput(Throughput::Bytes(case.eight_bit_bytes()));
+        group.bench_function("update/8bit", |b| {
+            b.iter(|| {
+                let [m, v] = moments.each_mut().map(|(codes, scales)| Moments { codes, scales });
+                eight_bit::update(&mut p, &g, m, v, &[Group { end: n, hyper }], 0, 1.0);
+            })
+        });
         group.throughput(Throughput::Bytes(case.norm_bytes()));
         group.bench_function("norm_squared", |b| b.iter(|| adamw::norm_squared(Variant::Fused, &g)));
     }

@@ -3,16 +3,16 @@
 #
 #   cargo build --release && tests/real/resume.sh [DEVICE [CONFIG [SETTINGS...]]]
 #
-# DEVICE is cpu or cuda; CONFIG a file of scenarios/models, without .json; SETTINGS some of f32, bf16, 8bit (full fine-tuning with
-# such states) and lora. Without arguments a small model on the processor, under a minute; `cuda qwen2.5-0.5b f32 bf16 8bit lora` takes
-# some three minutes and 20 GB of disk under runs/resume, which must not be there.
+# DEVICE is cpu or cuda; CONFIG a file of scenarios/models, without .json; SETTINGS some of f32, 8bit, on a GPU bf16 (full
+# fine-tuning with such states), and lora. Without arguments a small model on the processor, some two minutes;
+# `cuda qwen2.5-0.5b f32 bf16 8bit lora` takes some three minutes and 20 GB of disk under runs/resume, which must not be there.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 root=$PWD
 chronicals=${CHRONICALS:-$root/target/release/chronicals}
 device=${1:-cpu} config=${2:-tiny-qwen2}
 shift $(($# < 2 ? $# : 2))
-[ $# -gt 0 ] || set -- f32 lora
+[ $# -gt 0 ] || set -- f32 8bit lora
 [ ! -e runs/resume ] || { echo "runs/resume is there already: take it away first" >&2; exit 2; }
 mkdir -p runs/resume
 cd runs/resume

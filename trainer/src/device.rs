@@ -2,7 +2,6 @@
 
 use std::{fmt, str::FromStr};
 
-use chronibench_protocol::spec::{Dtype, PrecisionArgs, States};
 use chronicals_kernels::{
     KernelPlan, Target,
     gpu::{Gpu, GpuError, Tracer, compile::Cache, device::first_uuid, library, machine::Cuda},
@@ -118,19 +117,6 @@ pub fn peak_gflops(device: &str) -> Result<f64, Error> {
 /// What the machine does not give.
 pub fn lacking(e: GpuError) -> Error {
     Error::new(e.what, e.at).hint(e.hint).environment()
-}
-
-/// The processor computes in f32 throughout.
-///
-/// # Errors
-/// Another format is asked for.
-pub fn check_cpu_precision(asked: PrecisionArgs, at: &str) -> Result<(), Error> {
-    let ok = asked.dtype.is_none_or(|d| d == Dtype::F32) && asked.states.is_none_or(|s| s == States::F32);
-    if ok {
-        return Ok(());
-    }
-    Err(Error::new("the processor trains in f32 alone", at)
-        .hint("leave dtype and states out, or use device: cuda"))
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use crate::{
     },
     checkpoint,
     config::ModelConfig,
-    device::{Device, check_cpu_precision},
+    device::Device,
     error::Error,
     fit::Batches,
     formats::{
@@ -313,8 +313,8 @@ impl Job {
     /// # Errors
     /// Number formats that it does not have.
     pub fn on_cpu(&self, i: &Inputs) -> Result<CpuBackend, Error> {
-        check_cpu_precision(self.precision, "precision")?;
-        Ok(CpuBackend::new(&i.config, i.capacity(), i.kernels, loss_options(&self.train)))
+        let backend = CpuBackend::new(&i.config, i.capacity(), i.kernels, loss_options(&self.train));
+        backend.with(self.precision, "precision", self.seed as u32)
     }
 
     /// The backend of a GPU.

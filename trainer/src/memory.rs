@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use chronibench_protocol::spec::Method;
-use chronicals_kernels::{Seam, linear_ce};
+use chronicals_kernels::{Seam, adamw::codes, linear_ce};
 use sysinfo::System;
 
 use crate::{
-    backend::{Allocator, Component, View},
+    backend::{Allocator, Component, View, cpu::Formats},
     config::ModelConfig,
     error::Error,
     model::{Capacity, Level, Model, Setup},
@@ -101,7 +101,7 @@ pub struct Accounting {
 }
 
 impl Accounting {
-    /// What this trainer's CPU backend holds: f32 throughout.
+    /// What this trainer's CPU backend holds: f32 throughout, unless [moments have 8 bits](cpu_bytes).
     pub const CPU: Self = Self {
         master: 0.0,
         weights: 4.0,
@@ -139,6 +139,16 @@ impl Accounting {
         ];
         rows.into_iter().filter(|(_, b)| *b > 0.0).map(|(name, b)| (name.to_string(), b as u64)).collect()
     }
+}
+
+/// Bytes by component that this trainer's CPU backend takes.
+pub fn cpu_bytes(e: &Elements, formats: Formats) -> BTreeMap<String, u64> {
+    let mut bytes = Accounting::CPU.bytes(e);
+    if let Some(both) = e.0.get(&Component::OptimizerStates).filter(|_| formats.eight_bit) {
+        let one = codes::bytes((both / 2) as usize) as u64;
+        bytes.insert(Component::OptimizerStates.name().to_string(), 2 * one);
+    }
+    bytes
 }
 
 /// Elements of the states of `params` parameters under full fine-tuning, for models known by their size alone.

@@ -120,7 +120,7 @@ fn too_much(tried: &BTreeMap<Level, u64>, most: u64, limited: bool) -> Error {
     let mend = [
         if level_is_last { "" } else { "recompute: block or auto, " },
         "a smaller per_device_train_batch_size (with more gradient_accumulation_steps), a smaller max_length, ",
-        "method lora, on a GPU offload: true, and precision: {states: bf16} or {states: 8bit}",
+        "method lora, precision: {states: 8bit}, on a GPU {states: bf16} and offload: true",
         if limited { ", or raise memory_limit_gb" } else { ", or a device with more memory" },
         "; `chronicals memory` prints the plan",
     ];

@@ -21,7 +21,7 @@ use crate::{
         loss_options,
     },
     config::ModelConfig,
-    device::{Device, check_cpu_precision, lacking, process_bytes},
+    device::{Device, lacking, process_bytes},
     error::Error,
     fit::{Batches, fit},
     memory::peak_rss_bytes,
@@ -84,9 +84,9 @@ fn on_cpu<B: Backend>(
     wrap: impl FnOnce(CpuBackend, &ModelConfig) -> B,
     emit: Emit<'_>,
 ) -> Result<(), Error> {
-    check_cpu_precision(spec.precision, "spec.precision")?;
     let Inputs { config, batches, kernels, .. } = inputs;
     let backend = CpuBackend::new(config, batches.capacity(), *kernels, loss_options(&spec.train));
+    let backend = backend.with(spec.precision, "spec.precision", 0)?;
     trial(spec, inputs, wrap(backend, config), None, emit)
 }
 

@@ -151,7 +151,7 @@ fn a_gpu_that_is_not_there_is_the_machines_fault() {
     command.env("CUDA_VISIBLE_DEVICES", "-1").current_dir(&dir).args(["train", "--config", "job.yaml"]);
     let text = stderr(&mut command, 5);
     assert!(text.starts_with("error: ") && text.contains("mend:"), "{text}");
-    for (extra, word) in [("device: gpu\n", "cuda:N"), ("precision: {states: 8bit}\n", "f32 alone")] {
+    for (extra, word) in [("device: gpu\n", "cuda:N"), ("precision: {states: bf16}\n", "8bit")] {
         let dir = job("{type: full}", extra);
         let text = stderr(chronicals().current_dir(&dir).args(["train", "--config", "job.yaml"]), 2);
         assert!(text.starts_with("error: ") && text.contains(word), "{text}");

@@ -2,7 +2,8 @@
 
 use super::{
     Hyper, cases,
-    cuda::{self, BLOCK, Codes, Grads, Group, State},
+    codes::{self, BLOCK},
+    cuda::{self, Codes, Grads, Group, State},
     cuda_eager::{self, Layout},
     reference,
 };
@@ -133,7 +134,7 @@ impl<M> Arena<M> {
         let [m, v] = moments();
         let (moments, scales) = if kind == Kind::Quantised {
             let scale =
-                |most: f32| Operand::of(on, Elem::F32, cuda::scales(n), &[most, most / 2.0, most / 4.0]);
+                |most: f32| Operand::of(on, Elem::F32, codes::scales(n), &[most, most / 2.0, most / 4.0]);
             let coded = || Operand::bytes_of(on, n, &codes);
             ([coded()?, coded()?], vec![scale(1e-3)?, scale(1e-6)?])
         } else {
@@ -280,5 +281,5 @@ impl<M> Arena<M> {
 }
 
 fn decode(which: usize, code: u8, scale: f32) -> f32 {
-    if which == 0 { cuda::decode_first(code, scale) } else { cuda::decode_second(code, scale) }
+    if which == 0 { codes::decode_first(code, scale) } else { codes::decode_second(code, scale) }
 }

@@ -19,6 +19,11 @@ impl Case {
         update_bytes(4 + 4 + 4, 4) * self.elements as u64
     }
 
+    /// The same with moments of 8 bits, but for their scales.
+    pub fn eight_bit_bytes(&self) -> u64 {
+        update_bytes(4 + 1 + 1, 4) * self.elements as u64
+    }
+
     /// Bytes that the norm reads.
     pub fn norm_bytes(&self) -> u64 {
         4 * self.elements as u64

@@ -19,15 +19,13 @@
 //! reproduced whatever the device. Without it, a change of a weight or of a second moment below half a unit (2⁻⁹) is lost
 //! each time. Where the element type is f32, `Rounded` rounds nothing.
 //!
-//! **8-bit moments**: blocks of [`BLOCK`] share the largest magnitude `a`, f32. A code is a small float of `|x|/a`, rounded
-//! stochastically:
-//!
-//! * first moment: sign, 4 bits of exponent, 3 of mantissa; wrong by less than `max(|x|/8, 2⁻¹⁷·a)`;
-//! * second moment: 5 bits of exponent, 3 of mantissa; wrong by less than `max(x/8, 2⁻³³·a)`. Its range is the square of the
-//!   first's, and what is not zero never becomes zero: below the range it is rounded up, so the quotient stays bounded.
-//!   Apart from that, both are unbiased.
+//! **8-bit moments** are [`codes`](super::codes).
 
-use super::Hyper;
+pub use super::Group;
+use super::{
+    Hyper,
+    codes::{BLOCK, scales},
+};
 use crate::gpu::{Arg, Cost, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit, le_bytes};
 
 /// `kernel.cu`.
@@ -55,9 +53,6 @@ pub static UNIT: Unit = Unit {
     elems: &Elem::ALL,
     needs: Needs::Ampere,
 };
-
-/// Moments that share a scale: elements of a warp, as `CHUNK` in the kernel.
-pub const BLOCK: usize = 256;
 
 const THREADS: u32 = 256;
 
@@ -174,15 +169,6 @@ impl State {
     }
 }
 
-/// A range of the arena: from the end of the group before it, or 0.
-#[derive(Clone, Copy, Debug)]
-pub struct Group {
-    /// Its end, a multiple of 8; the last group's is `n`.
-    pub end: usize,
-    /// Its hyper-parameters; groups differ in `lr` and `weight_decay` only.
-    pub hyper: Hyper,
-}
-
 /// Bytes of the hyper-parameters of so many groups.
 pub fn hyper_len(groups: usize) -> usize {
     32 + 16 * groups
@@ -225,11 +211,6 @@ fn norm_blocks(processors: u32) -> usize {
 /// Floats of scratch that [`norm`] needs.
 pub fn norm_scratch_floats(processors: u32) -> usize {
     NORM_GROUPS * norm_blocks(processors)
-}
-
-/// Scales of 8-bit moments.
-pub fn scales(n: usize) -> usize {
-    n.div_ceil(BLOCK)
 }
 
 fn check(n: usize) {
@@ -313,25 +294,4 @@ pub unsafe fn update(
     on.costs(Cost::bytes(state.bytes(n, elem) + (gradient * n) as u64));
     // SAFETY: the caller's promise is the same.
     unsafe { on.launch(UNIT.entry(state.entries()[usize::from(of_elem)], elem), grid, &args) }
-}
-
-/// A first moment of its code and its block's scale.
-pub fn decode_first(code: u8, scale: f32) -> f32 {
-    let magnitude = small_float(code & 127, 14) * scale;
-    if code < 128 { magnitude } else { -magnitude }
-}
-
-/// A second moment of its code and its block's scale.
-pub fn decode_second(code: u8, scale: f32) -> f32 {
-    small_float(code, 30) * scale
-}
-
-/// Three bits of mantissa under an exponent whose least normal is `2^-least`.
-fn small_float(code: u8, least: i32) -> f32 {
-    let (exponent, mantissa) = (i32::from(code >> 3), f32::from(code & 7));
-    if exponent == 0 {
-        mantissa * 2f32.powi(-least - 3)
-    } else {
-        (8.0 + mantissa) * 2f32.powi(exponent - 4 - least)
-    }
 }

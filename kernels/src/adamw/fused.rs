@@ -13,11 +13,7 @@ pub(super) fn update(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], f: 
             #[inline(always)]
             || {
                 for (((p, &g), m), v) in p.iter_mut().zip(g).zip(&mut *m).zip(&mut *v) {
-                    let g = g * grad_scale;
-                    *m = f.beta1.mul_add(*m, f.one_minus_beta1 * g);
-                    *v = f.beta2.mul_add(*v, f.one_minus_beta2 * g * g);
-                    let denominator = v.sqrt() / f.bias_correction2_sqrt + f.eps;
-                    *p = f.decay.mul_add(*p, -(f.step_size * *m / denominator));
+                    f.element(p, g * grad_scale, m, v);
                 }
             },
         );

@@ -13,13 +13,16 @@
 //! * `p`, `m` and `v` are updated in place. `g` is consumed: `clip_grad_norm_` scales it in place, the fused pass does not.
 //! * Fused: one pass over the four arrays. Eager: the passes of `torch.optim.AdamW(foreach=True)` after
 //!   `clip_grad_norm_`.
+//! * Moments may be kept in [8 bits](codes): [`eight_bit::update`], fused alone.
 //! * Deterministic for any number of threads.
 
 pub mod bench;
 pub mod cases;
+pub mod codes;
 pub mod cuda;
 pub mod cuda_eager;
 mod eager;
+pub mod eight_bit;
 mod fused;
 pub mod reference;
 #[cfg(test)]
@@ -82,6 +85,26 @@ impl Hyper {
             eps: self.eps,
         }
     }
+}
+
+impl Factors {
+    /// One pass over an element, of a gradient that is scaled.
+    #[inline(always)]
+    fn element(&self, p: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
+        *m = self.beta1.mul_add(*m, self.one_minus_beta1 * g);
+        *v = self.beta2.mul_add(*v, self.one_minus_beta2 * g * g);
+        let denominator = v.sqrt() / self.bias_correction2_sqrt + self.eps;
+        *p = self.decay.mul_add(*p, -(self.step_size * *m / denominator));
+    }
+}
+
+/// A range of an arena: from the end of the group before it, or 0.
+#[derive(Clone, Copy, Debug)]
+pub struct Group {
+    /// Its end. A GPU wants a multiple of 8; the last group's is that of the arena.
+    pub end: usize,
+    /// Its hyper-parameters; groups differ in `lr` and `weight_decay` only.
+    pub hyper: Hyper,
 }
 
 /// Updates one segment of parameters; `grad_scale` is the clipping factor, folded into the gradient.

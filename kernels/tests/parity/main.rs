@@ -77,7 +77,8 @@ macro_rules! parity {
 }
 
 parity! {
-    adamw { norm, master, rounded, rounded_to_nearest, quantised, unbiased, eager_is_not_quantised }
+    adamw { norm, master, rounded, rounded_to_nearest, quantised, quantised_as_on_the_processor, unbiased,
+        eager_is_not_quantised }
     attention { forward_backward, magnitudes, isolation }
     attention_eager { forward_backward, magnitudes, isolation, long_rows }
     digest { words }

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 
 use chronibench_protocol::{event::Precision, spec::TrainArgs};
 use chronicals_data::batch::{Batch, Geometry};
-use chronicals_kernels::linear_ce;
+use chronicals_kernels::{KernelPlan, Seam, Variant, adamw::Hyper, linear_ce};
 
 pub use self::{
     buffers::{Allocator, Component, HostPlace, View},
@@ -70,6 +70,20 @@ pub struct Update {
     pub step: u32,
     /// Global norm above which gradients are scaled down; 0 for never.
     pub max_grad_norm: f64,
+}
+
+impl Update {
+    /// Those of a group's parameters.
+    fn hyper(&self, g: &Group) -> Hyper {
+        Hyper {
+            lr: (self.lr * g.lr_ratio) as f32,
+            beta1: self.beta1 as f32,
+            beta2: self.beta2 as f32,
+            eps: self.eps as f32,
+            weight_decay: if g.decay { self.weight_decay as f32 } else { 0.0 },
+            step: self.step,
+        }
+    }
 }
 
 /// The one thing that is read back from a step.
@@ -155,6 +169,15 @@ pub trait Stager: Send {
     /// # Errors
     /// The device failed.
     fn stage(&self, batch: Batch) -> Result<Self::Staged, Error>;
+}
+
+/// Whether the plan's optimizer has what the formats ask for.
+fn check_optimizer(plan: KernelPlan, eight_bit: bool) -> Result<(), Error> {
+    if plan.get(Seam::Optimizer) == Variant::Eager && eight_bit {
+        return Err(Error::new("the eager optimizer has no 8-bit moments", "kernels.optimizer")
+            .hint("set it to fused, or take states: f32"));
+    }
+    Ok(())
 }
 
 /// Of bytes that are to be put back.

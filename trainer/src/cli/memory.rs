@@ -6,14 +6,14 @@ use chronibench_protocol::spec::{Dtype, LoraArgs, Method, PrecisionArgs, States}
 use chronicals::{
     Error,
     backend::{
-        Component,
+        Component, cpu,
         cuda::{
             Formats,
             plan::{self, Gpu},
         },
     },
     config::ModelConfig,
-    memory::{Accounting, Elements, Plan, elements, elements_for, elements_of, gigabytes},
+    memory::{Accounting, Elements, Plan, cpu_bytes, elements, elements_for, elements_of, gigabytes},
     model::{Capacity, Level, Setup},
 };
 use chronicals_kernels::linear_ce;
@@ -53,7 +53,7 @@ pub struct Args {
     /// Element type on a GPU
     #[arg(long, value_enum, default_value = "bf16")]
     dtype: DtypeName,
-    /// What the optimizer keeps on a GPU
+    /// What the optimizer keeps; on a processor f32 or 8bit
     #[arg(long, value_enum, default_value = "f32")]
     states: StatesName,
     /// Rows whose logits exist at a time, as train.loss_chunk_rows
@@ -75,11 +75,11 @@ enum DtypeName {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum StatesName {
-    /// f32 masters and moments
+    /// f32 parameters and moments
     F32,
     /// bf16 weights and moments
     Bf16,
-    /// f32 masters, 8-bit moments
+    /// f32 parameters, 8-bit moments
     #[value(name = "8bit")]
     Eight,
 }
@@ -92,7 +92,7 @@ enum MethodName {
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Rule {
-    /// f32 throughout, as this trainer's CPU backend holds it
+    /// f32 throughout but for 8-bit states, as this trainer's CPU backend holds it
     Cpu,
     /// As this trainer's GPU backend takes it, on an H100 or H200
     Cuda,
@@ -196,17 +196,18 @@ fn plan(args: &Args, config: &ModelConfig, recompute: Level) -> Result<Plan, Err
         chunk_rows: args.loss_chunk_rows.map(|n| n as usize),
         ..linear_ce::Options::default()
     };
-    if args.accounting == Rule::Cpu {
-        return Ok(Plan { bytes: Accounting::CPU.bytes(&elements(&setup, loss)?), host_bytes: 0 });
-    }
-    let dtype = match args.dtype {
-        DtypeName::Bf16 => Dtype::Bf16,
-        DtypeName::F32 => Dtype::F32,
-    };
     let states = match args.states {
         StatesName::F32 => States::F32,
         StatesName::Bf16 => States::Bf16,
         StatesName::Eight => States::Eight,
+    };
+    if args.accounting == Rule::Cpu {
+        let formats = cpu::Formats::new(PrecisionArgs { dtype: None, states: Some(states) }, "--states")?;
+        return Ok(Plan { bytes: cpu_bytes(&elements(&setup, loss)?, formats), host_bytes: 0 });
+    }
+    let dtype = match args.dtype {
+        DtypeName::Bf16 => Dtype::Bf16,
+        DtypeName::F32 => Dtype::F32,
     };
     let formats = Formats::from(PrecisionArgs { dtype: Some(dtype), states: Some(states) });
     plan::bytes(&setup, loss, formats, Gpu::HOPPER)

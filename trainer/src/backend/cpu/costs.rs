@@ -1,7 +1,7 @@
-//! What the processor's calls move and compute: the fewest bytes of the operation, each operand once, whatever the variant. f32.
+//! What the processor's calls move and compute: the fewest bytes of the operation, each operand once, whatever the variant.
 
 use chronicals_data::batch::IGNORE_INDEX;
-use chronicals_kernels::{embedding, gpu::Cost, qk_rope, rmsnorm, swiglu};
+use chronicals_kernels::{adamw::codes, embedding, gpu::Cost, qk_rope, rmsnorm, swiglu};
 
 use super::CpuBackend;
 use crate::backend::{Adapter, Linear};
@@ -84,6 +84,8 @@ impl CpuBackend {
 
     /// The norm reads the gradients; the update reads them again, and reads and writes parameters and moments.
     pub(super) fn update_cost(&self, parameters: usize) -> Cost {
-        cost(8 * parameters, 0)
+        // The gradient, for the norm and for the update; parameter and moments, read and written.
+        let moments = if self.formats.eight_bit { codes::bytes(parameters) } else { 4 * parameters };
+        Cost::bytes((2 * 4 * parameters + 2 * (4 * parameters + 2 * moments)) as u64)
     }
 }

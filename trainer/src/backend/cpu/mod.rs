@@ -1,27 +1,37 @@
-//! The CPU backend: f32, on the kernels of `chronicals-kernels`, with rayon's current pool.
+//! The CPU backend: f32, but for moments of 8 bits where asked for, on the kernels of `chronicals-kernels`, with rayon's current pool.
 
 mod adapters;
+mod buffer;
 mod cache;
 mod costs;
+mod formats;
 mod laps;
 mod seams;
+mod update;
 
 use std::{
-    cell::{Ref, RefCell, RefMut},
+    cell::{Ref, RefMut},
     collections::BTreeMap,
     ops::Range,
 };
 
+use chronibench_protocol::spec::PrecisionArgs;
 use chronicals_data::batch::Batch;
 use chronicals_kernels::{KernelPlan, Seam, Variant, attention, gpu::Cost, linear_ce, qk_rope, rmsnorm};
 
-use super::{Allocator, Component, StepStats, Update, View, dims::Dims};
-use crate::{config::ModelConfig, model::Capacity};
+pub use formats::Formats;
+
+use buffer::Buffer;
+
+use super::{Allocator, Component, StepStats, Update, View, check_optimizer, dims::Dims};
+use crate::{config::ModelConfig, error::Error, model::Capacity};
 
 /// Buffers are borrowed at run time: two views of one buffer may be read together, and a kernel that would read what it
 /// writes is a panic, not a race.
 pub struct CpuBackend {
-    buffers: Vec<RefCell<Vec<f32>>>,
+    buffers: Vec<Buffer>,
+    formats: Formats,
+    seed: u32,
     planned: BTreeMap<Component, u64>,
     launches: BTreeMap<String, u64>,
     plan: KernelPlan,
@@ -47,6 +57,8 @@ impl CpuBackend {
     ) -> Self {
         Self {
             buffers: Vec::new(),
+            formats: Formats::default(),
+            seed: 0,
             planned: BTreeMap::new(),
             launches: BTreeMap::new(),
             plan,
@@ -63,12 +75,22 @@ impl CpuBackend {
         }
     }
 
+    /// In the formats that are asked for, at the setting `at`; `seed` is that of stochastic rounding. Before anything is allocated.
+    ///
+    /// # Errors
+    /// The processor does not have them, or not with the plan's optimizer.
+    pub fn with(self, asked: PrecisionArgs, at: &str, seed: u32) -> Result<Self, Error> {
+        let formats = Formats::new(asked, at)?;
+        check_optimizer(self.plan, formats.eight_bit)?;
+        Ok(Self { formats, seed, ..self })
+    }
+
     fn get(&self, v: View) -> Ref<'_, [f32]> {
-        Ref::map(self.buffers[v.buffer].borrow(), |b| &b[v.offset..v.offset + v.len])
+        Ref::map(self.buffers[v.buffer].values(), |b| &b[v.offset..v.offset + v.len])
     }
 
     fn get_mut(&self, v: View) -> RefMut<'_, [f32]> {
-        RefMut::map(self.buffers[v.buffer].borrow_mut(), |b| &mut b[v.offset..v.offset + v.len])
+        RefMut::map(self.buffers[v.buffer].values_mut(), |b| &mut b[v.offset..v.offset + v.len])
     }
 
     /// Length in use of an activation laid out for the full capacity.
@@ -92,7 +114,7 @@ impl CpuBackend {
     /// Gradient buffer, locked whole because its views lie in one buffer; the ranges address the views inside.
     fn grads<const N: usize>(&self, views: [View; N]) -> (RefMut<'_, Vec<f32>>, [Range<usize>; N]) {
         assert!(views.iter().all(|v| v.buffer == views[0].buffer), "gradients share a buffer");
-        (self.buffers[views[0].buffer].borrow_mut(), views.map(|v| v.offset..v.offset + v.len))
+        (self.buffers[views[0].buffer].values_mut(), views.map(|v| v.offset..v.offset + v.len))
     }
 
     /// Logs a launch, begins its lap and returns the seam's variant.
@@ -140,8 +162,10 @@ impl CpuBackend {
 
 impl Allocator for CpuBackend {
     fn alloc(&mut self, component: Component, len: usize) -> View {
-        *self.planned.entry(component).or_default() += 4 * len as u64;
-        self.buffers.push(RefCell::new(vec![0.0; len]));
+        let coded = component == Component::OptimizerStates && self.formats.eight_bit;
+        let buffer = if coded { Buffer::coded(len) } else { Buffer::of(len) };
+        *self.planned.entry(component).or_default() += buffer.bytes();
+        self.buffers.push(buffer);
         View { buffer: self.buffers.len() - 1, offset: 0, len }
     }
 }

@@ -2,20 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use chronibench_protocol::event::Precision;
 use chronicals_data::batch::{Batch, Geometry};
 use chronicals_kernels::{
-    Seam, Target, adamw, attention, embedding, gemm, gpu::Cost, linear_ce, qk_rope, rmsnorm, swiglu,
+    Seam, Target, attention, embedding, gemm, gpu::Cost, linear_ce, qk_rope, rmsnorm, swiglu,
 };
 
 use super::{CpuBackend, adapters::split};
 use crate::{
     backend::{
         About, Attention, Backend, Component, Group, HostPlace, Linear, Norm, Param, QkRope, Stager,
-        StepStats, Update, View, Work, check_stored,
+        StepStats, Update, View, Work,
     },
     error::Error,
-    memory::{self, Accounting, Plan},
+    memory::{self, Plan},
     model::{Model, Setup, step::Purpose},
     profile::{self, Profile},
 };
@@ -40,7 +39,8 @@ impl Backend for CpuBackend {
     type Ended = StepStats;
 
     fn plan(&self, setup: &Setup<'_>) -> Result<Plan, Error> {
-        Ok(Plan { bytes: Accounting::CPU.bytes(&memory::elements(setup, self.loss_options)?), host_bytes: 0 })
+        let elements = memory::elements(setup, self.loss_options)?;
+        Ok(Plan { bytes: memory::cpu_bytes(&elements, self.formats), host_bytes: 0 })
     }
 
     /// A tenth is left to temporaries, batches and other programs.
@@ -63,7 +63,7 @@ impl Backend for CpuBackend {
     fn about(&self) -> About {
         About {
             device: "cpu".into(),
-            precision: Precision::f32(),
+            precision: self.formats.record(),
             kernel_plan: self.plan.names(Target::Cpu),
             settings: BTreeMap::new(),
         }
@@ -93,23 +93,22 @@ impl Backend for CpuBackend {
     }
 
     fn read(&self, view: View) -> Result<Vec<f32>, Error> {
+        self.buffers[view.buffer].check_values()?;
         Ok(self.get(view).to_vec())
     }
 
     fn write(&mut self, view: View, values: &[f32]) -> Result<(), Error> {
+        self.buffers[view.buffer].check_values()?;
         self.get_mut(view).copy_from_slice(values);
         Ok(())
     }
 
     fn stored(&self, view: View) -> Result<Vec<u8>, Error> {
-        Ok(self.get(view).iter().flat_map(|x| x.to_le_bytes()).collect())
+        Ok(self.buffers[view.buffer].stored())
     }
 
     fn restore(&mut self, view: View, bytes: &[u8]) -> Result<(), Error> {
-        check_stored(bytes.len(), 4 * view.len)?;
-        let values = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
-        self.get_mut(view).iter_mut().zip(values).for_each(|(to, x)| *to = x);
-        Ok(())
+        self.buffers[view.buffer].restore(bytes)
     }
 
     fn stager(&self) -> AsItIs {
@@ -352,38 +351,7 @@ impl Backend for CpuBackend {
     }
 
     fn update(&mut self, groups: &[Group], grads: View) {
-        let u = self.update.expect("an update is scheduled");
-        let variant = self.launch(Seam::Optimizer, "update", |b| b.update_cost(grads.len));
-        let norm = adamw::norm_squared(variant, &self.get(grads)).sqrt();
-        self.stats.grad_norm = norm;
-        // One name is all there is; several are looked at apart, and of those there are few parameters.
-        if groups.iter().any(|g| g.name != groups[0].name) {
-            for g in groups {
-                let square = adamw::norm_squared(variant, &self.get(g.grad));
-                self.stats.add_group(g.name, square);
-            }
-        }
-        // PyTorch's clip_grad_norm_: the same epsilon, never scaling up.
-        let clip = if u.max_grad_norm > 0.0 { (u.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
-        for g in groups {
-            let hyper = adamw::Hyper {
-                lr: (u.lr * g.lr_ratio) as f32,
-                beta1: u.beta1 as f32,
-                beta2: u.beta2 as f32,
-                eps: u.eps as f32,
-                weight_decay: if g.decay { u.weight_decay as f32 } else { 0.0 },
-                step: u.step,
-            };
-            adamw::update(
-                variant,
-                &mut self.get_mut(g.value),
-                &mut self.get_mut(g.grad),
-                &mut self.get_mut(g.m),
-                &mut self.get_mut(g.v),
-                hyper,
-                clip as f32,
-            );
-        }
+        self.update_all(groups, grads);
     }
 
     fn end(&mut self) -> StepStats {

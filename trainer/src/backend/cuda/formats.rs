@@ -53,7 +53,7 @@ impl Formats {
 
     fn moment_bytes(self, len: usize) -> usize {
         match self.states {
-            States::Eight => scales_at(len) + 4 * adamw::cuda::scales(len),
+            States::Eight => scales_at(len) + 4 * adamw::codes::scales(len),
             _ => self.elem(Component::OptimizerStates).bytes() * len,
         }
     }

@@ -69,6 +69,7 @@ use self::{
 };
 use super::dims;
 use crate::{
+    backend::check_optimizer,
     config::ModelConfig,
     device::lacking,
     error::Error,
@@ -175,10 +176,7 @@ impl<D: Machine> CudaBackend<D> {
     /// There are no kernels for the model or the plan on this device.
     pub fn new(device: D, o: &Options<'_>) -> Result<Self, Error> {
         let formats = Formats::from(o.precision);
-        if o.plan.get(Seam::Optimizer) == Variant::Eager && formats.states == States::Eight {
-            return Err(Error::new("the eager optimizer has no 8-bit moments", "kernels.optimizer")
-                .hint("set it to fused, or take states: f32 or bf16"));
-        }
+        check_optimizer(o.plan, formats.states == States::Eight)?;
         let path = choose_path(&device, formats.elem, o.plan)?;
         check_model(o.config, o.plan, path)?;
         let processors = device.launcher().processors();

@@ -4,7 +4,6 @@ use chronibench_protocol::spec::States;
 use chronicals_kernels::{
     Seam,
     adamw::{
-        Hyper,
         cuda::{self, Codes, Grads, State},
         cuda_eager,
     },
@@ -42,17 +41,7 @@ pub(super) fn names(groups: &[Group]) -> Vec<(&'static str, usize)> {
 
 /// The hyper-parameters of a step as the kernels read them.
 pub(super) fn hyper_bytes(groups: &[Group], u: &Update, seed: u32) -> Vec<u8> {
-    let group = |g: &Group| cuda::Group {
-        end: g.grad.offset + g.grad.len,
-        hyper: Hyper {
-            lr: (u.lr * g.lr_ratio) as f32,
-            beta1: u.beta1 as f32,
-            beta2: u.beta2 as f32,
-            eps: u.eps as f32,
-            weight_decay: if g.decay { u.weight_decay as f32 } else { 0.0 },
-            step: u.step,
-        },
-    };
+    let group = |g: &Group| cuda::Group { end: g.grad.offset + g.grad.len, hyper: u.hyper(g) };
     cuda::hyper_bytes(&groups.iter().map(group).collect::<Vec<_>>(), seed)
 }
 

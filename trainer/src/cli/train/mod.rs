@@ -48,6 +48,8 @@ To begin with drawn weights:
   model: {config: scenarios/models/tiny-qwen2.json}
   data: {path: data/chat-instruct/train.jsonl, max_length: 512,
     tokenizer: data/chat-instruct/tokenizer.json}
+With moments of AdamW in 8 bits, which take a quarter:
+  precision: {states: 8bit}
 On a GPU also:
   device: cuda                        # or cuda:1
   offload: true                       # blocks' inputs wait in the host's memory
