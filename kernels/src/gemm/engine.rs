@@ -7,6 +7,8 @@
 use rayon::prelude::*;
 
 use super::Dims;
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 
 /// Rows (columns) of a block of C are multiples of this, a multiple of every register tile's sides.
 const ALIGN: usize = 48;
@@ -50,6 +52,10 @@ unsafe impl Sync for Raw {}
 impl Raw {
     /// The product on the threads of the current pool.
     pub(super) fn parallel(self) {
+        #[cfg(target_arch = "x86_64")]
+        if amx::takes(&self) {
+            return amx::product(self, true);
+        }
         let Dims { m, n, k } = self.dims;
         let worth = (self.dims.flops() / MIN_TASK_FLOPS) as usize;
         let by_rows = match k > K_BLOCK {
@@ -69,6 +75,10 @@ impl Raw {
 
     /// The product on this thread.
     pub(super) fn single(self) {
+        #[cfg(target_arch = "x86_64")]
+        if amx::takes(&self) {
+            return amx::product(self, false);
+        }
         let rows = self.bands(true, self.dims.m.div_ceil(ROW_BLOCK));
         rows.into_iter().for_each(|band| band.band(gemm::Parallelism::None));
     }
@@ -85,7 +95,7 @@ impl Raw {
     }
 
     /// The same product for a range of rows or of columns of C.
-    fn restricted(mut self, by_rows: bool, start: usize, end: usize) -> Self {
+    pub(super) fn restricted(mut self, by_rows: bool, start: usize, end: usize) -> Self {
         let (a, b, c) = (self.a_strides, self.b_strides, self.c_strides);
         let at = |stride: isize| start as isize * stride;
         // SAFETY: `start` is below the number of rows (columns), so the offsets stay inside the operands.

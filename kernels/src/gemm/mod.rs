@@ -8,7 +8,7 @@
 //! | [`gemm()`] | any strides, so slices of a packed buffer, transposed or not | |
 //! | [`gemm_single`] | the same on the calling thread, not accounted for | tiles inside other kernels |
 //!
-//! * dtypes: f32 operands, products and sums.
+//! * dtypes: f32 operands, products and sums; large products on a matrix unit where there is one, [`unit`], are as exact.
 //! * `β = 0` overwrites: C is not read, so NaN in it does not survive. Otherwise C is accumulated into.
 //! * Threads: the *current* rayon pool. Blocks of C are split over them, never the sum over k; every element is summed
 //!   in the same order whatever the number of threads, so the bits do not depend on it.
@@ -16,6 +16,8 @@
 //! * [`stats`] accounts for wall time and operations of every product but [`gemm_single`].
 #![allow(non_snake_case)] // x_TK is tokens × input features; see the legend in the crate documentation
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod bench;
 pub mod cases;
 mod engine;
@@ -29,6 +31,15 @@ pub use stats::{GemmStats, reset_stats, stats};
 use std::mem::MaybeUninit;
 
 use engine::Raw;
+
+/// What large products run on, for records: `amx` ([six products of bf16](amx)) or `f32`, vectors.
+pub fn unit() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    if amx::is_available() {
+        return "amx";
+    }
+    "f32"
+}
 
 /// Extents of a product: C is m × n, A is m × k and B is k × n.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@
 #![allow(non_snake_case)] // shape suffixes, see the crate's legend
 
 mod adamw;
+mod adamw_norm;
 mod attention;
 mod attention_eager;
 mod bench;
@@ -77,8 +78,9 @@ macro_rules! parity {
 }
 
 parity! {
-    adamw { norm, master, rounded, rounded_to_nearest, quantised, quantised_as_on_the_processor, unbiased,
+    adamw { master, rounded, rounded_to_nearest, quantised, quantised_as_on_the_processor, unbiased,
         eager_is_not_quantised }
+    adamw_norm { norm }
     attention { forward_backward, magnitudes, isolation }
     attention_eager { forward_backward, magnitudes, isolation, long_rows }
     digest { words }

@@ -65,7 +65,7 @@ impl Backend for CpuBackend {
             device: "cpu".into(),
             precision: self.formats.record(),
             kernel_plan: self.plan.names(Target::Cpu),
-            settings: BTreeMap::new(),
+            settings: BTreeMap::from([("products".to_string(), gemm::unit().into())]),
         }
     }
 
