@@ -13,7 +13,7 @@ use chronicals_kernels::{
     cases::values,
     gemm::{
         Dims, MatMut, MatRef,
-        cases::{BENCH_LAYERS, BENCH_TOKENS, Layer, Pass},
+        cases::{BENCH_LARGE, BENCH_LAYERS, BENCH_TOKENS, Layer, Pass},
         gemm, linear_dgrad, linear_forward, linear_wgrad,
     },
 };
@@ -125,7 +125,8 @@ fn assert_agreement(o: &mut Operands) {
 }
 
 fn products(c: &mut Criterion) {
-    for (layer, tokens) in BENCH_LAYERS.into_iter().flat_map(|l| BENCH_TOKENS.map(|t| (l, t))) {
+    let small = BENCH_LAYERS.into_iter().flat_map(|l| BENCH_TOKENS.map(|t| (l, t)));
+    for (layer, tokens) in small.chain(BENCH_LARGE) {
         for pass in Pass::ALL {
             let mut o = Operands::new(pass, layer, tokens);
             assert_agreement(&mut o);

@@ -81,6 +81,13 @@ pub const BENCH_LAYERS: [Layer; 5] = [
     layer("lm_head", 4096, 192),
 ];
 
+/// For benches: linear layers of SmolLM2-135M, large enough for a matrix unit, at 2,048 tokens.
+pub const BENCH_LARGE: [(Layer, usize); 3] = [
+    (layer("smollm2_qkv", 960, 576), 2048),
+    (layer("smollm2_gate_up", 3072, 576), 2048),
+    (layer("smollm2_down", 576, 1536), 2048),
+];
+
 /// For benches: tokens of a micro-batch.
 pub const BENCH_TOKENS: [usize; 4] = [512, 1024, 2048, 4096];
 

@@ -2,8 +2,9 @@
 //!
 //! The unit multiplies bf16 and sums in f32, sixteen times as fast as vectors of f32. An f32 is the sum of three bf16, exactly
 //! ([`pack`]); of the nine products of two such sums the six that count are computed (Henry, Tang and Heinecke, arXiv
-//! 1904.06376). What is left out is below 2⁻²⁴ of a term, and of either sign: less than f32 rounds. That leaves 2.7 times the speed
-//! of vectors, of which a product of a linear layer reaches about half, as its operands are packed first.
+//! 1904.06376). What is left out is at most 2⁻²³ of a term, two roundings of f32, and of either sign; sums are rounded less often
+//! than one by one. That leaves 2.7 times the speed of vectors, of which a product of a linear layer reaches about half, as its
+//! operands are packed first.
 //!
 //! * Values below 2⁻¹¹⁰ lose their lower parts, as the unit takes subnormal numbers for zero; infinity gives NaN.
 //! * Every element of C is summed in the same order whatever the number of threads.
@@ -15,7 +16,11 @@ mod pack;
 mod tests;
 mod tile;
 
-use std::{arch::x86_64::*, cell::RefCell, ops::Range};
+use std::{
+    arch::x86_64::*,
+    ops::Range,
+    sync::{Mutex, PoisonError},
+};
 
 use pack::{Side, Source, first, is_dense, strip_bytes};
 use rayon::prelude::*;
@@ -36,25 +41,24 @@ const TASK_BYTES: usize = 768 << 10;
 /// Multiplications that an element of A, B and C costs besides: packed, or added to.
 const COST_OF_ELEMENT: u64 = 140;
 
-thread_local! {
-    /// Packed operands of the product that this thread began.
-    static BUFFER: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
-}
+/// Packed operands of products that are over, for the next ones: as many as there were at a time.
+static BUFFERS: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
 
 /// Memory as the unit reads it best.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Line(#[expect(dead_code, reason = "read through pointers alone")] [u8; 64]);
 
-/// Calls `f` with this thread's buffer; a product that begins inside of `f` gets another.
+/// Calls `f` with memory that no other product has meanwhile.
 fn with_buffer<R>(bytes: usize, f: impl FnOnce(&mut [Line]) -> R) -> R {
-    let mut lines = BUFFER.take();
+    let buffers = || BUFFERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut lines = buffers().pop().unwrap_or_default();
     let count = bytes.div_ceil(size_of::<Line>());
     if lines.len() < count {
         lines = vec![Line([0; 64]); count];
     }
     let result = f(&mut lines[..count]);
-    BUFFER.set(lines);
+    buffers().push(lines);
     result
 }
 
