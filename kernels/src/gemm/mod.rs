@@ -8,7 +8,7 @@
 //! | [`gemm()`] | any strides, so slices of a packed buffer, transposed or not | |
 //! | [`gemm_single`] | the same on the calling thread, not accounted for | tiles inside other kernels |
 //!
-//! * dtypes: f32 operands, products and sums; large products on a matrix unit where there is one, [`unit`], are as exact.
+//! * dtypes: f32 operands, products and sums; large products on a matrix unit where there is one, [`unit()`], are as exact.
 //! * `β = 0` overwrites: C is not read, so NaN in it does not survive. Otherwise C is accumulated into.
 //! * Threads: the *current* rayon pool. Blocks of C are split over them, never the sum over k; every element is summed
 //!   in the same order whatever the number of threads, so the bits do not depend on it.
@@ -32,7 +32,7 @@ use std::mem::MaybeUninit;
 
 use engine::Raw;
 
-/// What large products run on, for records: `amx` ([six products of bf16](amx)) or `f32`, vectors.
+/// What large products run on, for records: `amx`, six products of bf16, or `f32`, vectors.
 pub fn unit() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     if amx::is_available() {

@@ -181,9 +181,9 @@ impl Panel {
                     add_scaled(alpha, sums.as_ptr().add(16), beta, at.wrapping_add(16), right);
                     continue;
                 }
-                for j in 0..width {
+                for (j, sum) in sums[..width].iter().enumerate() {
                     let c = at.offset(j as isize * columns);
-                    c.write(if beta == 0.0 { alpha * sums[j] } else { alpha.mul_add(sums[j], beta * *c) });
+                    c.write(if beta == 0.0 { alpha * sum } else { alpha.mul_add(*sum, beta * *c) });
                 }
             }
         }
