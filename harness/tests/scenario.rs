@@ -268,17 +268,6 @@ fn ablations_that_make_one_case_twice() {
 }
 
 #[test]
-fn shipped_scenarios_resolve() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../scenarios");
-    for name in common::names(&folder).iter().filter(|n| n.ends_with(".yaml")) {
-        let scenario = chronibench::scenario::Scenario::load(&folder.join(name), &[]).unwrap();
-        let offer = chronibench::worker::offer();
-        let setup = chronibench::scenario::resolve::resolve(&scenario, &offer, &Default::default());
-        assert!(setup.is_ok(), "{name}: {}", setup.unwrap_err());
-    }
-}
-
-#[test]
 fn a_gpu_has_seams_of_its_own() {
     let native =
         "steady: { runner: native, kernels: { attention: mma, graph: eager }, precision: { states: 8bit } }";

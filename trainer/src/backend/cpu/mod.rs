@@ -26,8 +26,7 @@ use buffer::Buffer;
 use super::{Allocator, Component, StepStats, Update, View, check_optimizer, dims::Dims};
 use crate::{config::ModelConfig, error::Error, model::Capacity};
 
-/// Buffers are borrowed at run time: two views of one buffer may be read together, and a kernel that would read what it
-/// writes is a panic, not a race.
+/// Trains on the processor, on the current pool's threads.
 pub struct CpuBackend {
     buffers: Vec<Buffer>,
     formats: Formats,
