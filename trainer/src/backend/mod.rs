@@ -180,6 +180,12 @@ fn check_optimizer(plan: KernelPlan, eight_bit: bool) -> Result<(), Error> {
     Ok(())
 }
 
+/// Moments that are kept as codes have no values of their own.
+fn no_values() -> Error {
+    Error::new("8-bit moments are not read or written one by one", "optimizer states")
+        .hint("use states: f32 to look at moments")
+}
+
 /// Of bytes that are to be put back.
 fn check_stored(got: usize, expected: usize) -> Result<(), Error> {
     if got == expected {

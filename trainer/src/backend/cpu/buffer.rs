@@ -4,7 +4,10 @@ use std::cell::{Ref, RefCell, RefMut};
 
 use chronicals_kernels::adamw::{codes, eight_bit::Moments};
 
-use crate::{backend::check_stored, error::Error};
+use crate::{
+    backend::{check_stored, no_values},
+    error::Error,
+};
 
 /// What one allocation is. It is borrowed at run time: two views of one buffer may be read together, and a kernel that would read
 /// what it writes is a panic, not a race.
@@ -71,10 +74,7 @@ impl Buffer {
     pub(super) fn check_values(&self) -> Result<(), Error> {
         match self {
             Self::Values(_) => Ok(()),
-            Self::Coded(_) => {
-                Err(Error::new("8-bit moments are not read or written one by one", "optimizer states")
-                    .hint("use states: f32 to look at moments"))
-            }
+            Self::Coded(_) => Err(no_values()),
         }
     }
 

@@ -17,7 +17,7 @@ use super::{
     update::names,
 };
 use crate::{
-    backend::{Allocator, Component, View, check_stored},
+    backend::{Allocator, Component, View, check_stored, no_values},
     error::Error,
     model::Model,
 };
@@ -133,8 +133,7 @@ impl<D: Machine> CudaBackend<D> {
         self.check()?;
         let buffer = &self.buffers[view.buffer];
         if buffer.coded {
-            return Err(Error::new("8-bit moments are not read or written one by one", "optimizer states")
-                .hint("use states: f32 to look at moments"));
+            return Err(no_values());
         }
         let (memory, elem) = match &self.masters {
             Some(masters) if masters.buffer == view.buffer => (&masters.memory, Elem::F32),
