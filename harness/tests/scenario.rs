@@ -2,6 +2,7 @@
 
 mod common;
 
+use chronibench::scenario::Scenario;
 use chronibench_protocol::{record::Packing, spec::Method};
 use common::{HEAD, HONEST, resolved};
 use insta::assert_snapshot;
@@ -308,4 +309,15 @@ fn the_native_arm_alone_has_levels_of_recomputation() {
     }
     let e = resolved(&arm("steady: { runner: native, recompute: blok }")).unwrap_err();
     assert!(e.contains("block"), "{e}");
+}
+
+#[test]
+fn a_change_on_the_command_line_may_name_what_the_file_leaves_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("scenario.yaml");
+    std::fs::write(&path, format!("{HEAD}{HONEST}")).unwrap();
+    let with = |change: &str| Scenario::load(&path, &[change.to_string()]).map_err(|e| e.to_string());
+    assert_eq!(with("audit.steps=0").unwrap().raw.audit.unwrap().steps, 0);
+    assert!(with("trials.first=1").unwrap_err().contains("'trials' has nothing below it"));
+    assert!(with("audits.steps=0").unwrap_err().contains("unknown field 'audits'"));
 }

@@ -16,7 +16,7 @@ pub mod sweep;
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::{AtPath, Error, Result};
 
@@ -63,28 +63,24 @@ fn changed(raw: &Raw, source: &Source, changes: &[String]) -> Result<(Raw, Sourc
         })?;
         let value: Value = serde_saphyr::from_str(value)
             .map_err(|e| Error::usage(format!("the value is not YAML: {}", e.without_snippet()), at()))?;
-        set(&mut tree, key, value).map_err(|(word, known)| {
-            let known: Vec<&str> = known.iter().map(String::as_str).collect();
-            Error::usage(format!("no '{word}' to go through"), at()).hint(source::suggestion(&word, &known))
-        })?;
+        set(&mut tree, key, value)
+            .map_err(|part| Error::usage(format!("'{part}' has nothing below it"), at()))?;
     }
     let text = serde_saphyr::to_string(&tree).expect("a scenario is plain data");
     let source = Source { name: format!("{} with --set {}", source.name, changes.join(" --set ")), text };
     Ok((source.parse()?, source))
 }
 
-/// Sets one leaf; the last key may be new (optional fields), those before it must exist.
-fn set(tree: &mut Value, key: &str, value: Value) -> Result<(), (String, Vec<String>)> {
+/// Sets one leaf. What the scenario leaves out may be set: keys that are new are made, and refused when it is read again if it knows
+/// none of that name. Nothing is below a value.
+fn set(tree: &mut Value, key: &str, value: Value) -> Result<(), String> {
     let mut node = tree;
-    let mut parts = key.split('.').peekable();
-    while let Some(part) = parts.next() {
-        let known: Vec<String> = node.as_object().map(|o| o.keys().cloned().collect()).unwrap_or_default();
-        let Some(object) = node.as_object_mut() else { return Err((part.to_string(), known)) };
-        if parts.peek().is_none() {
-            object.insert(part.to_string(), value);
-            return Ok(());
-        }
-        node = object.get_mut(part).ok_or_else(|| (part.to_string(), known))?;
+    let mut above = "";
+    for part in key.split('.') {
+        let object = node.as_object_mut().ok_or(above)?;
+        node = object.entry(part).or_insert_with(|| Value::Object(Map::new()));
+        above = part;
     }
+    *node = value;
     Ok(())
 }

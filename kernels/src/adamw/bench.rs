@@ -49,7 +49,7 @@ pub fn each<B: Testbed>(
         for (op, kind) in [
             ("adamw_master", Kind::Master),
             ("adamw_rounded", Kind::Rounded),
-            ("adamw_rounded_8bit", Kind::Quantised),
+            ("adamw_master_8bit", Kind::Quantised),
         ] {
             if wants(op) {
                 let arena = Arena::new(on, kind, n)?;
@@ -108,7 +108,7 @@ struct Arena<M> {
     kind: Kind,
     n: usize,
     p: Operand<M>,
-    /// Of `Master`.
+    /// Where parameters are f32.
     copy: Option<Operand<M>>,
     moments: [Operand<M>; 2],
     /// Codes, as they are put there, and scales, of `Quantised`.
@@ -125,10 +125,9 @@ fn moments() -> [Vec<f32>; 2] {
 
 impl<M> Arena<M> {
     fn new<B: Testbed<Memory = M>>(on: &B, kind: Kind, n: usize) -> Result<Self, GpuError> {
-        let elem = if kind == Kind::Master { Elem::F32 } else { Elem::Bf16 };
+        let elem = if kind == Kind::Rounded { Elem::Bf16 } else { Elem::F32 };
         let p = Operand::normal(on, elem, 4, n, 0.02)?;
-        let master = kind == Kind::Master;
-        let copy = master.then(|| Operand::output(on, Elem::Bf16, n)).transpose()?;
+        let copy = (kind != Kind::Rounded).then(|| Operand::output(on, Elem::Bf16, n)).transpose()?;
         // Codes of both signs of the first moment, small and large; of the second as large, whatever their first bit.
         let codes: Vec<u8> = values(5, 4093).into_iter().map(|v| (v.abs() * 127.0) as u8 + 1).collect();
         let [m, v] = moments();
@@ -146,12 +145,11 @@ impl<M> Arena<M> {
     fn state<B: Testbed<Memory = M>>(&self, on: &B) -> State {
         let (p, [m, v]) = (self.p.ptr(on), self.moments.each_ref().map(|x| x.ptr(on)));
         let codes = |codes, which: usize| Codes { codes, scales: self.scales[which].ptr(on) };
+        let copy = self.copy.as_ref().map_or(Ptr::NULL, |copy| copy.ptr(on));
         match self.kind {
-            Kind::Master => {
-                State::Master { p, copy: self.copy.as_ref().map_or(Ptr::NULL, |c| c.ptr(on)), m, v }
-            }
+            Kind::Master => State::Master { p, copy, m, v },
             Kind::Rounded => State::Rounded { p, m, v },
-            Kind::Quantised => State::RoundedQuantised { p, m: codes(m, 0), v: codes(v, 1) },
+            Kind::Quantised => State::MasterQuantised { p, copy, m: codes(m, 0), v: codes(v, 1) },
         }
     }
 
@@ -241,9 +239,9 @@ impl<M> Arena<M> {
         }
         let looks = looks.into_iter().zip(["p", "m", "v"]).take(if coded.is_empty() { 3 } else { 1 });
         let all = looks.map(|(look, what)| match self.kind {
-            Kind::Master => look.against_largest(what, slack * TOLERANCE),
-            _ if by == EAGER => look.against_largest(what, TO_NEAREST),
-            _ => {
+            Kind::Master | Kind::Quantised => look.against_largest(what, slack * TOLERANCE),
+            Kind::Rounded if by == EAGER => look.against_largest(what, TO_NEAREST),
+            Kind::Rounded => {
                 // One of the two neighbours. What cancels to almost nothing has the error of f32 arithmetic.
                 let noise = 1e-7 * look.largest();
                 look.against(what, slack * 1.001, |x| {

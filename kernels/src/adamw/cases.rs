@@ -52,8 +52,8 @@ pub const OPS: [(&str, u64); 4] = [
     // f32 parameter and moments; a copy of the parameter, only written.
     ("adamw_master", update_bytes(4 + 4 + 4, 4) + 2),
     ("adamw_rounded", update_bytes(2 + 2 + 2, 4)),
-    // Besides, two f32 a block of 256.
-    ("adamw_rounded_8bit", update_bytes(2 + 1 + 1, 4)),
+    // As `adamw_master`, with moments of 8 bits; besides, two f32 a block of 256.
+    ("adamw_master_8bit", update_bytes(4 + 1 + 1, 4) + 2),
 ];
 
 /// For GPU benches: parameters of Qwen2.5-0.5B and of Qwen2.5-1.5B.

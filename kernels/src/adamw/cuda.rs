@@ -12,7 +12,6 @@
 //! | `Master` | 16 + 14 | none; the copy to nearest |
 //! | `Rounded` | 10 + 6 | parameter and moments stochastic |
 //! | `MasterQuantised` | 10 + 8 | moments stochastic, 8 bits; the copy to nearest |
-//! | `RoundedQuantised` | 8 + 4 | parameter stochastic; moments stochastic, 8 bits |
 //!
 //! **Stochastic rounding** to bf16 adds 16 uniform bits below the last place and cuts: the result is one of the two
 //! neighbours and its mean is the value. The bits are Philox4x32-7 of seed, step, array and index of the element: a run is
@@ -47,8 +46,6 @@ pub static UNIT: Unit = Unit {
         "adamw_rounded_elem",
         "adamw_master_8bit_f32",
         "adamw_master_8bit_elem",
-        "adamw_rounded_8bit_f32",
-        "adamw_rounded_8bit_elem",
     ],
     elems: &Elem::ALL,
     needs: Needs::Ampere,
@@ -123,15 +120,6 @@ pub enum State {
         /// Second moments.
         v: Codes,
     },
-    /// Parameters of the element type, rounded stochastically; 8-bit moments.
-    RoundedQuantised {
-        /// Parameters.
-        p: Ptr,
-        /// First moments.
-        m: Codes,
-        /// Second moments.
-        v: Codes,
-    },
 }
 
 impl State {
@@ -141,7 +129,6 @@ impl State {
             State::Master { .. } => ["adamw_master_f32", "adamw_master_elem"],
             State::Rounded { .. } => ["adamw_rounded_f32", "adamw_rounded_elem"],
             State::MasterQuantised { .. } => ["adamw_master_8bit_f32", "adamw_master_8bit_elem"],
-            State::RoundedQuantised { .. } => ["adamw_rounded_8bit_f32", "adamw_rounded_8bit_elem"],
         }
     }
 
@@ -152,7 +139,6 @@ impl State {
             State::Master { copy, .. } => (2 * (4 + 4 + 4) + copied(copy), 0),
             State::Rounded { .. } => (2 * 3 * elem.bytes(), 0),
             State::MasterQuantised { copy, .. } => (2 * (4 + 1 + 1) + copied(copy), 2 * 8),
-            State::RoundedQuantised { .. } => (2 * (elem.bytes() + 1 + 1), 2 * 8),
         };
         (each * n + of_blocks * scales(n)) as u64
     }
@@ -164,7 +150,6 @@ impl State {
             State::Master { p, copy, m, v } => [p, copy, m, v, none, none],
             State::Rounded { p, m, v } => [p, none, m, v, none, none],
             State::MasterQuantised { p, copy, m, v } => [p, copy, m.codes, v.codes, m.scales, v.scales],
-            State::RoundedQuantised { p, m, v } => [p, none, m.codes, v.codes, m.scales, v.scales],
         }
     }
 }

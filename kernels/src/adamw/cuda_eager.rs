@@ -141,7 +141,7 @@ pub unsafe fn update(
     let (master, [p, copy, m, v]) = match state {
         State::Master { p, copy, m, v } => (true, [p, copy, m, v]),
         State::Rounded { p, m, v } => (false, [p, Ptr::NULL, m, v]),
-        State::MasterQuantised { .. } | State::RoundedQuantised { .. } => {
+        State::MasterQuantised { .. } => {
             return Err(GpuError::new(
                 "the eager variant has no 8-bit moments",
                 "AdamW",

@@ -84,6 +84,15 @@ __device__ __forceinline__ void fetch_pack(const elem* p) {
 #endif
 }
 
+// Brings `n` elements, a multiple of PACK, to L2; one thread calls it. What has no instruction for it does without.
+__device__ __forceinline__ void fetch_span(const elem* p, int n) {
+#if defined(__CUDACC_RTC__) && __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(n * (int)sizeof(elem)) : "memory");
+#else
+    (void)p, (void)n;
+#endif
+}
+
 __device__ __forceinline__ void store_pack(elem* p, const Pack& pack) {
 #ifdef ELEM_F32
     *(float4*)p = pack.lo;

@@ -40,27 +40,29 @@ __device__ __forceinline__ void norm_head_backward(float da[PACK], float db[PACK
 
 // part_Q, a row of a block: sums over its tokens, in order. Every thread of the block takes a share of the sums.
 __device__ __forceinline__ void store_bias(const float db[HEADS][2][PACK], float* part_Q, const Extent& e, const Place& at,
-                                           float shared[PACK][SHARED_ROW], int columns[THREADS]) {
+                                           float4 quads[HEADS * 4][THREADS], int columns[HEADS][THREADS]) {
     const int width = e.slots * e.lanes;
 #pragma unroll
     for (int i = 0; i < HEADS; i++) {
+        columns[i][threadIdx.x] = at.head[i] < 0 ? -1 : column(e, at, at.head[i], 0);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            __syncthreads();
-#pragma unroll
-            for (int j = 0; j < PACK; j++) shared[j][threadIdx.x] = db[i][half][j];
-            columns[threadIdx.x] = at.head[i] < 0 ? -1 : column(e, at, at.head[i], half);
-            __syncthreads();
-#pragma unroll 1
-            for (int o = threadIdx.x; o < width * PACK; o += blockDim.x) {
-                const int thread = o / PACK, j = o % PACK;
-                if (columns[thread] < 0) continue;
-                float sum = 0.0f;
-#pragma unroll 4
-                for (int row = 0; row < e.rows; row++) sum += shared[j][row * width + thread];
-                part_Q[columns[thread] + j] = sum;
-            }
+            const float* d = db[i][half];
+            quads[i * 4 + half * 2][threadIdx.x] = make_float4(d[0], d[1], d[2], d[3]);
+            quads[i * 4 + half * 2 + 1][threadIdx.x] = make_float4(d[4], d[5], d[6], d[7]);
         }
+    }
+    __syncthreads();
+    for (int o = threadIdx.x; o < HEADS * 4 * width; o += blockDim.x) {
+        const int quad = o / width, thread = o - quad * width, c = columns[quad / 4][thread];
+        if (c < 0) continue;
+        float4 sum = quads[quad][thread];
+#pragma unroll 4
+        for (int row = 1; row < e.rows; row++) {
+            const float4 more = quads[quad][row * width + thread];
+            sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
+        }
+        *(float4*)(part_Q + c + quad / 2 % 2 * (e.K / 2) + quad % 2 * 4) = sum;
     }
 }
 
@@ -128,6 +130,7 @@ __device__ __forceinline__ void backward_rows(elem* dqkv_TQ, const NormBackward&
             load_angles(rotation, e, at, position, cos, sin);
         }
         if (turns && t + stride < e.T) position = rotation.positions_T[t + stride];
+        fetch_tokens(dqkv_TQ, first + stride, e);
 #pragma unroll
         for (int i = 0; i < HEADS; i++) {
             const int head = inside ? at.head[i] : -1;
@@ -158,12 +161,13 @@ template <bool BIAS, bool NORM>
 __device__ __forceinline__ void backward(elem* dqkv_TQ, float* part_GQ, float* part_G2K, const NormBackward& norm,
                                          const Rotation& rotation, const Extent& e) {
     __shared__ float shared[PACK][SHARED_ROW];
-    __shared__ int columns[THREADS];
+    __shared__ float4 quads[BIAS ? HEADS * 4 : 1][THREADS];
+    __shared__ int columns[HEADS][THREADS];
+    release_successor();
     const Place at = place(e, BIAS ? 3 : 2);
     float dbias[HEADS][2][PACK] = {}, dw[2][PACK] = {};
     backward_rows<BIAS, NORM>(dqkv_TQ, norm, rotation, e, at, dbias, dw);
-    release_successor();
-    if (BIAS) store_bias(dbias, part_GQ + (i64)blockIdx.x * packed(e), e, at, shared, columns);
+    if (BIAS) store_bias(dbias, part_GQ + (i64)blockIdx.x * packed(e), e, at, quads, columns);
     const i64 block = (i64)blockIdx.y * gridDim.x + blockIdx.x;
     if (NORM && part_G2K) store_weights(dw, part_G2K + block * 2 * e.K, e, shared);
 }

@@ -32,8 +32,8 @@ const THREADS: usize = 256;
 /// Heads of a thread, as `HEADS` in the kernel.
 const HEADS: usize = 2;
 
-/// Threads of the backward pass on a multiprocessor: what its registers leave room for.
-const BACKWARD_THREADS: usize = 512;
+/// Threads on a multiprocessor of a grid that stays: what its registers leave room for.
+const RESIDENT_THREADS: usize = 512;
 
 /// The angle of every token, in device memory.
 #[derive(Clone, Copy, Debug)]
@@ -107,14 +107,14 @@ impl Layout {
     }
 
     /// A grid in which a thread has one token.
-    fn forward_grid(self, shape: Shape) -> Grid {
+    fn grid_of_all(self, shape: Shape) -> Grid {
         let blocks = (shape.tokens.div_ceil(self.rows) as u32, self.chunks as u32);
         Grid { blocks, threads: self.threads(), shared: 0 }
     }
 
-    /// A grid that stays, each block with a row of partial sums.
-    fn backward_grid(self, shape: Shape, processors: u32) -> Grid {
-        let blocks_of_processor = BACKWARD_THREADS / self.threads() as usize;
+    /// A grid that stays and strides over the tokens: forward with the bias in registers, backward with the sums of each block.
+    fn resident_grid(self, shape: Shape, processors: u32) -> Grid {
+        let blocks_of_processor = RESIDENT_THREADS / self.threads() as usize;
         let resident = (processors as usize * blocks_of_processor).div_ceil(self.chunks);
         let blocks = resident.min(shape.tokens.div_ceil(self.rows)).max(1);
         Grid { blocks: (blocks as u32, self.chunks as u32), threads: self.threads(), shared: 0 }
@@ -149,7 +149,7 @@ fn partials(grid: Grid, shape: Shape, bias: bool, norm: bool) -> (usize, usize) 
 
 /// Floats of scratch that [`backward`] needs for the gradients of `bias` and norm weights, whichever are wanted.
 pub fn scratch_floats(processors: u32, shape: Shape, bias: bool, norm: bool) -> usize {
-    let grid = Layout::new(shape, bias).backward_grid(shape, processors);
+    let grid = Layout::new(shape, bias).resident_grid(shape, processors);
     let (bias, norm) = partials(grid, shape, bias, norm);
     bias + norm
 }
@@ -199,9 +199,13 @@ pub unsafe fn forward(
         (None, _) => "qk_rope_norm_forward",
         (Some(_), Some(_)) => "qk_rope_bias_norm_forward",
     };
+    let grid = match bias_Q {
+        Some(_) => layout.resident_grid(shape, on.processors()),
+        None => layout.grid_of_all(shape),
+    };
     on.costs(cost(elem, shape, bias_Q.is_some(), norm.is_some(), false));
     // SAFETY: the caller's promise is the same.
-    unsafe { on.launch(UNIT.entry(name, elem), layout.forward_grid(shape), &args) }
+    unsafe { on.launch(UNIT.entry(name, elem), grid, &args) }
 }
 
 /// Rotation by the angle times `sign`: all of the forward pass without bias and norm, and of its backward.
@@ -222,7 +226,7 @@ unsafe fn rotate(
     let args = [pointers.as_slice(), &[Arg::F32(sign)], &layout.args(shape)].concat();
     on.costs(cost(elem, shape, false, false, sign < 0.0));
     // SAFETY: the caller's promise is the same.
-    unsafe { on.launch(UNIT.entry("qk_rope_forward", elem), layout.forward_grid(shape), &args) }
+    unsafe { on.launch(UNIT.entry("qk_rope_forward", elem), layout.grid_of_all(shape), &args) }
 }
 
 /// Turns the gradient of [`forward`]'s result into the gradient of its input, in place in `dqkv_TQ`; `dbias_Q` (f32) and
@@ -254,7 +258,7 @@ pub unsafe fn backward(
     }
     check(shape);
     let layout = Layout::new(shape, dbias_Q.is_some());
-    let grid = layout.backward_grid(shape, on.processors());
+    let grid = layout.resident_grid(shape, on.processors());
     let weights = norm.map_or([None; 2], |n| [n.dq_weight_K, n.dk_weight_K]);
     let wants_weights = weights.iter().any(Option::is_some);
     let (bias_floats, _) = partials(grid, shape, dbias_Q.is_some(), wants_weights);

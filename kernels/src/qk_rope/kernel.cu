@@ -154,37 +154,58 @@ __device__ __forceinline__ void norm_head(float a[PACK], float b[PACK], const No
     for (int j = 0; j < PACK; j++) b[j] = b[j] * rstd * w[j];
 }
 
-// One token a thread. v takes part where there is a bias.
+// The tokens from `first` on that a block takes next lie side by side: to L2, a share by each warp. `e.slots` is all of a token's
+// unless rows are wide, and then the blocks that share them fetch them more than once, which costs nothing.
+__device__ __forceinline__ void fetch_tokens(const elem* qkv_TQ, i64 first, const Extent& e) {
+    if (threadIdx.x % WARP != 0 || first >= e.T) return;
+    const int n = packed(e) * (int)min((i64)e.rows, e.T - first), warps = blockDim.x / WARP;
+    const int share = (n / PACK + warps - 1) / warps * PACK, begin = threadIdx.x / WARP * share;
+    if (begin < n) fetch_span(qkv_TQ + first * packed(e) + begin, min(share, n - begin));
+}
+
+// With a bias, which stays in registers, the grid strides over the tokens, and v takes part; else a thread has one token.
 template <bool BIAS, bool NORM>
 __device__ __forceinline__ void forward(elem* qkv_TQ, const elem* bias_Q, const Norm& norm, const Rotation& rotation,
                                         float sign, const Extent& e) {
     const Place at = place(e, BIAS ? 3 : 2);
-    const i64 t = (i64)blockIdx.x * e.rows + at.row;
-    // Threads that have nothing stay: the sums of a norm need whole warps.
-    const bool inside = t < e.T, rotates = inside && at.head[0] >= 0 && at.side < 2;
-    elem* row = qkv_TQ + t * packed(e);
-    Pack u[HEADS][2], bias[HEADS][2];
-    float cos[PACK], sin[PACK];
-    if (inside) load_heads(row, e, at, u);
+    const bool turns = at.head[0] >= 0 && at.side < 2;
+    const i64 stride = (i64)gridDim.x * e.rows;
+    Pack bias[HEADS][2];
     if (BIAS) load_heads(bias_Q, e, at, bias);
-    if (rotates) load_angles(rotation, e, at, rotation.positions_T[t], cos, sin);
-#pragma unroll
-    for (int i = 0; i < HEADS; i++) {
-        const int head = inside ? at.head[i] : -1;
-        float a[PACK], b[PACK];
-        if (head >= 0) {
-            unpack(u[i][0], a);
-            unpack(u[i][1], b);
-            if (BIAS) {
-                add_pack(a, bias[i][0]);
-                add_pack(b, bias[i][1]);
-            }
+    i64 t = (i64)blockIdx.x * e.rows + at.row;
+    // A token ahead, so that its angles need not wait for it.
+    u32 position = turns && t < e.T ? rotation.positions_T[t] : 0;
+    // Threads that have nothing stay: the sums of a norm need whole warps.
+    for (i64 first = (i64)blockIdx.x * e.rows; first < e.T; first += stride, t += stride) {
+        const bool inside = t < e.T, rotates = inside && turns;
+        elem* row = qkv_TQ + t * packed(e);
+        Pack u[HEADS][2];
+        float cos[PACK], sin[PACK];
+        if (inside) load_heads(row, e, at, u);
+        if (rotates) load_angles(rotation, e, at, position, cos, sin);
+        if (BIAS) {
+            if (turns && t + stride < e.T) position = rotation.positions_T[t + stride];
+            fetch_tokens(qkv_TQ, first + stride, e);
         }
-        if (NORM) norm_head(a, b, norm, e, at, head, t);
-        if (head < 0) continue;
-        if (rotates) rotate(a, b, cos, sin, sign);
-        store_pack(row + column(e, at, head, 0), pack_of(a));
-        store_pack(row + column(e, at, head, 1), pack_of(b));
+#pragma unroll
+        for (int i = 0; i < HEADS; i++) {
+            const int head = inside ? at.head[i] : -1;
+            float a[PACK], b[PACK];
+            if (head >= 0) {
+                unpack(u[i][0], a);
+                unpack(u[i][1], b);
+                if (BIAS) {
+                    add_pack(a, bias[i][0]);
+                    add_pack(b, bias[i][1]);
+                }
+            }
+            if (NORM) norm_head(a, b, norm, e, at, head, t);
+            if (head < 0) continue;
+            if (rotates) rotate(a, b, cos, sin, sign);
+            store_pack(row + column(e, at, head, 0), pack_of(a));
+            store_pack(row + column(e, at, head, 1), pack_of(b));
+        }
+        if (!BIAS) return;
     }
 }
 

@@ -40,13 +40,20 @@ fn hyper_of(groups: &[Group], i: usize) -> Hyper {
     groups.iter().find(|g| i < g.end).unwrap().hyper
 }
 
+/// How parameters and moments are held, as the `State` of this name.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Form {
+    Master,
+    Rounded,
+    MasterQuantised,
+}
+
 /// Parameters and moments on a machine, and how they read as f32.
 struct Arena<'a> {
     on: Operands<'a>,
     variant: Variant,
     n: usize,
-    master: bool,
-    eight_bit: bool,
+    form: Form,
     p: Memory,
     copy: Memory,
     m: Memory,
@@ -55,41 +62,40 @@ struct Arena<'a> {
 }
 
 impl<'a> Arena<'a> {
-    fn new(
-        machine: &'a dyn Machine,
-        elem: Elem,
-        variant: Variant,
-        n: usize,
-        (master, eight_bit): (bool, bool),
-    ) -> Self {
+    fn new(machine: &'a dyn Machine, elem: Elem, variant: Variant, n: usize, form: Form) -> Self {
         let on = Operands { machine, elem };
         let p: Vec<f32> = values(1, n).into_iter().map(|v| 0.1 * v).collect();
         let zeros = vec![0.0; n];
         let scale = || on.f32().input(&vec![0.0; codes::scales(n)]);
-        let moment = || match (eight_bit, master) {
-            (true, _) => machine.upload(&vec![0; n]),
-            (false, true) => on.f32().input(&zeros),
-            (false, false) => on.input(&zeros),
+        let moment = || match form {
+            Form::MasterQuantised => machine.upload(&vec![0; n]),
+            Form::Master => on.f32().input(&zeros),
+            Form::Rounded => on.input(&zeros),
         };
-        let p_in = if master { on.f32().input(&p) } else { on.input(&machine::rounded(elem, p)) };
+        let p_in =
+            if form != Form::Rounded { on.f32().input(&p) } else { on.input(&machine::rounded(elem, p)) };
         let (m, v, copy, scales) = (moment(), moment(), on.output(n), [scale(), scale()]);
-        Self { on, variant, n, master, eight_bit, p: p_in, copy, m, v, scales }
+        Self { on, variant, n, form, p: p_in, copy, m, v, scales }
     }
 
     fn state(&self) -> State {
         let [p, copy, m, v] = [&self.p, &self.copy, &self.m, &self.v].map(Memory::ptr);
         let codes = |at, scales: &Memory| Codes { codes: at, scales: scales.ptr() };
         let [ms, vs] = &self.scales;
-        match (self.master, self.eight_bit) {
-            (true, false) => State::Master { p, copy, m, v },
-            (false, false) => State::Rounded { p, m, v },
-            (true, true) => State::MasterQuantised { p, copy, m: codes(m, ms), v: codes(v, vs) },
-            (false, true) => State::RoundedQuantised { p, m: codes(m, ms), v: codes(v, vs) },
+        match self.form {
+            Form::Master => State::Master { p, copy, m, v },
+            Form::Rounded => State::Rounded { p, m, v },
+            Form::MasterQuantised => State::MasterQuantised { p, copy, m: codes(m, ms), v: codes(v, vs) },
         }
     }
 
+    /// Parameters are f32, with a copy in the element type.
+    fn masters(&self) -> bool {
+        self.form != Form::Rounded
+    }
+
     fn parameters(&self) -> Vec<f32> {
-        if self.master { self.on.f32().read(&self.p) } else { self.on.read(&self.p) }
+        if self.masters() { self.on.f32().read(&self.p) } else { self.on.read(&self.p) }
     }
 
     fn scale(&self, which: usize) -> Vec<f32> {
@@ -99,8 +105,10 @@ impl<'a> Arena<'a> {
     /// First (0) or second (1) moments.
     fn moments(&self, which: usize) -> Vec<f32> {
         let memory = [&self.m, &self.v][which];
-        if !self.eight_bit {
-            return if self.master { self.on.f32().read(memory) } else { self.on.read(memory) };
+        match self.form {
+            Form::Master => return self.on.f32().read(memory),
+            Form::Rounded => return self.on.read(memory),
+            Form::MasterQuantised => {}
         }
         let (codes, scales) = (self.on.machine.download(memory), self.scale(which));
         let decode = [codes::decode_first, codes::decode_second][which];
@@ -124,8 +132,12 @@ impl<'a> Arena<'a> {
         let g_in = typed.input(g);
         let hyper = on.machine.upload(&cuda::hyper_bytes(groups, seed));
         let clip = factor.map(|f| on.f32().input(&[1.0, f]));
-        let layout =
-            cuda_eager::Layout { master: self.master, of_elem, copy: self.master, clip: clip.is_some() };
+        let layout = cuda_eager::Layout {
+            master: self.masters(),
+            of_elem,
+            copy: self.masters(),
+            clip: clip.is_some(),
+        };
         let memory = EagerMemory::new(on.machine, 0, cuda_eager::scratch_bytes(elem, layout, n));
         let (launcher, clip) = (on.machine.launcher(), clip.as_ref().map_or(Ptr::NULL, Memory::ptr));
         let (state, g_at, hyper_at) = (self.state(), grads(of_elem, g_in.ptr()), hyper.ptr());
@@ -164,7 +176,7 @@ type Before<'a> = [&'a [f32]; 3];
 fn steps(
     machine: &dyn Machine,
     variants: &[Variant],
-    kind: (bool, bool),
+    form: Form,
     check: impl Fn(&Arena, Before, &[Vec<f64>; 3], &str),
 ) {
     for (n, elem) in cases(machine, &LENGTHS, &[2]).into_iter().flat_map(|n| Elem::ALL.map(|e| (n, e))) {
@@ -172,7 +184,7 @@ fn steps(
             .iter()
             .flat_map(|v| [(false, Some(0.25)), (true, None), (true, Some(0.5))].map(|o| (*v, o)))
         {
-            let [arena, again] = [(); 2].map(|()| Arena::new(machine, elem, variant, n, kind));
+            let [arena, again] = [(); 2].map(|()| Arena::new(machine, elem, variant, n, form));
             for step in 1..=3 {
                 let what = format!("{variant} {n} {} of elem {of_elem} step {step}", elem.name());
                 let groups = groups(n, step);
@@ -197,7 +209,7 @@ fn steps(
 
 /// All f32: a few roundings each, and a root and a quotient of two units in the last place.
 pub fn master(machine: &dyn Machine) {
-    steps(machine, &Variant::ALL, (true, false), |arena, _, [p, m, v], what| {
+    steps(machine, &Variant::ALL, Form::Master, |arena, _, [p, m, v], what| {
         assert_close(&format!("p {what}"), &arena.parameters(), p, 1e-6);
         assert_close(&format!("m {what}"), &arena.moments(0), m, 1e-6);
         assert_close(&format!("v {what}"), &arena.moments(1), v, 1e-6);
@@ -221,7 +233,7 @@ fn assert_neighbours(what: &str, elem: Elem, got: &[f32], exact: &[f64]) {
 
 /// All of the element type, each value one of the two neighbours of the exact one.
 pub fn rounded(machine: &dyn Machine) {
-    steps(machine, &[Variant::Fused], (false, false), |arena, _, [p, m, v], what| {
+    steps(machine, &[Variant::Fused], Form::Rounded, |arena, _, [p, m, v], what| {
         let elem = arena.on.elem;
         assert_neighbours(&format!("p {what}"), elem, &arena.parameters(), p);
         assert_neighbours(&format!("m {what}"), elem, &arena.moments(0), m);
@@ -233,7 +245,7 @@ pub fn rounded(machine: &dyn Machine) {
 pub fn rounded_to_nearest(machine: &dyn Machine) {
     const UNIT: f64 = 1.0 / 256.0;
     let ratio = |a: f64, b: f64| if b == 0.0 { 0.0 } else { a / b };
-    steps(machine, &[Variant::Eager], (false, false), |arena, before, [p, m, v], what| {
+    steps(machine, &[Variant::Eager], Form::Rounded, |arena, before, [p, m, v], what| {
         let got = [arena.parameters(), arena.moments(0), arena.moments(1)];
         if arena.on.elem == Elem::F32 {
             for (got, exact) in got.iter().zip([p, m, v]) {
@@ -266,47 +278,36 @@ pub fn rounded_to_nearest(machine: &dyn Machine) {
 
 /// Eager has no 8-bit moments, and says so.
 pub fn eager_is_not_quantised(machine: &dyn Machine) {
-    for master in [true, false] {
-        let arena = Arena::new(machine, Elem::Bf16, Variant::Eager, 8, (master, true));
-        let error = arena.try_update(&[1.0; 8], true, &groups(8, 1), SEED, None).unwrap_err();
-        assert!(error.what.contains("no 8-bit moments") && error.hint.contains("fused"), "{error}");
-    }
+    let arena = Arena::new(machine, Elem::Bf16, Variant::Eager, 8, Form::MasterQuantised);
+    let error = arena.try_update(&[1.0; 8], true, &groups(8, 1), SEED, None).unwrap_err();
+    assert!(error.what.contains("no 8-bit moments") && error.hint.contains("fused"), "{error}");
 }
 
-/// 8-bit moments within the error that `codes.rs` states, under either kind of parameters.
+/// 8-bit moments within the error that `codes.rs` states, and the parameters as exact as with moments in f32.
 pub fn quantised(machine: &dyn Machine) {
-    for master in [true, false] {
-        steps(machine, &[Variant::Fused], (master, true), |arena, _, [p, m, v], what| {
-            if master {
-                assert_close(&format!("p {what}"), &arena.parameters(), p, 1e-6);
-            } else {
-                assert_neighbours(&format!("p {what}"), arena.on.elem, &arena.parameters(), p);
+    steps(machine, &[Variant::Fused], Form::MasterQuantised, |arena, _, [p, m, v], what| {
+        assert_close(&format!("p {what}"), &arena.parameters(), p, 1e-6);
+        for (which, exact, floor) in [(0, m, 2f64.powi(-17)), (1, v, 2f64.powi(-33))] {
+            let scales = arena.scale(which);
+            for (block, exact) in exact.chunks(codes::BLOCK).enumerate() {
+                let largest = exact.iter().fold(0.0f64, |a, x| a.max(x.abs()));
+                assert_close(&format!("scale {which} {what}"), &[scales[block]], &[largest], 1e-6);
             }
-            for (which, exact, floor) in [(0, m, 2f64.powi(-17)), (1, v, 2f64.powi(-33))] {
-                let scales = arena.scale(which);
-                for (block, exact) in exact.chunks(codes::BLOCK).enumerate() {
-                    let largest = exact.iter().fold(0.0f64, |a, x| a.max(x.abs()));
-                    assert_close(&format!("scale {which} {what}"), &[scales[block]], &[largest], 1e-6);
-                }
-                for (i, (got, exact)) in arena.moments(which).iter().zip(exact).enumerate() {
-                    let bound = (exact.abs() / 8.0).max(floor * f64::from(scales[i / codes::BLOCK]));
-                    let off = (f64::from(*got) - exact).abs();
-                    assert!(
-                        off <= bound * 1.001 + 1e-30,
-                        "moment {which} {what}[{i}]: {got}, exactly {exact}"
-                    );
-                    assert!(which == 0 || *exact < 1e-30 || *got > 0.0, "{what}[{i}]: {exact} became 0");
-                }
+            for (i, (got, exact)) in arena.moments(which).iter().zip(exact).enumerate() {
+                let bound = (exact.abs() / 8.0).max(floor * f64::from(scales[i / codes::BLOCK]));
+                let off = (f64::from(*got) - exact).abs();
+                assert!(off <= bound * 1.001 + 1e-30, "moment {which} {what}[{i}]: {got}, exactly {exact}");
+                assert!(which == 0 || *exact < 1e-30 || *got > 0.0, "{what}[{i}]: {exact} became 0");
             }
-        });
-    }
+        }
+    });
 }
 
 /// The processor's codes of the same arena, gradients and seed. A GPU divides within 2 units in the last place, so that a code in
 /// a thousand may be its neighbour; the rest is the same to the bit.
 pub fn quantised_as_on_the_processor(machine: &dyn Machine) {
     for n in cases(machine, &LENGTHS, &[2]) {
-        let arena = Arena::new(machine, Elem::F32, Variant::Fused, n, (true, true));
+        let arena = Arena::new(machine, Elem::F32, Variant::Fused, n, Form::MasterQuantised);
         let (mut p, block_scales) = (arena.parameters(), vec![0.0; codes::scales(n)]);
         let mut moments = [(); 2].map(|()| (vec![0u8; n], block_scales.clone()));
         for step in 1..=3 {
@@ -334,13 +335,13 @@ pub fn unbiased(machine: &dyn Machine) {
     // The bounds below are those of however many.
     let seeds: u32 = if machine.reduced() { 16 } else { 400 };
     let n = 256;
-    for eight_bit in [false, true] {
+    for form in [Form::Rounded, Form::MasterQuantised] {
         let groups = [Group { end: n, hyper: Hyper { step: 1, ..groups(n, 1)[0].hyper } }];
         let g: Vec<f32> = values(5, n).into_iter().map(|v| v + 1.5 * v.signum()).collect();
         let mut sums = [0; 3].map(|_| vec![0.0; n]);
         let mut exact = None;
         for seed in 0..seeds {
-            let arena = Arena::new(machine, Elem::Bf16, Variant::Fused, n, (false, eight_bit));
+            let arena = Arena::new(machine, Elem::Bf16, Variant::Fused, n, form);
             let before = [arena.parameters(), arena.moments(0), arena.moments(1)];
             arena.update(&g, false, &groups, seed, None);
             exact.get_or_insert_with(|| expected(before.each_ref().map(Vec::as_slice), &g, &groups, 1.0));
@@ -351,16 +352,16 @@ pub fn unbiased(machine: &dyn Machine) {
         for (which, (mean, exact)) in sums.iter().zip(exact.unwrap()).enumerate() {
             // Spread of one rounding: half a unit at most, 2⁻⁸ of the value in bf16, 2⁻⁴ in 8 bits. Six deviations of the
             // mean: all of 1,536 values lie within but once in 10⁵ tests, and the seeds are fixed.
-            let unit = if eight_bit && which > 0 { 2f64.powi(-3) } else { 2f64.powi(-7) };
+            let unit = if form == Form::MasterQuantised && which > 0 { 2f64.powi(-3) } else { 2f64.powi(-7) };
             for (i, (mean, exact)) in mean.iter().zip(&exact).enumerate() {
                 let deviation = exact.abs() * unit / 2.0 / f64::from(seeds).sqrt();
                 let off = (mean - exact).abs();
-                assert!(off < 6.0 * deviation, "{which} [{i}] of {eight_bit}: mean {mean}, exactly {exact}");
+                assert!(off < 6.0 * deviation, "{which} [{i}] of {form:?}: mean {mean}, exactly {exact}");
             }
             // And of all elements together the relative bias is far below a unit.
             let bias: f64 = mean.iter().zip(&exact).map(|(m, e)| (m - e) / e).sum::<f64>() / n as f64;
             let limit = 6.0 * unit / 2.0 / (f64::from(seeds) * n as f64).sqrt();
-            assert!(bias.abs() < limit, "{which} of {eight_bit}: a bias of {bias:.1e}, {limit:.1e} allowed");
+            assert!(bias.abs() < limit, "{which} of {form:?}: a bias of {bias:.1e}, {limit:.1e} allowed");
         }
     }
 }

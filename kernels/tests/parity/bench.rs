@@ -195,7 +195,7 @@ fn moved() -> BTreeMap<(&'static str, String), [Option<u64>; 2]> {
 fn whatever_has_an_eager_variant_says_what_both_move() {
     const WITHOUT: [&str; 6] = [
         "adamw_norm",
-        "adamw_rounded_8bit",
+        "adamw_master_8bit",
         "embedding_forward",
         "embedding_backward",
         "linear_ce_products",
