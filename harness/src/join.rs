@@ -4,7 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use chronibench_analysis::{
     join::{Joined, SCHEMA, Sitting, join, report_md},
-    summarise,
+    summarise, times,
 };
 
 use crate::{
@@ -105,7 +105,7 @@ pub(crate) fn files(joined: &Joined) -> Rendered {
 fn publish(joined: &Joined, out: &Path) -> Result<Exit> {
     files(joined).iter().try_for_each(|(name, bytes)| write_whole(&out.join(name), bytes))?;
     for row in &joined.rows {
-        let ratio = row.ratio.map_or("no ratio".into(), |r| format!("{:.2}× the anchor", r.median));
+        let ratio = row.ratio.map_or("no ratio".into(), |r| format!("{} the anchor", times(r.median)));
         println!("{}: {} {ratio}", row.sitting, row.case);
     }
     println!("report: {}", out.join("report.md").display());

@@ -2,6 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
+use chronibench_analysis::skipped;
 use chronibench_protocol::{
     record::{Case, Resolved},
     spec::Method,
@@ -32,8 +33,8 @@ pub fn show(args: &SelectArgs) -> Result<Exit> {
     println!("{} — {}", resolved.name, resolved.title);
     println!("{}", table(resolved, &inputs, &seconds));
     println!("order: {}", order(resolved));
-    for s in &resolved.skipped {
-        println!("skipped: {}: {} ({})", s.what, s.why, s.hint);
+    for line in skipped::lines(&resolved.skipped) {
+        println!("{line}");
     }
     let by_id = |id: &String| seconds_of(id, resolved, &seconds);
     let total: f64 = resolved.order.iter().map(by_id).sum();

@@ -12,12 +12,15 @@ use chronibench_analysis::{
 use chronibench_protocol::{Event, record::Resolved};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
+/// Time after which audits are told again.
+const TOLD_EVERY: Duration = Duration::from_secs(30);
+
 /// Progress over all steps of all trials.
 pub struct Progress {
     bar: Option<ProgressBar>,
     trials: usize,
     steps: u64,
-    /// Title of the running trial, and the time that was thought to be left when it began.
+    /// Title of the running trial, the time that was thought to be left when it began, and when that was.
     now: (String, Option<Duration>, Instant),
 }
 
@@ -40,11 +43,16 @@ impl Progress {
         }
     }
 
-    /// The audit trial of a case begins.
-    pub fn audit(&self, position: usize, case: &str) {
+    /// The audit trial of a case begins. Where there is no bar, long audits are told from time to time.
+    pub fn audit(&mut self, position: usize, cases: usize, case: &str) {
+        let (_, _, told) = &mut self.now;
         match &self.bar {
             Some(bar) => bar.set_message(format!("audit of {case}")),
             None if position == 0 => eprintln!("auditing every case"),
+            None if told.elapsed() > TOLD_EVERY => {
+                eprintln!("{position} of {cases} cases audited");
+                *told = Instant::now();
+            }
             None => {}
         }
     }

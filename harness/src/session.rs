@@ -6,7 +6,7 @@ use std::{
 };
 
 use chronibench_analysis::{
-    RunSummary, TrialLog, judge::faults::environment_fault, report::notes, summary::summary_table,
+    RunSummary, TrialLog, judge::faults::environment_fault, report::notes, skipped, summary::summary_table,
 };
 use chronibench_protocol::record::{Case, Line, Resolved, Verdict};
 
@@ -111,8 +111,8 @@ pub fn set_up(args: &SelectArgs) -> Result<Setup> {
 pub fn ready(args: &SelectArgs) -> Result<Setup> {
     let mut setup = set_up(args)?;
     setup.environments = env::for_cases(&mut setup.resolved)?;
-    for s in &setup.resolved.skipped {
-        eprintln!("skipped: {}: {} ({})", s.what, s.why, s.hint);
+    for line in skipped::lines(&setup.resolved.skipped) {
+        eprintln!("{line}");
     }
     Ok(setup)
 }
@@ -131,7 +131,7 @@ fn trials(
     for (position, case) in resolved.cases.iter().enumerate() {
         let turn = audits.as_ref().and_then(|a| a.turn(position, case));
         let Some(turn) = turn.filter(|t| kept.lines(&t.trial_id()).is_none()) else { continue };
-        progress.audit(position, &case.id);
+        progress.audit(position, resolved.cases.len(), &case.id);
         store.add(&bench.run(turn, audits.as_ref(), &mut |_| ())?)?;
     }
     let mut summary = store.publish()?;

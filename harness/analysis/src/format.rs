@@ -59,9 +59,11 @@ pub(crate) fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
-/// `1.52×`.
-pub(crate) fn times(x: f64) -> String {
-    format!("{x:.2}×")
+/// `1.52×`; of small ratios three digits, `0.0251×`.
+pub fn times(x: f64) -> String {
+    // Digits behind the point: two, and one more for every zero there.
+    let digits = if x > 0.0 && x < 0.1 { (2.0 - x.log10().floor()).min(9.0) as usize } else { 2 };
+    format!("{x:.digits$}×")
 }
 
 /// What the intervals of these estimates are, in two or three words; `None` where there is none. A bootstrap's interval of fewer than
@@ -89,5 +91,16 @@ pub(crate) fn estimate(e: &Estimate, f: impl Fn(f64) -> String) -> String {
     match e.interval {
         Some((low, high)) => format!("{} [{}, {}]", f(e.median), f(low), f(high)),
         None => f(e.median),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::times;
+
+    #[test]
+    fn small_ratios_keep_their_digits() {
+        let told = [1.516, 0.1, 0.0913, 0.02506, 0.004, 0.0].map(times);
+        assert_eq!(told, ["1.52×", "0.10×", "0.0913×", "0.0251×", "0.00400×", "0.00×"]);
     }
 }

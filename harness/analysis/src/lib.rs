@@ -26,6 +26,7 @@ mod rounding;
 mod rounds;
 pub mod sequential;
 pub mod shapley;
+pub mod skipped;
 pub mod slow;
 pub mod stats;
 pub mod summary;
@@ -33,6 +34,7 @@ pub mod sweep;
 pub mod table;
 pub mod trial;
 
+pub use format::times;
 pub use judge::{Judgement, Reason, judge};
 pub use metrics::TrialMetrics;
 pub use summary::{RunSummary, summarise};

@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use chronibench_analysis::kernels::{KernelSummary, terminal_table};
+use chronibench_analysis::{
+    kernels::{KernelSummary, terminal_table},
+    skipped,
+};
 use chronibench_protocol::{
     Event, Record,
     kernels::{KernelCase, KernelHeader, KernelSpec, ResolvedKernels, SCHEMA, Side},
@@ -228,8 +231,8 @@ fn print(summary: &KernelSummary, dir: &Path) {
             println!("{} {} {}: {reason}", r.op, r.case, r.variant);
         }
     }
-    for s in &summary.skipped {
-        println!("skipped: {}: {} ({})", s.what, s.why, s.hint);
+    for line in skipped::lines(&summary.skipped) {
+        println!("{line}");
     }
     println!("report: {}", dir.join("report.md").display());
 }

@@ -12,6 +12,7 @@ use crate::{
         appendix,
         markdown::{code, heading, plain, table},
     },
+    skipped,
     stats::{CONFIDENCE, RESAMPLES},
 };
 
@@ -32,7 +33,7 @@ pub fn report_md(
         memory(summary),
         drift(summary),
         failures(summary),
-        skipped(summary),
+        skipped::section(&summary.skipped),
         machine(summary),
         method(resolved),
         appendix::environment(environment),
@@ -283,15 +284,6 @@ fn failures(summary: &KernelSummary) -> String {
         );
     }
     if out.is_empty() { out } else { format!("## What does not count\n\n{out}") }
-}
-
-fn skipped(summary: &KernelSummary) -> String {
-    let items = summary
-        .skipped
-        .iter()
-        .map(|s| format!("- {}: {}; to have it: {}\n", code(&s.what), plain(&s.why), plain(&s.hint)));
-    let items: String = items.collect();
-    if items.is_empty() { items } else { format!("## Skipped\n\n{items}") }
 }
 
 fn machine(summary: &KernelSummary) -> String {

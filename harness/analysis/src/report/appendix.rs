@@ -61,18 +61,6 @@ bf16. They got gradients, and the trials count.
     )
 }
 
-pub(super) fn skipped(summary: &RunSummary) -> String {
-    if summary.skipped.is_empty() {
-        return String::new();
-    }
-    let items: String = summary
-        .skipped
-        .iter()
-        .map(|s| format!("- {}: {}; to have it: {}\n", code(&s.what), plain(&s.why), plain(&s.hint)))
-        .collect();
-    format!("## Skipped\n\n{items}")
-}
-
 /// What the shortest of the intervals is worth, by the values that it rests on: those that were used, not those that were planned.
 fn few(summary: &RunSummary) -> String {
     let ratios =

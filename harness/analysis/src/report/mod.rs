@@ -12,7 +12,7 @@ mod slow;
 
 use chronibench_protocol::record::{Resolved, Verdict};
 
-use crate::{format::verdict, gate::pairs, summary::RunSummary};
+use crate::{format::verdict, gate::pairs, skipped, summary::RunSummary};
 use markdown::{code, plain};
 pub use plots::plots;
 
@@ -33,7 +33,7 @@ pub fn report_md(resolved: &Resolved, summary: &RunSummary, environment: &serde_
         audits::audits(summary),
         appendix::failures(summary),
         appendix::rounded_away(summary),
-        appendix::skipped(summary),
+        skipped::section(&summary.skipped),
         appendix::method(summary),
         appendix::environment(environment),
         reproduce::reproduce(resolved, environment),
