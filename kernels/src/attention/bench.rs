@@ -148,7 +148,11 @@ impl<'a, B: Testbed> Operands<'a, B> {
             out: Operand::output(on, ELEM, t * shape.out())?,
             lse: Operand::output(on, Elem::F32, t * shape.heads)?,
             dqkv: Operand::output(on, ELEM, t * shape.packed())?,
-            scratch: Operand::output(on, Elem::F32, cuda::scratch_floats(t, shape))?,
+            scratch: Operand::output(
+                on,
+                Elem::F32,
+                cuda::scratch_floats(on.launcher().processors(), t, shape),
+            )?,
         })
     }
 

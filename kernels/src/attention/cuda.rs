@@ -6,8 +6,10 @@
 //!   and many short documents fill a tile. Work goes with the sum of squared lengths, to the granularity of tiles.
 //! * What a document holds does not change a bit of another's results, as long as it is finite. On tensor cores, NaN or
 //!   infinities may spread to documents that share a tile with it.
-//! * Memory besides the operands: a float a query and head ([`scratch_floats`]), whatever the lengths.
-//! * Deterministic: every sum is one warp's or one thread's, in the order of keys or queries; there are no atomics.
+//! * Memory besides the operands: a float a query and head, and where there are few tokens the [`parts`] of the gradients of keys
+//!   and values ([`scratch_floats`]), whatever the lengths.
+//! * Deterministic: every sum is one warp's or one thread's, in the order of keys or queries, and parts are added in theirs; there
+//!   are no atomics.
 
 mod hopper;
 mod list;
@@ -82,9 +84,42 @@ impl Path {
     }
 }
 
-/// Floats of scratch that [`backward`] needs: δ.
-pub fn scratch_floats(tokens: usize, shape: Shape) -> usize {
-    tokens * shape.heads
+/// Keys of a block of the gradients of keys and values on tensor cores.
+const KEYS: usize = 64;
+
+/// Blocks of them that a multiprocessor holds, at least.
+const BLOCKS_OF_PROCESSOR: usize = 2;
+
+/// Into how many parts the query heads of a key/value head are divided in the gradients of keys and values: a block each. With one
+/// block for all, few tokens and few key/value heads leave multiprocessors idle, and the block with most queries behind it
+/// decides. A power of two, so many that every multiprocessor is full, but no part without a head.
+fn parts(path: Path, processors: u32, tokens: usize, shape: Shape) -> usize {
+    if path != Path::Mma {
+        return 1;
+    }
+    let (blocks, group) = (tokens.div_ceil(KEYS) * shape.kv_heads, shape.heads / shape.kv_heads);
+    let room = processors as usize * BLOCKS_OF_PROCESSOR;
+    let mut parts = 1;
+    while 2 * parts <= group && blocks * parts < room {
+        parts *= 2;
+    }
+    parts
+}
+
+/// Floats of scratch that [`backward`] needs on any path for so many tokens or fewer: δ, and the [`parts`], of which there are more
+/// where there are fewer tokens.
+pub fn scratch_floats(processors: u32, tokens: usize, shape: Shape) -> usize {
+    let of = |tokens: usize| match parts(Path::Mma, processors, tokens, shape) {
+        1 => 0,
+        parts => parts * tokens * shape.kv_heads * 2 * shape.head_dim,
+    };
+    let partial = (1..=tokens.div_ceil(KEYS)).map(|tiles| of((tiles * KEYS).min(tokens))).max().unwrap_or(0);
+    delta_floats(tokens, shape) + partial
+}
+
+/// Floats of δ: the parts that follow are 16-byte aligned.
+fn delta_floats(tokens: usize, shape: Shape) -> usize {
+    (tokens * shape.heads).next_multiple_of(4)
 }
 
 /// A kernel of attention.
@@ -112,13 +147,14 @@ impl Kernel {
     }
 }
 
-/// What the backward pass reads, and the scratch for its delta.
+/// What the backward pass reads, and the scratch for its delta and its parts.
 struct Backward {
     dout_T: Ptr,
     qkv_TQ: Ptr,
     out_T: Ptr,
     lse_HT: Ptr,
     delta_HT: Ptr,
+    parts_at: Ptr,
 }
 
 /// `out_T` and `lse_HT` (f32, H × T) of `qkv_TQ`, for every token.
@@ -183,7 +219,8 @@ pub unsafe fn backward(
     if documents.tokens == 0 {
         return Ok(());
     }
-    let from = Backward { dout_T, qkv_TQ, out_T, lse_HT, delta_HT: scratch };
+    let parts_at = scratch.offset(4 * delta_floats(documents.tokens, shape));
+    let from = Backward { dout_T, qkv_TQ, out_T, lse_HT, delta_HT: scratch, parts_at };
     // SAFETY: the caller's promise is the same.
     unsafe {
         match path {
@@ -201,6 +238,26 @@ mod tests {
     fn check(path: Path, head_dim: usize) {
         let documents = Documents { list: Ptr::NULL, tokens: 1 };
         path.check(&documents, Shape { heads: 2, kv_heads: 1, head_dim });
+    }
+
+    /// Of Qwen2.5-0.5B on an H200: one part where there are blocks enough, and no part without a head.
+    #[test]
+    fn parts_fill_the_multiprocessors() {
+        let shape = Shape { heads: 14, kv_heads: 2, head_dim: 64 };
+        let of = |tokens| parts(Path::Mma, 132, tokens, shape);
+        assert_eq!([32_768, 16_384, 8_192, 4_096, 1_024, 1].map(of), [1, 1, 2, 4, 4, 4]);
+        let one_head_each = Shape { kv_heads: 14, ..shape };
+        assert_eq!(parts(Path::Mma, 132, 64, one_head_each), 1);
+        for tokens in [1, 100, 5_000, 32_768] {
+            let room = scratch_floats(132, tokens, shape) - delta_floats(tokens, shape);
+            for fewer in (1..=tokens).step_by(61) {
+                let parts = of(fewer);
+                assert!(
+                    parts == 1 || parts * fewer * 2 * 2 * 64 <= room,
+                    "{fewer} of {tokens}: {parts} parts"
+                );
+            }
+        }
     }
 
     #[test]

@@ -119,7 +119,10 @@ pub fn run(machine: &dyn Machine, batch: &Batch) -> Left {
     let documents = Documents { list: list.ptr(), tokens: t };
     let (qkv, dout) = (on.input(&batch.qkv), on.input(&batch.dout));
     let (out, lse) = (on.output(t * shape.out()), on.f32().output(t * shape.heads));
-    let (dqkv, scratch) = (on.output(batch.qkv.len()), on.f32().output(cuda::scratch_floats(t, shape)));
+    let (dqkv, scratch) = (
+        on.output(batch.qkv.len()),
+        on.f32().output(cuda::scratch_floats(machine.launcher().processors(), t, shape)),
+    );
     let (launcher, path) = (machine.launcher(), batch.path);
     let [q, d, o, l, s, dq] = [&qkv, &dout, &out, &lse, &scratch, &dqkv].map(Memory::ptr);
     // SAFETY: every operand has the length that its name says, and the documents are the batch's.

@@ -133,7 +133,7 @@ pub(super) unsafe fn backward(
     dqkv_TQ: Ptr,
     shape: Shape,
 ) -> Result<(), GpuError> {
-    let super::Backward { dout_T, qkv_TQ, out_T, lse_HT, delta_HT } = *from;
+    let super::Backward { dout_T, qkv_TQ, out_T, lse_HT, delta_HT, .. } = *from;
     let matrices = [rows(qkv_TQ, documents, shape.packed()), rows(dout_T, documents, shape.out())];
     let pointers =
         [dout_T, out_T, lse_HT, documents.by_queries(), documents.begin(), delta_HT, dqkv_TQ].map(Arg::Ptr);

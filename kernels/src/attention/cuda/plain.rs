@@ -65,7 +65,7 @@ pub(super) unsafe fn backward(
     dqkv_TQ: Ptr,
     shape: Shape,
 ) -> Result<(), GpuError> {
-    let super::Backward { dout_T, qkv_TQ, out_T, lse_HT, delta_HT } = *from;
+    let super::Backward { dout_T, qkv_TQ, out_T, lse_HT, delta_HT, .. } = *from;
     let operands = [dout_T, qkv_TQ, out_T, lse_HT, documents.begin(), delta_HT, dqkv_TQ];
     on.costs(Kernel::ByQueries.cost(Elem::F32, documents, shape));
     // SAFETY: the caller's promise is the same.

@@ -1,7 +1,8 @@
 // The backward pass by mma.sync; it follows forward.cu. Two kernels without atomics, so that sums have one order:
 //
 //   attention_dq    a block has queries of a head and walks over their keys, as the forward pass does
-//   attention_dkv   a block has keys of a key/value head and walks over the queries of all heads that share it
+//   attention_dkv   a block has keys of a key/value head and walks over the queries of all heads that share it, or of a part of
+//                   them, where one block a key/value head would leave multiprocessors idle; attention_dkv_sum adds up the parts
 //
 // Each computes scores and their gradients anew: seven products in place of the five of FlashAttention-2's algorithm 2, which
 // adds up dq in memory in whatever order blocks arrive.
@@ -139,15 +140,16 @@ __device__ __forceinline__ void key_slopes(float s[M][N][4], float dp[M][N][4], 
 }
 
 // dk and dv of the 64 keys of a block. Dynamic shared memory: keys, values, two steps of queries and gradients of the output,
-// lse and delta of either step.
+// lse and delta of either step. Of several parts of a key/value head each leaves its sums in part_PTG.
 template <int K, bool HELD, int QUERIES>
 __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const float* lse_HT, const float* delta_HT,
-                                    const u32* tiles, const u32* end, u16* dqkv_TQ, int T, Packed packed) {
+                                    const u32* tiles, const u32* end, u16* dqkv_TQ, float* part_PTG, int T, Packed packed) {
     extern __shared__ __align__(128) char shared[];
     constexpr int M = 1, N = QUERIES / 8, KEYS = 16 * M * WARPS, PARTS = BLOCK / KEYS, BYTES = STREAM * 2 * K;
     static_assert(THREADS == 2 * STREAM, "a thread has an lse or a delta of a step");
-    const int place = blockIdx.y, g = blockIdx.x;
-    const int first = (int)tiles[place / PARTS] * BLOCK + place % PARTS * KEYS;
+    const int place = blockIdx.y;
+    const Part share = part_of(packed.H, packed.G);
+    const int g = share.g, first = (int)tiles[place / PARTS] * BLOCK + place % PARTS * KEYS;
     if (first >= T) return;
     const int stride = packed.stride<K>(), out_stride = packed.H * K;
     const int warp_row = 16 * M * (threadIdx.x / WARP), own = first + warp_row;
@@ -157,7 +159,7 @@ __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const 
     float* const statistics = (float*)(steps + 4 * BYTES);
     // For each head from the diagonal to the end of the last key's document. A step is its first query and its head.
     const int last = (int)end[min(first + KEYS, T) - 1];
-    int left = (last - first + STREAM - 1) / STREAM * packed.group();
+    int left = (last - first + STREAM - 1) / STREAM * share.heads;
     const auto fetch = [&](int h, int query, int place) {
         const u16 *const q = qkv_TQ + (i64)query * stride + h * K, *const dout = dout_T + (i64)query * out_stride + h * K;
         fetch_step<K>(steps + place * 2 * BYTES, q, stride, dout, out_stride, T - query);
@@ -173,7 +175,7 @@ __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const 
     const u16* const rows = qkv_TQ + (i64)first * stride + (packed.H + g) * K;
     copy_tile<K, KEYS, THREADS>(keys, rows, stride, T - first);
     copy_tile<K, KEYS, THREADS>(values, rows + packed.G * K, stride, T - first);
-    int h = g * packed.group(), query = first;
+    int h = share.head, query = first;
     fetch(h, query, left & 1);
     statistics[(left & 1) * 2 * STREAM + threadIdx.x] = statistic(h, query);
     // Of the warp's last row. A warp behind the last token is seen by nothing.
@@ -216,12 +218,41 @@ __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const 
         statistics[(~left & 1) * 2 * STREAM + threadIdx.x] = next;
     }
     if (own >= T) return;
+    if (share.all > 1) {
+        const i64 sums = share.stride<K>(packed.G);
+        float* const to = part_PTG + share.offset<K>(T, packed.G) + own * sums;
+        store_sums<K>(dk[0], to, sums, T - own);
+        store_sums<K>(dv[0], to + K, sums, T - own);
+        return;
+    }
     float ones[2 * M], factor[2 * M];
 #pragma unroll
     for (int r = 0; r < 2 * M; r++) ones[r] = 1.0f, factor[r] = SCALE<K>;
     u16* const to = dqkv_TQ + (i64)own * stride + (packed.H + g) * K;
     store_rows<K, M>(dk, factor, keys, warp_row, to, stride, T - own);
     store_rows<K, M>(dv, ones, values, warp_row, to + packed.G * K, stride, T - own);
+}
+
+// dk and dv, rounded: the parts' sums in their order. A thread has eight of them.
+template <int K>
+__device__ __forceinline__ void dkv_sum(const float* part_PTG, u16* dqkv_TQ, int T, Packed packed, int parts) {
+    wait_for_predecessor();
+    const int columns = packed.G * 2 * K;
+    const i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * PACK, all = (i64)T * columns;
+    if (at >= all) return;
+    const i64 t = at / columns;
+    const int c = (int)(at - t * columns), g = c / (2 * K), is_v = c / K % 2;
+    float sum[PACK] = {};
+    for (int p = 0; p < parts; p++) {
+        const float4* const from = (const float4*)(part_PTG + p * all + at);
+        const float4 lo = from[0], hi = from[1];
+        const float v[PACK] = {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
+#pragma unroll
+        for (int j = 0; j < PACK; j++) sum[j] += v[j];
+    }
+#pragma unroll
+    for (int j = 0; j < PACK; j++) sum[j] *= is_v ? 1.0f : SCALE<K>;
+    store_pack(dqkv_TQ + t * packed.stride<K>() + (packed.H + is_v * packed.G + g) * K + c % K, pack_of(sum));
 }
 
 // Measured: more scores at a time hide more of the products' latency, which is worth more than warps with more rows.
@@ -235,8 +266,12 @@ __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const 
     extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_dkv_##K( \
         const u16* __restrict__ dout_T, const u16* __restrict__ qkv_TQ, const float* __restrict__ lse_HT, \
         const float* __restrict__ delta_HT, const u32* __restrict__ tiles, const u32* __restrict__ end, \
-        u16* __restrict__ dqkv_TQ, int T, int H, int G) { \
-        dkv<K, DKV_HELD, QUERIES>(dout_T, qkv_TQ, lse_HT, delta_HT, tiles, end, dqkv_TQ, T, {H, G}); \
+        u16* __restrict__ dqkv_TQ, float* __restrict__ part_PTG, int T, int H, int G) { \
+        dkv<K, DKV_HELD, QUERIES>(dout_T, qkv_TQ, lse_HT, delta_HT, tiles, end, dqkv_TQ, part_PTG, T, {H, G}); \
+    } \
+    extern "C" __global__ void attention_dkv_sum_##K(const float* __restrict__ part_PTG, u16* __restrict__ dqkv_TQ, int T, \
+                                                     int H, int G, int parts) { \
+        dkv_sum<K>(part_PTG, dqkv_TQ, T, {H, G}, parts); \
     }
 
 BACKWARD(64, true, 2, 32, true, 64)

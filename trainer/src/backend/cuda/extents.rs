@@ -104,7 +104,7 @@ impl Extents {
         let fused = |seam| !self.is_eager(seam);
         let mut floats = vec![adamw::norm_scratch_floats(mp)];
         if fused(Seam::Attention) {
-            floats.push(attention::scratch_floats(t, dims.attention()));
+            floats.push(attention::scratch_floats(mp, t, dims.attention()));
         }
         if fused(Seam::Norm) && model.blocks[0].norm1.weight.grad.is_some() {
             floats.push(rmsnorm::scratch_floats(mp, dims.norm(t)));
