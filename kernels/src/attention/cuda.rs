@@ -6,7 +6,7 @@
 //!   and many short documents fill a tile. Work goes with the sum of squared lengths, to the granularity of tiles.
 //! * What a document holds does not change a bit of another's results, as long as it is finite. On tensor cores, NaN or
 //!   infinities may spread to documents that share a tile with it.
-//! * Memory besides the operands: a float a query and head, and where there are few tokens the [`parts`] of the gradients of keys
+//! * Memory besides the operands: a float a query and head, and where there are few tokens the parts of the gradients of keys
 //!   and values ([`scratch_floats`]), whatever the lengths.
 //! * Deterministic: every sum is one warp's or one thread's, in the order of keys or queries, and parts are added in theirs; there
 //!   are no atomics.
@@ -106,7 +106,7 @@ fn parts(path: Path, processors: u32, tokens: usize, shape: Shape) -> usize {
     parts
 }
 
-/// Floats of scratch that [`backward`] needs on any path for so many tokens or fewer: δ, and the [`parts`], of which there are more
+/// Floats of scratch that [`backward`] needs on any path for so many tokens or fewer: δ, and the parts of gradients of keys and values, of which there are more
 /// where there are fewer tokens.
 pub fn scratch_floats(processors: u32, tokens: usize, shape: Shape) -> usize {
     let of = |tokens: usize| match parts(Path::Mma, processors, tokens, shape) {
