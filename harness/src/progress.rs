@@ -20,8 +20,10 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     trials: usize,
     steps: u64,
-    /// Title of the running trial, the time that was thought to be left when it began, and when that was.
+    /// Title of the running trial, and the time that was thought to be left when it began.
     now: (String, Option<Duration>, Instant),
+    /// When audits were told last.
+    told: Instant,
 }
 
 impl Progress {
@@ -32,7 +34,7 @@ impl Progress {
             let style = ProgressStyle::with_template("[{elapsed_precise}] {bar:30} {msg}");
             ProgressBar::new(trials as u64 * steps).with_style(style.expect("a valid template"))
         });
-        Self { bar, trials, steps, now: (String::new(), None, Instant::now()) }
+        Self { bar, trials, steps, now: (String::new(), None, Instant::now()), told: Instant::now() }
     }
 
     /// A line of text.
@@ -45,13 +47,12 @@ impl Progress {
 
     /// The audit trial of a case begins. Where there is no bar, long audits are told from time to time.
     pub fn audit(&mut self, position: usize, cases: usize, case: &str) {
-        let (_, _, told) = &mut self.now;
         match &self.bar {
             Some(bar) => bar.set_message(format!("audit of {case}")),
             None if position == 0 => eprintln!("auditing every case"),
-            None if told.elapsed() > TOLD_EVERY => {
+            None if self.told.elapsed() > TOLD_EVERY => {
                 eprintln!("{position} of {cases} cases audited");
-                *told = Instant::now();
+                self.told = Instant::now();
             }
             None => {}
         }

@@ -84,7 +84,7 @@ impl Path {
     }
 }
 
-/// Keys of a block of the gradients of keys and values on tensor cores.
+/// Keys of a block of the gradients of keys and values on tensor cores, as `KEYS` in the kernels.
 const KEYS: usize = 64;
 
 /// Blocks of them that a multiprocessor holds, at least.

@@ -26,18 +26,6 @@ extern "C" __global__ void embedding_gather(const int* __restrict__ ids_T, const
     }
 }
 
-__device__ __forceinline__ void add_floats(const float* x, float sum[PACK]) {
-    const float4 lo = *(const float4*)x, hi = *((const float4*)x + 1);
-    sum[0] += lo.x; sum[1] += lo.y; sum[2] += lo.z; sum[3] += lo.w;
-    sum[4] += hi.x; sum[5] += hi.y; sum[6] += hi.z; sum[7] += hi.w;
-}
-
-__device__ __forceinline__ void store_floats(float* x, const float v[PACK]) {
-    const float4 lo = {v[0], v[1], v[2], v[3]}, hi = {v[4], v[5], v[6], v[7]};
-    *(float4*)x = lo;
-    *((float4*)x + 1) = hi;
-}
-
 // Rows in flight.
 #define ROWS 8
 

@@ -137,6 +137,28 @@ __device__ __forceinline__ Pack pack_of(const float v[PACK]) {
     return pack;
 }
 
+// Eight floats whatever the element type; p is 16-byte aligned.
+__device__ __forceinline__ void load_floats(const float* p, float v[PACK]) {
+    const float4 lo = *(const float4*)p, hi = *((const float4*)p + 1);
+    v[0] = lo.x; v[1] = lo.y; v[2] = lo.z; v[3] = lo.w;
+    v[4] = hi.x; v[5] = hi.y; v[6] = hi.z; v[7] = hi.w;
+}
+
+__device__ __forceinline__ void add_floats(const float* p, float sum[PACK]) {
+    const float4 lo = *(const float4*)p, hi = *((const float4*)p + 1);
+    sum[0] += lo.x; sum[1] += lo.y; sum[2] += lo.z; sum[3] += lo.w;
+    sum[4] += hi.x; sum[5] += hi.y; sum[6] += hi.z; sum[7] += hi.w;
+}
+
+__device__ __forceinline__ void store_floats(float* p, const float v[PACK]) {
+    *(float4*)p = make_float4(v[0], v[1], v[2], v[3]);
+    *((float4*)p + 1) = make_float4(v[4], v[5], v[6], v[7]);
+}
+
+__device__ __forceinline__ float4 plus(const float4& a, const float4& b) {
+    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
 // Sum over a warp; every lane gets it.
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll

@@ -58,10 +58,7 @@ __device__ __forceinline__ void store_bias(const float db[HEADS][2][PACK], float
         if (c < 0) continue;
         float4 sum = quads[quad][thread];
 #pragma unroll 4
-        for (int row = 1; row < e.rows; row++) {
-            const float4 more = quads[quad][row * width + thread];
-            sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-        }
+        for (int row = 1; row < e.rows; row++) sum = plus(sum, quads[quad][row * width + thread]);
         *(float4*)(part_Q + c + quad / 2 % 2 * (e.K / 2) + quad % 2 * 4) = sum;
     }
 }

@@ -72,12 +72,6 @@ __device__ __forceinline__ int column(const Extent& e, const Place& at, int head
     return head * e.K + half * (e.K / 2) + at.lane;
 }
 
-__device__ __forceinline__ void load_floats(const float* p, float v[PACK]) {
-    const float4 lo = *(const float4*)p, hi = *((const float4*)p + 1);
-    v[0] = lo.x; v[1] = lo.y; v[2] = lo.z; v[3] = lo.w;
-    v[4] = hi.x; v[5] = hi.y; v[6] = hi.z; v[7] = hi.w;
-}
-
 __device__ __forceinline__ void load_angles(const Rotation& r, const Extent& e, const Place& at, u32 position,
                                             float cos[PACK], float sin[PACK]) {
     const i64 row = (i64)position * (e.K / 2) + at.lane;
@@ -155,7 +149,7 @@ __device__ __forceinline__ void norm_head(float a[PACK], float b[PACK], const No
 }
 
 // The tokens from `first` on that a block takes next lie side by side: to L2, a share by each warp. `e.slots` is all of a token's
-// unless rows are wide, and then the blocks that share them fetch them more than once, which costs nothing.
+// unless rows are wide, and then the blocks that share them fetch them more than once: they are there then.
 __device__ __forceinline__ void fetch_tokens(const elem* qkv_TQ, i64 first, const Extent& e) {
     if (threadIdx.x % WARP != 0 || first >= e.T) return;
     const int n = packed(e) * (int)min((i64)e.rows, e.T - first), warps = blockDim.x / WARP;

@@ -118,10 +118,7 @@ __device__ __forceinline__ void store_part(const float dw[PACKS][PACK], float* p
     for (int c = 4 * threadIdx.x; c < D; c += 4 * blockDim.x) {
         float4 sum = *(const float4*)(shared + c);
 #pragma unroll 8
-        for (int row = 1; row < rows; row++) {
-            const float4 more = *(const float4*)(shared + row * D + c);
-            sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-        }
+        for (int row = 1; row < rows; row++) sum = plus(sum, *(const float4*)(shared + row * D + c));
         *(float4*)(part_D + c) = sum;
     }
 }

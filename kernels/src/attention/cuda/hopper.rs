@@ -1,6 +1,6 @@
 //! Launches of `hopper/`: wgmma on tiles that TMA brings to shared memory.
 
-use super::{BLOCK, Documents, Kernel};
+use super::{BLOCK, Documents, KEYS, Kernel};
 use crate::{
     attention::Shape,
     gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit},
@@ -64,8 +64,8 @@ const DQ_64: Tiling = Tiling { name: "attention_hopper_dq_64", kept: 2 * BLOCK, 
 const DKV_64: Tiling = Tiling {
     name: "attention_hopper_dkv_64",
     threads: 128,
-    rows: 64,
-    kept: 2 * 64,
+    rows: KEYS,
+    kept: 2 * KEYS,
     step: 64,
     stages: 3,
     // lse and delta of a step's queries, for each warp.

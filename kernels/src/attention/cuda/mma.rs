@@ -1,6 +1,6 @@
 //! Launches of `mma/`: bf16 by mma.sync.
 
-use super::{BLOCK, Documents, Kernel};
+use super::{BLOCK, Documents, KEYS, Kernel};
 use crate::{
     attention::Shape,
     gpu::{Arg, Cost, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit},
@@ -65,8 +65,8 @@ const DQ: [Tiling; 2] = [
 ];
 
 const DKV: [Tiling; 2] = [
-    Tiling { name: "attention_dkv_64", rows: 64, kept: 2, floats: 4 * STREAM },
-    Tiling { name: "attention_dkv_128", rows: 64, kept: 2, floats: 4 * STREAM },
+    Tiling { name: "attention_dkv_64", rows: KEYS, kept: 2, floats: 4 * STREAM },
+    Tiling { name: "attention_dkv_128", rows: KEYS, kept: 2, floats: 4 * STREAM },
 ];
 
 /// # Safety

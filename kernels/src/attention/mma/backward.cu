@@ -243,13 +243,7 @@ __device__ __forceinline__ void dkv_sum(const float* part_PTG, u16* dqkv_TQ, int
     const i64 t = at / columns;
     const int c = (int)(at - t * columns), g = c / (2 * K), is_v = c / K % 2;
     float sum[PACK] = {};
-    for (int p = 0; p < parts; p++) {
-        const float4* const from = (const float4*)(part_PTG + p * all + at);
-        const float4 lo = from[0], hi = from[1];
-        const float v[PACK] = {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
-#pragma unroll
-        for (int j = 0; j < PACK; j++) sum[j] += v[j];
-    }
+    for (int p = 0; p < parts; p++) add_floats(part_PTG + p * all + at, sum);
 #pragma unroll
     for (int j = 0; j < PACK; j++) sum[j] *= is_v ? 1.0f : SCALE<K>;
     store_pack(dqkv_TQ + t * packed.stride<K>() + (packed.H + is_v * packed.G + g) * K + c % K, pack_of(sum));
