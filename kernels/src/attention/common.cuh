@@ -1,6 +1,5 @@
 // What the kernels of attention on tensor cores share, whichever instructions they are made of.
 
-#define LOG2_E 1.4426950408889634f
 #define LN_2 0.6931471805599453f
 // Tokens of a tile of the host's lists (cuda/list.rs).
 #define BLOCK 128
@@ -31,14 +30,14 @@ __device__ __forceinline__ Part part_of(int H, int G) {
     return part;
 }
 
-// f32 sums of a warp's 16 rows, as products of tensor cores leave them; `rows` of them are there.
+// f32 sums of a warp's 16 rows, as products of tensor cores leave them, four for every eight columns; `rows` of them are there.
 template <int K>
-__device__ __forceinline__ void store_sums(const float sums[K / 8][4], float* to, i64 stride, int rows) {
+__device__ __forceinline__ void store_sums(const float* sums, float* to, i64 stride, int rows) {
     const int row = threadIdx.x % WARP / 4, column = 2 * (threadIdx.x % 4);
 #pragma unroll
     for (int n = 0; n < K / 8; n++)
 #pragma unroll
         for (int half = 0; half < 2; half++)
             if (row + 8 * half < rows)
-                *(float2*)(to + (row + 8 * half) * stride + 8 * n + column) = make_float2(sums[n][2 * half], sums[n][2 * half + 1]);
+                *(float2*)(to + (row + 8 * half) * stride + 8 * n + column) = make_float2(sums[4 * n + 2 * half], sums[4 * n + 2 * half + 1]);
 }

@@ -14,11 +14,13 @@
 mod hopper;
 mod list;
 mod mma;
+mod parts;
 mod plain;
 
 pub use hopper::UNIT as HOPPER;
 pub use list::{BLOCK, Documents, documents, documents_len};
 pub use mma::UNIT as MMA;
+pub use parts::UNIT as PARTS;
 pub use plain::UNIT as PLAIN;
 
 use super::Shape;
@@ -84,37 +86,10 @@ impl Path {
     }
 }
 
-/// Keys of a block of the gradients of keys and values on tensor cores, as `KEYS` in the kernels.
-const KEYS: usize = 64;
-
-/// Blocks of them that a multiprocessor holds, at least.
-const BLOCKS_OF_PROCESSOR: usize = 2;
-
-/// Into how many parts the query heads of a key/value head are divided in the gradients of keys and values: a block each. With one
-/// block for all, few tokens and few key/value heads leave multiprocessors idle, and the block with most queries behind it
-/// decides. A power of two, so many that every multiprocessor is full, but no part without a head.
-fn parts(path: Path, processors: u32, tokens: usize, shape: Shape) -> usize {
-    if path != Path::Mma {
-        return 1;
-    }
-    let (blocks, group) = (tokens.div_ceil(KEYS) * shape.kv_heads, shape.heads / shape.kv_heads);
-    let room = processors as usize * BLOCKS_OF_PROCESSOR;
-    let mut parts = 1;
-    while 2 * parts <= group && blocks * parts < room {
-        parts *= 2;
-    }
-    parts
-}
-
-/// Floats of scratch that [`backward`] needs on any path for so many tokens or fewer: δ, and the parts of gradients of keys and values, of which there are more
-/// where there are fewer tokens.
+/// Floats of scratch that [`backward`] needs on any path for so many tokens or fewer: δ, and the parts of the gradients of keys
+/// and values.
 pub fn scratch_floats(processors: u32, tokens: usize, shape: Shape) -> usize {
-    let of = |tokens: usize| match parts(Path::Mma, processors, tokens, shape) {
-        1 => 0,
-        parts => parts * tokens * shape.kv_heads * 2 * shape.head_dim,
-    };
-    let partial = (1..=tokens.div_ceil(KEYS)).map(|tiles| of((tiles * KEYS).min(tokens))).max().unwrap_or(0);
-    delta_floats(tokens, shape) + partial
+    delta_floats(tokens, shape) + parts::floats(processors, tokens, shape)
 }
 
 /// Floats of δ: the parts that follow are 16-byte aligned.
@@ -219,15 +194,21 @@ pub unsafe fn backward(
     if documents.tokens == 0 {
         return Ok(());
     }
-    let parts_at = scratch.offset(4 * delta_floats(documents.tokens, shape));
+    let tokens = documents.tokens;
+    let parts_at = scratch.offset(4 * delta_floats(tokens, shape));
     let from = Backward { dout_T, qkv_TQ, out_T, lse_HT, delta_HT: scratch, parts_at };
     // SAFETY: the caller's promise is the same.
     unsafe {
         match path {
-            Path::Plain => plain::backward(on, &from, documents, dqkv_TQ, shape),
-            Path::Mma => mma::backward(on, &from, documents, dqkv_TQ, shape),
-            Path::Hopper => hopper::backward(on, &from, documents, dqkv_TQ, shape),
+            Path::Plain => plain::backward(on, &from, documents, dqkv_TQ, shape)?,
+            Path::Mma => mma::backward(on, &from, documents, dqkv_TQ, shape)?,
+            Path::Hopper => hopper::backward(on, &from, documents, dqkv_TQ, shape)?,
         }
+    }
+    match parts::parts(path, on.processors(), tokens, shape) {
+        1 => Ok(()),
+        // SAFETY: as above; the launches before left the parts, and did not write the gradients of keys and values.
+        parts => unsafe { parts::add(on, parts_at, dqkv_TQ, tokens, shape, parts) },
     }
 }
 
@@ -238,26 +219,6 @@ mod tests {
     fn check(path: Path, head_dim: usize) {
         let documents = Documents { list: Ptr::NULL, tokens: 1 };
         path.check(&documents, Shape { heads: 2, kv_heads: 1, head_dim });
-    }
-
-    /// Of Qwen2.5-0.5B on an H200: one part where there are blocks enough, and no part without a head.
-    #[test]
-    fn parts_fill_the_multiprocessors() {
-        let shape = Shape { heads: 14, kv_heads: 2, head_dim: 64 };
-        let of = |tokens| parts(Path::Mma, 132, tokens, shape);
-        assert_eq!([32_768, 16_384, 8_192, 4_096, 1_024, 1].map(of), [1, 1, 2, 4, 4, 4]);
-        let one_head_each = Shape { kv_heads: 14, ..shape };
-        assert_eq!(parts(Path::Mma, 132, 64, one_head_each), 1);
-        for tokens in [1, 100, 5_000, 32_768] {
-            let room = scratch_floats(132, tokens, shape) - delta_floats(tokens, shape);
-            for fewer in (1..=tokens).step_by(61) {
-                let parts = of(fewer);
-                assert!(
-                    parts == 1 || parts * fewer * 2 * 2 * 64 <= room,
-                    "{fewer} of {tokens}: {parts} parts"
-                );
-            }
-        }
     }
 
     #[test]

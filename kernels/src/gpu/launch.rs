@@ -99,6 +99,7 @@ pub const UNITS: &[&Unit] = &[
     &crate::adamw::cuda_eager::UNIT,
     &crate::attention::cuda::HOPPER,
     &crate::attention::cuda::MMA,
+    &crate::attention::cuda::PARTS,
     &crate::attention::cuda::PLAIN,
     &crate::attention::cuda_eager::UNIT,
     &crate::embedding::cuda::UNIT,

@@ -1,6 +1,6 @@
 //! Launches of `hopper/`: wgmma on tiles that TMA brings to shared memory.
 
-use super::{BLOCK, Documents, KEYS, Kernel};
+use super::{BLOCK, Documents, Kernel, parts::KEYS};
 use crate::{
     attention::Shape,
     gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit},
@@ -133,7 +133,7 @@ pub(super) unsafe fn backward(
     dqkv_TQ: Ptr,
     shape: Shape,
 ) -> Result<(), GpuError> {
-    let super::Backward { dout_T, qkv_TQ, out_T, lse_HT, delta_HT, .. } = *from;
+    let super::Backward { dout_T, qkv_TQ, out_T, lse_HT, delta_HT, parts_at } = *from;
     let matrices = [rows(qkv_TQ, documents, shape.packed()), rows(dout_T, documents, shape.out())];
     let pointers =
         [dout_T, out_T, lse_HT, documents.by_queries(), documents.begin(), delta_HT, dqkv_TQ].map(Arg::Ptr);
@@ -141,9 +141,10 @@ pub(super) unsafe fn backward(
     on.costs(Kernel::ByQueries.cost(Elem::Bf16, documents, shape));
     // SAFETY: the caller's promise is the same.
     unsafe { launch(on, &DQ, shape.heads, &operands, documents, shape)? };
-    let pointers = [lse_HT, delta_HT, documents.by_keys(), documents.end(), dqkv_TQ].map(Arg::Ptr);
+    let pointers = [lse_HT, delta_HT, documents.by_keys(), documents.end(), dqkv_TQ, parts_at].map(Arg::Ptr);
     let operands = [&matrices[..], &pointers].concat();
+    let parts = super::parts::parts(super::Path::Hopper, on.processors(), documents.tokens, shape);
     on.costs(Kernel::ByKeys.cost(Elem::Bf16, documents, shape));
     // SAFETY: as above; delta is what the launch before left.
-    unsafe { launch(on, &DKV, shape.kv_heads, &operands, documents, shape) }
+    unsafe { launch(on, &DKV, shape.kv_heads * parts, &operands, documents, shape) }
 }

@@ -1,9 +1,9 @@
 //! Launches of `mma/`: bf16 by mma.sync.
 
-use super::{BLOCK, Documents, KEYS, Kernel};
+use super::{BLOCK, Documents, Kernel, parts::KEYS};
 use crate::{
     attention::Shape,
-    gpu::{Arg, Cost, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit},
+    gpu::{Arg, Elem, GpuError, Grid, Launcher, Needs, Ptr, Unit},
 };
 
 /// `mma/`.
@@ -28,8 +28,6 @@ pub static UNIT: Unit = Unit {
         "attention_dq_128",
         "attention_dkv_64",
         "attention_dkv_128",
-        "attention_dkv_sum_64",
-        "attention_dkv_sum_128",
     ],
     elems: &[Elem::Bf16],
     needs: Needs::Ampere,
@@ -120,38 +118,10 @@ pub(super) unsafe fn backward(
     on.costs(Kernel::ByQueries.cost(Elem::Bf16, documents, shape));
     // SAFETY: the caller's promise is the same.
     unsafe { launch(on, &DQ, shape.heads, &operands, documents, shape)? };
-    let parts = super::parts(super::Path::Mma, on.processors(), documents.tokens, shape);
+    let parts = super::parts::parts(super::Path::Mma, on.processors(), documents.tokens, shape);
     let operands =
         [dout_T, qkv_TQ, lse_HT, delta_HT, documents.by_keys(), documents.end(), dqkv_TQ, parts_at];
     on.costs(Kernel::ByKeys.cost(Elem::Bf16, documents, shape));
     // SAFETY: as above; delta is what the launch before left.
-    unsafe { launch(on, &DKV, shape.kv_heads * parts, &operands, documents, shape)? };
-    if parts == 1 {
-        return Ok(());
-    }
-    // SAFETY: the parts are what the launch before left, and nothing else wrote the gradients of keys and values.
-    unsafe { add_parts(on, parts_at, dqkv_TQ, documents.tokens, shape, parts) }
-}
-
-/// Gradients of keys and values from the sums of their parts.
-///
-/// # Safety
-/// As [`super::backward`].
-unsafe fn add_parts(
-    on: &dyn Launcher,
-    parts_at: Ptr,
-    dqkv_TQ: Ptr,
-    tokens: usize,
-    shape: Shape,
-    parts: usize,
-) -> Result<(), GpuError> {
-    const THREADS: usize = 256;
-    let name = if shape.head_dim == 128 { "attention_dkv_sum_128" } else { "attention_dkv_sum_64" };
-    let values = tokens * shape.kv_heads * 2 * shape.head_dim;
-    let grid = Grid { blocks: (values.div_ceil(8 * THREADS) as u32, 1), threads: THREADS as u32, shared: 0 };
-    let extents = [tokens, shape.heads, shape.kv_heads, parts].map(|n| Arg::I32(n as i32));
-    let args = [&[parts_at, dqkv_TQ].map(Arg::Ptr)[..], &extents].concat();
-    on.costs(Cost::bytes((values * (4 * parts + 2)) as u64));
-    // SAFETY: the caller's promise is the same; it waits before it reads.
-    unsafe { on.launch_early(UNIT.entry(name, Elem::Bf16), grid, &args) }
+    unsafe { launch(on, &DKV, shape.kv_heads * parts, &operands, documents, shape) }
 }

@@ -1,7 +1,8 @@
 // Attention by wgmma and TMA: the backward pass; it follows forward.cu. Two kernels, as in mma/backward.cu, and no atomics:
 //
 //   dq    a block has BLOCK queries of a head, 64 for each of two warpgroups, and walks over their keys
-//   dkv   a block has 64 keys of a key/value head for each of its warpgroups and walks over the queries of all heads that share it
+//   dkv   a block has 64 keys of a key/value head and walks over the queries of all heads that share it, or of a part of them, as
+//         in mma/backward.cu
 
 // Dot products of a thread's two rows of `out` and `dout`, which its quad reads together.
 template <int D>
@@ -187,19 +188,20 @@ struct Place {
 // Dynamic shared memory: keys, values, a ring of queries and gradients of the output, statistics of each warp, barriers.
 template <int D, int STAGES>
 __device__ __forceinline__ void dkv(const TensorMap& map, const TensorMap& dout_map, const float* lse_HT, const float* delta_HT,
-                                    const u32* tiles, const u32* end_T, u16* dqkv_TQ, int T, int H, int G) {
+                                    const u32* tiles, const u32* end_T, u16* dqkv_TQ, float* part_PTG, int T, int H, int G) {
     extern __shared__ __align__(1024) unsigned char shared[];
     constexpr int KEYS = 64, QUERIES = 64, N = QUERIES / 2;
     constexpr u32 TILE = KEYS * D * 2, STEP = QUERIES * D * 2, STATISTICS = 4 * 2 * QUERIES * 4;
-    const int g = blockIdx.x, first = tiles[blockIdx.y / 2] * BLOCK + blockIdx.y % 2 * KEYS;
+    const Part share = part_of(H, G);
+    const int g = share.g, first = tiles[blockIdx.y / 2] * BLOCK + blockIdx.y % 2 * KEYS;
     if (first >= T) return;
-    const int end = end_T[min(first + KEYS, T) - 1], group = H / G;
+    const int end = end_T[min(first + KEYS, T) - 1];
     const u32 keys = shared_address(shared), values = keys + TILE, steps = values + TILE;
     const u32 keys_came = steps + STAGES * 2 * STEP + STATISTICS;
-    const Ring<STAGES, 0, 4> ring{keys_came + 8, group * ((end - first + QUERIES - 1) / QUERIES)};
+    const Ring<STAGES, 0, 4> ring{keys_came + 8, share.heads * ((end - first + QUERIES - 1) / QUERIES)};
     auto queries = [&](int i) { return steps + i % STAGES * 2 * STEP; };
     // Of the step that is fetched next.
-    Place ahead{g * group, first};
+    Place ahead{share.head, first};
     auto fetch = [&](int i) {
         const u32 to = queries(i), came = ring.came(i);
         barrier_expect(came, 2 * STEP);
@@ -224,7 +226,7 @@ __device__ __forceinline__ void dkv(const TensorMap& map, const TensorMap& dout_
     u32 p[QUERIES / 16][4], ds[QUERIES / 16][4];
 #pragma unroll
     for (int i = 0; i < D / 2; i++) dk[i] = 0.0f, dv[i] = 0.0f;
-    Place place{g * group, first};
+    Place place{share.head, first};
     // Rows are keys here, columns queries: probabilities and gradients are then what the products below take.
     auto exponentiate = [&] {
 #pragma unroll
@@ -301,6 +303,13 @@ __device__ __forceinline__ void dkv(const TensorMap& map, const TensorMap& dout_
     products_wait<0>();
     settled(dk);
     settled(dv);
+    if (share.all > 1) {
+        const int own = first + threadIdx.x / WARP * 16;
+        float* const to = part_PTG + share.offset<D>(T, G) + (i64)own * share.stride<D>(G);
+        store_sums<D>(dk, to, share.stride<D>(G), T - own);
+        store_sums<D>(dv, to + D, share.stride<D>(G), T - own);
+        return;
+    }
 #pragma unroll
     for (int e = 0; e < D / 2; e++) dk[e] *= SCALE<D>;
     const i64 stride = (i64)(H + 2 * G) * D;
@@ -319,8 +328,8 @@ __device__ __forceinline__ void dkv(const TensorMap& map, const TensorMap& dout_
     extern "C" __global__ void __launch_bounds__(128, KEYS_PER_SM) attention_hopper_dkv_##D( \
         const __grid_constant__ TensorMap map, const __grid_constant__ TensorMap dout_map, const float* __restrict__ lse_HT, \
         const float* __restrict__ delta_HT, const u32* __restrict__ tiles, const u32* __restrict__ end_T, \
-        u16* __restrict__ dqkv_TQ, int T, int H, int G) { \
-        dkv<D, QUERY_STAGES>(map, dout_map, lse_HT, delta_HT, tiles, end_T, dqkv_TQ, T, H, G); \
+        u16* __restrict__ dqkv_TQ, float* __restrict__ part_PTG, int T, int H, int G) { \
+        dkv<D, QUERY_STAGES>(map, dout_map, lse_HT, delta_HT, tiles, end_T, dqkv_TQ, part_PTG, T, H, G); \
     }
 
 BACKWARD(64, 64, 4, false, 2, 3, 3)

@@ -2,7 +2,7 @@
 //
 //   attention_dq    a block has queries of a head and walks over their keys, as the forward pass does
 //   attention_dkv   a block has keys of a key/value head and walks over the queries of all heads that share it, or of a part of
-//                   them, where one block a key/value head would leave multiprocessors idle; attention_dkv_sum adds up the parts
+//                   them, where one block a key/value head would leave multiprocessors idle; parts.cu adds up the parts
 //
 // Each computes scores and their gradients anew: seven products in place of the five of FlashAttention-2's algorithm 2, which
 // adds up dq in memory in whatever order blocks arrive.
@@ -221,8 +221,8 @@ __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const 
     if (share.all > 1) {
         const i64 sums = share.stride<K>(packed.G);
         float* const to = part_PTG + share.offset<K>(T, packed.G) + own * sums;
-        store_sums<K>(dk[0], to, sums, T - own);
-        store_sums<K>(dv[0], to + K, sums, T - own);
+        store_sums<K>(dk[0][0], to, sums, T - own);
+        store_sums<K>(dv[0][0], to + K, sums, T - own);
         return;
     }
     float ones[2 * M], factor[2 * M];
@@ -231,22 +231,6 @@ __device__ __forceinline__ void dkv(const u16* dout_T, const u16* qkv_TQ, const 
     u16* const to = dqkv_TQ + (i64)own * stride + (packed.H + g) * K;
     store_rows<K, M>(dk, factor, keys, warp_row, to, stride, T - own);
     store_rows<K, M>(dv, ones, values, warp_row, to + packed.G * K, stride, T - own);
-}
-
-// dk and dv, rounded: the parts' sums in their order. A thread has eight of them.
-template <int K>
-__device__ __forceinline__ void dkv_sum(const float* part_PTG, u16* dqkv_TQ, int T, Packed packed, int parts) {
-    wait_for_predecessor();
-    const int columns = packed.G * 2 * K;
-    const i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * PACK, all = (i64)T * columns;
-    if (at >= all) return;
-    const i64 t = at / columns;
-    const int c = (int)(at - t * columns), g = c / (2 * K), is_v = c / K % 2;
-    float sum[PACK] = {};
-    for (int p = 0; p < parts; p++) add_floats(part_PTG + p * all + at, sum);
-#pragma unroll
-    for (int j = 0; j < PACK; j++) sum[j] *= is_v ? 1.0f : SCALE<K>;
-    store_pack(dqkv_TQ + t * packed.stride<K>() + (packed.H + is_v * packed.G + g) * K + c % K, pack_of(sum));
 }
 
 // Measured: more scores at a time hide more of the products' latency, which is worth more than warps with more rows.
@@ -262,10 +246,6 @@ __device__ __forceinline__ void dkv_sum(const float* part_PTG, u16* dqkv_TQ, int
         const float* __restrict__ delta_HT, const u32* __restrict__ tiles, const u32* __restrict__ end, \
         u16* __restrict__ dqkv_TQ, float* __restrict__ part_PTG, int T, int H, int G) { \
         dkv<K, DKV_HELD, QUERIES>(dout_T, qkv_TQ, lse_HT, delta_HT, tiles, end, dqkv_TQ, part_PTG, T, {H, G}); \
-    } \
-    extern "C" __global__ void attention_dkv_sum_##K(const float* __restrict__ part_PTG, u16* __restrict__ dqkv_TQ, int T, \
-                                                     int H, int G, int parts) { \
-        dkv_sum<K>(part_PTG, dqkv_TQ, T, {H, G}, parts); \
     }
 
 BACKWARD(64, true, 2, 32, true, 64)
