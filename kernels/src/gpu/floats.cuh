@@ -1,7 +1,5 @@
 // Rows of f32 whatever the element type, and the largest of a block. It follows prelude.cuh.
 
-#define LOG2_E 1.4426950408889634f
-
 // Elements of a pack that are inside the row: all but at its end.
 __device__ __forceinline__ int inside(int column, int V) { return min(V - column, PACK); }
 

@@ -11,6 +11,7 @@ typedef long long i64;
 #define WARP 32
 #define ALL_LANES 0xffffffffu
 #define MINUS_INFINITY __uint_as_float(0xff800000u)
+#define LOG2_E 1.4426950408889634f
 
 __device__ __forceinline__ float bf16_to_float(u16 bits) { return __uint_as_float((u32)bits << 16); }
 
@@ -184,6 +185,18 @@ __device__ __forceinline__ float power_of_2(float x) {
     return y;
 #else
     return exp2f(x);
+#endif
+}
+
+// 1 / (1 + exp(-x)): 0 and 1 at the extremes, as where the power overflows its inverse is 0.
+__device__ __forceinline__ float sigmoid(float x) {
+    const float y = 1.0f + power_of_2(-LOG2_E * x);
+#ifdef __CUDACC_RTC__
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(y));
+    return inverse;
+#else
+    return 1.0f / y;
 #endif
 }
 

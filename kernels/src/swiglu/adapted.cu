@@ -2,28 +2,30 @@
 // before, the gradient of the activation that of the layer behind. It moves what swiglu_forward and swiglu_backward move, and the
 // narrow factors; written by themselves, the updates move each operand twice more. F is a multiple of 8. It follows mma.cuh.
 //
-// A block has STRIP columns, a warp 32 of them, and `tiles` tiles of rows. The next tile is on its way while one is computed: its
-// operands to registers, its rows of the left factors, which all warps read, to shared memory, since a load would wait in L1 behind
-// those from memory that other warps wait for. The right factors lie in shared memory as the products read them.
+// A block has STRIP columns, a warp 32 of them, and `tiles` tiles of rows. A tile's operands are on their way to registers while
+// the one before it is computed. The left factors, which all warps read, come to shared memory for several tiles at a time, since
+// a load would wait in L1 behind those from memory that other warps wait for; the right factors lie there as the products read
+// them. What a tile takes is instructions, more than bytes: nothing that can be found before the loop is found in it.
 //
 // Lane 4 g + t has rows g and g + 8 of a tile, and of its warp's columns the pack 8 t .. 8 t + 7: column c of product j is column
-// 8 (c / 2) + 2 j + c % 2 of these. The order of the summed-up ranks is free too: of 32, the lane reads 8 t .. 8 t + 7, the first four
-// for the first product.
+// 8 (c / 2) + 2 j + c % 2 of these.
 
 #define WARPS 8
 #define TILE 16
 #define GROUP 32
 #define STRIP (GROUP * WARPS)
-// Products of 16 ranks over 32.
-#define STEPS 2
+// Rows of left factors that come at a time, and their tiles.
+#define ROWS 64
+#define TILES (ROWS / TILE)
 // Products of 8 columns over a group.
 #define PRODUCTS 4
 
-// Bytes of `blocks` times 32 ranks of a right factor are FACTOR * blocks.
-#define FACTOR (STEPS * WARPS * PRODUCTS * WARP * 8)
+// uint4 of 32 ranks of a right factor: of every column, its 32 ranks. Of a lane and a product they are four pairs of ranks, two for
+// each product of 16.
+#define FACTOR (WARPS * PRODUCTS * WARP)
 
-// An update of `ranks` columns of its left factor, from column `first` on. Its rows are `stride` long, and lie in a row of the tile of
-// left factors from `offset` on.
+// An update of `ranks` columns of its left factor, from column `first` on. Its rows are `stride` long, and lie in a row of left
+// factors from `offset` on.
 struct Update {
     int offset, stride, first, ranks;
 };
@@ -34,32 +36,34 @@ __device__ __forceinline__ int blocks_of(const Update& u) {
     return u.ranks == 0 ? 0 : (u.first + u.ranks - begin_of(u) + GROUP - 1) / GROUP;
 }
 
+// Rows of left factors in shared memory: an odd number of packs, so that eight rows lie in different banks.
+__device__ __forceinline__ int width_of(int columns) { return (columns / PACK | 1) * PACK; }
+
 // Rows from `row` on of two left factors, S and R columns, side by side; zeros beyond the end. Wait by cp_async_wait.
 __device__ __forceinline__ void copy_left(u16* to, const u16* xa_TS, int S, const u16* dxa_TR, int R, int row, int tokens) {
-    const int chunks = (S + R) / PACK;
-    for (int i = threadIdx.x; i < TILE * chunks; i += blockDim.x) {
-        const int r = i / chunks, column = i % chunks * PACK;
-        const bool valid = row + r < tokens;
-        const i64 at = valid ? row + r : 0;
-        cp_async_16(to + i * PACK, column < S ? xa_TS + at * S + column : dxa_TR + at * R + column - S, valid);
-    }
+    const int r = threadIdx.x / (WARPS * WARP / ROWS), width = width_of(S + R);
+    const bool valid = row + r < tokens;
+    const i64 at = valid ? row + r : 0;
+    for (int c = threadIdx.x % (WARPS * WARP / ROWS) * PACK; c < S + R; c += WARPS * WARP / ROWS * PACK)
+        cp_async_16(to + r * width + c, c < S ? xa_TS + at * S + c : dxa_TR + at * R + c - S, valid);
     cp_async_commit();
 }
 
-// The right factor's columns from `strip` on, by the whole block; `at(n, k)` is its element of column n and rank k.
-template <class At>
-__device__ __forceinline__ void stage(uint2* to, const Update& u, int strip, int columns, At at) {
-    const auto value = [&](int n, int k) -> u32 {
-        return n < columns && k >= 0 && k < u.ranks ? (u32)at(n, k) : 0u;
-    };
-    const int count = blocks_of(u) * STEPS * WARPS * PRODUCTS * WARP;
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
-        const int lane = i % WARP, j = i / WARP % PRODUCTS, group = i / (WARP * PRODUCTS) % WARPS;
-        const int step = i / (WARP * PRODUCTS * WARPS) % STEPS, block = i / (WARP * PRODUCTS * WARPS * STEPS);
-        const int c = lane / 4, t = lane % 4;
-        const int n = strip + group * GROUP + c / 2 * PACK + 2 * j + c % 2;
-        const int k = begin_of(u) + block * GROUP + t * PACK + 4 * step - u.first;
-        to[i] = make_uint2(value(n, k) | value(n, k + 1) << 16, value(n, k + 2) | value(n, k + 3) << 16);
+// The right factor's columns from `strip` on, by the whole block. `read(v, n, k)` gives ranks k .. k + 7 of column n; those that
+// are not the update's are zeros.
+template <class Read>
+__device__ __forceinline__ void stage(uint4* to, const Update& u, int strip, int columns, Read read) {
+    const int chunks = blocks_of(u) * GROUP / PACK;
+    for (int i = threadIdx.x; i < STRIP * chunks; i += blockDim.x) {
+        const int column = i % STRIP, chunk = i / STRIP;
+        const int n = strip + column, k = begin_of(u) + chunk * PACK - u.first;
+        u16 v[PACK] = {};
+        if (n < columns) read(v, n, k);
+        // Pair t of ranks is lane t's.
+        const int g = column % GROUP / PACK * 2 + column % 2, j = column % PACK / 2;
+        u32* const pairs = (u32*)(to + ((chunk / 4 * WARPS + column / GROUP) * PRODUCTS + j) * WARP + 4 * g) + chunk % 4;
+#pragma unroll
+        for (int t = 0; t < 4; t++) pairs[4 * t] = (u32)v[2 * t] | (u32)v[2 * t + 1] << 16;
     }
 }
 
@@ -81,62 +85,113 @@ __device__ __forceinline__ Pack pack_of_sums(const float c[PRODUCTS][4], int hal
     return pack_of(v);
 }
 
-// c += the update of this warp's columns; `left` is the tile of left factors, whose rows are `width` long.
-__device__ __forceinline__ void add_update(float c[PRODUCTS][4], const Update& u, const uint2* right, const u16* left, int width) {
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const int blocks = blocks_of(u);
-    for (int block = 0; block < blocks; block++) {
-        const int column = begin_of(u) + block * GROUP + lane % 4 * PACK;
-        uint4 x[2] = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
-        if (column < u.stride) {
-            const u16* const at = left + lane / 4 * width + u.offset + column;
-            x[0] = *(const uint4*)at;
-            x[1] = *(const uint4*)(at + 8 * width);
-        }
-        const u32 a[STEPS][4] = {{x[0].x, x[1].x, x[0].y, x[1].y}, {x[0].z, x[1].z, x[0].w, x[1].w}};
-#pragma unroll
-        for (int step = 0; step < STEPS; step++)
+// What a warp adds: its columns of the right factor, and for each lane the row that it gives ldmatrix.
+struct Adder {
+    const uint4* right;
+    int at, begin, last, blocks;
+
+    __device__ __forceinline__ Adder(const Update& u, const uint4* factor, int width) {
+        const int lane = threadIdx.x % WARP;
+        right = factor + threadIdx.x / WARP * PRODUCTS * WARP + lane;
+        at = lane % 16 * width + u.offset;
+        begin = begin_of(u) + lane / 16 * PACK;
+        // Beyond the ranks any column will do, as the right factor is zero there, but it must be one.
+        last = u.stride - PACK;
+        blocks = blocks_of(u);
+    }
+
+    // c += the update of this warp's columns; `left` is a tile of left factors.
+    __device__ __forceinline__ void add(float c[PRODUCTS][4], const u16* left) const {
+#pragma unroll 1
+        for (int block = 0; block < blocks; block++) {
+            const int column = begin + block * GROUP;
+            u32 a[2][4];
+            ldmatrix_x4(a[0], left + at + min(column, last));
+            ldmatrix_x4(a[1], left + at + min(column + 2 * PACK, last));
 #pragma unroll
             for (int j = 0; j < PRODUCTS; j++) {
-                const uint2 pair = right[(((block * STEPS + step) * WARPS + warp) * PRODUCTS + j) * WARP + lane];
-                const u32 b[2] = {pair.x, pair.y};
-                mma_m16n8k16_bf16(c[j], a[step], b);
+                const uint4 pairs = right[block * FACTOR + j * WARP];
+                const u32 b[2][2] = {{pairs.x, pairs.y}, {pairs.z, pairs.w}};
+                mma_m16n8k16_bf16(c[j], a[0], b[0]);
+                mma_m16n8k16_bf16(c[j], a[1], b[1]);
             }
+        }
+    }
+};
+
+// A thread's pack of rows g and g + 8 of one tile after another; nothing beyond the end.
+template <class E>
+struct Walk {
+    E* at;
+    i64 stride;
+
+    __device__ __forceinline__ void load(Pack pack[2], const bool there[2]) const {
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            if (there[half]) pack[half] = load_pack(at + 8 * half * stride);
+    }
+    __device__ __forceinline__ void store(const float c[PRODUCTS][4], const bool there[2]) const {
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            if (there[half]) store_pack(at + 8 * half * stride, pack_of_sums(c, half));
+    }
+    __device__ __forceinline__ void advance() { at += TILE * stride; }
+};
+
+// Where a thread is: its column, and its rows of a tile.
+struct Place {
+    int strip, column, first, row, tokens;
+    bool inside;
+
+    __device__ __forceinline__ Place(int tiles, int T, int F) {
+        const int lane = threadIdx.x % WARP;
+        strip = blockIdx.x * STRIP;
+        column = strip + threadIdx.x / WARP * GROUP + lane % 4 * PACK;
+        first = blockIdx.y * tiles * TILE;
+        row = first + lane / 4;
+        tokens = T;
+        inside = column < F;
+    }
+    template <class E>
+    __device__ __forceinline__ Walk<E> walk(E* matrix, int stride) const {
+        return Walk<E>{matrix + (i64)row * stride + column, stride};
+    }
+    __device__ __forceinline__ void look(bool there[2], int from) const {
+        there[0] = inside && from < tokens;
+        there[1] = inside && from + 8 < tokens;
+    }
+};
+
+// Ranks k .. k + 7 of column n of scale * B, columns by r ranks.
+__device__ __forceinline__ void read_scaled(u16 v[PACK], const u16* b_NR, int r, float scale, int n, int k) {
+    const u16* const at = b_NR + (i64)n * r + k;
+    if (k >= 0 && k + PACK <= r && (u64)at % 16 == 0) {
+        float x[PACK];
+        unpack(load_pack(at), x);
+#pragma unroll
+        for (int i = 0; i < PACK; i++) v[i] = to_elem(scale * x[i]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < PACK; i++)
+            if (k + i >= 0 && k + i < r) v[i] = to_elem(scale * to_float(at[i]));
     }
 }
-
-// Rows `row` and `row` + 8 of one column's packs; nothing beyond the end.
-__device__ __forceinline__ void load_rows(Pack pack[2], const elem* at, i64 stride, int row, int tokens, bool inside) {
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-        if (inside && row + 8 * half < tokens) pack[half] = load_pack(at + (row + 8 * half) * stride);
-}
-
-__device__ __forceinline__ void store_rows(elem* at, i64 stride, const float c[PRODUCTS][4], int row, int tokens, bool inside) {
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-        if (inside && row + 8 * half < tokens) store_pack(at + (row + 8 * half) * stride, pack_of_sums(c, half));
-}
-
-// 0 and 1 at the extremes: where the exponential overflows, its inverse is 0.
-__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
 // The updates of gate and up: b is scale * B, columns by ranks.
 struct Layer {
     Update gate, up;
-    const uint2 *gate_right, *up_right;
+    const uint4 *gate_right, *up_right;
 };
 
-__device__ __forceinline__ Layer stage_layer(uint2* shared, int S, const u16* b_gate, int s_gate, int r_gate,
+__device__ __forceinline__ Layer stage_layer(uint4* shared, int S, const u16* b_gate, int s_gate, int r_gate,
                                              const u16* b_up, int s_up, int r_up, float scale, int strip, int F) {
     Layer l;
     l.gate = Update{0, S, s_gate, r_gate};
     l.up = Update{0, S, s_up, r_up};
     l.gate_right = shared;
-    l.up_right = shared + blocks_of(l.gate) * (FACTOR / 8);
-    const auto scaled = [=](const u16* b, int r, int n, int k) { return to_elem(scale * to_float(b[(i64)n * r + k])); };
-    stage(shared, l.gate, strip, F, [=](int n, int k) { return scaled(b_gate, r_gate, n, k); });
-    stage((uint2*)l.up_right, l.up, strip, F, [=](int n, int k) { return scaled(b_up, r_up, n, k); });
+    l.up_right = shared + blocks_of(l.gate) * FACTOR;
+    stage(shared, l.gate, strip, F, [=](u16 v[PACK], int n, int k) { read_scaled(v, b_gate, r_gate, scale, n, k); });
+    stage((uint4*)l.up_right, l.up, strip, F, [=](u16 v[PACK], int n, int k) { read_scaled(v, b_up, r_up, scale, n, k); });
     return l;
 }
 
@@ -145,39 +200,48 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP, 2)
     swiglu_adapted_forward(const elem* __restrict__ gate_up_T2F, elem* __restrict__ act_TF, int tokens, int F, int tiles,
                            const elem* __restrict__ xa_TS, int S, const elem* __restrict__ b_gate, int s_gate, int r_gate,
                            const elem* __restrict__ b_up, int s_up, int r_up, float scale) {
-    extern __shared__ __align__(16) uint2 factors[];
-    const int strip = blockIdx.x * STRIP, lane = threadIdx.x % WARP;
-    const int column = strip + threadIdx.x / WARP * GROUP + lane % 4 * PACK;
-    const bool inside = column < F;
-    const elem* const at = gate_up_T2F + column;
-    const int first = blockIdx.y * tiles * TILE;
-    int row = first + lane / 4;
+    extern __shared__ __align__(16) uint4 factors[];
+    const Place place(tiles, tokens, F);
+    auto gate_at = place.walk(gate_up_T2F, 2 * F), up_at = place.walk(gate_up_T2F + F, 2 * F);
+    auto act_at = place.walk(act_TF, F);
+    bool here[2], next[2];
+    place.look(next, place.row);
     Pack gate[2] = {}, up[2] = {};
-    load_rows(gate, at, 2 * F, row, tokens, inside);
-    load_rows(up, at + F, 2 * F, row, tokens, inside);
-    const Layer layer = stage_layer(factors, S, b_gate, s_gate, r_gate, b_up, s_up, r_up, scale, strip, F);
-    u16* const left = (u16*)(layer.up_right + blocks_of(layer.up) * (FACTOR / 8));
-    copy_left(left, xa_TS, S, xa_TS, 0, first, tokens);
-    for (int i = 0; i < tiles; i++, row += TILE) {
-        // This tile's left factors are there, and nobody reads those before.
-        cp_async_wait<0>();
-        __syncthreads();
-        const u16* const now = left + i % 2 * TILE * S;
-        if (i + 1 < tiles) copy_left(left + (i + 1) % 2 * TILE * S, xa_TS, S, xa_TS, 0, first + (i + 1) * TILE, tokens);
+    gate_at.load(gate, next);
+    up_at.load(up, next);
+    const Layer layer = stage_layer(factors, S, b_gate, s_gate, r_gate, b_up, s_up, r_up, scale, place.strip, F);
+    u16* const lefts = (u16*)(layer.up_right + blocks_of(layer.up) * FACTOR);
+    const int width = width_of(S);
+    const Adder to_gate(layer.gate, layer.gate_right, width), to_up(layer.up, layer.up_right, width);
+    copy_left(lefts, xa_TS, S, xa_TS, 0, place.first, tokens);
+    for (int i = 0; i < tiles; i++) {
+        u16* const now = lefts + i / TILES % 2 * ROWS * width;
+        if (i % TILES == 0) {
+            // These tiles' left factors are there, and nobody reads those before.
+            cp_async_wait<0>();
+            __syncthreads();
+            u16* const other = lefts + (i / TILES + 1) % 2 * ROWS * width;
+            if (i + TILES < tiles) copy_left(other, xa_TS, S, xa_TS, 0, place.first + i * TILE + ROWS, tokens);
+        }
         float g[PRODUCTS][4], u[PRODUCTS][4];
         sums_of(gate, g);
         sums_of(up, u);
+        here[0] = next[0], here[1] = next[1];
         if (i + 1 < tiles) {
-            load_rows(gate, at, 2 * F, row + TILE, tokens, inside);
-            load_rows(up, at + F, 2 * F, row + TILE, tokens, inside);
+            place.look(next, place.row + (i + 1) * TILE);
+            gate_at.advance(), up_at.advance();
+            gate_at.load(gate, next);
+            up_at.load(up, next);
         }
-        add_update(g, layer.gate, layer.gate_right, now, S);
-        add_update(u, layer.up, layer.up_right, now, S);
+        const u16* const left = now + i % TILES * TILE * width;
+        to_gate.add(g, left);
+        to_up.add(u, left);
 #pragma unroll
         for (int j = 0; j < PRODUCTS; j++)
 #pragma unroll
             for (int e = 0; e < 4; e++) g[j][e] = g[j][e] * sigmoid(g[j][e]) * u[j][e];
-        store_rows(act_TF + column, F, g, row, tokens, inside);
+        act_at.store(g, here);
+        act_at.advance();
     }
 }
 
@@ -187,41 +251,54 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP, 2)
                             const elem* __restrict__ xa_TS, int S, const elem* __restrict__ b_gate, int s_gate, int r_gate,
                             const elem* __restrict__ b_up, int s_up, int r_up, float scale,
                             const elem* __restrict__ dxa_TR, int R, const elem* __restrict__ a_RF, int ranks) {
-    extern __shared__ __align__(16) uint2 factors[];
-    const int strip = blockIdx.x * STRIP, lane = threadIdx.x % WARP;
-    const int column = strip + threadIdx.x / WARP * GROUP + lane % 4 * PACK;
-    const bool inside = column < F;
-    elem* const at = gate_up_T2F + column;
-    const int first = blockIdx.y * tiles * TILE;
-    int row = first + lane / 4;
+    extern __shared__ __align__(16) uint4 factors[];
+    const Place place(tiles, tokens, F);
+    auto gate_at = place.walk(gate_up_T2F, 2 * F), up_at = place.walk(gate_up_T2F + F, 2 * F);
+    auto dact_at = place.walk(dact_TF, F);
+    bool here[2], next[2];
+    place.look(next, place.row);
     Pack gate[2] = {}, up[2] = {}, dact[2] = {};
-    load_rows(gate, at, 2 * F, row, tokens, inside);
-    load_rows(up, at + F, 2 * F, row, tokens, inside);
-    load_rows(dact, dact_TF + column, F, row, tokens, inside);
-    const Layer layer = stage_layer(factors, S, b_gate, s_gate, r_gate, b_up, s_up, r_up, scale, strip, F);
+    gate_at.load(gate, next);
+    up_at.load(up, next);
+    dact_at.load(dact, next);
+    const Layer layer = stage_layer(factors, S, b_gate, s_gate, r_gate, b_up, s_up, r_up, scale, place.strip, F);
     const Update behind = Update{S, R, 0, ranks};
-    uint2* const behind_right = (uint2*)layer.up_right + blocks_of(layer.up) * (FACTOR / 8);
-    stage(behind_right, behind, strip, F, [=](int n, int k) { return a_RF[(i64)k * F + n]; });
-    u16* const left = (u16*)(behind_right + blocks_of(behind) * (FACTOR / 8));
-    const int width = S + R;
-    copy_left(left, xa_TS, S, dxa_TR, R, first, tokens);
-    for (int i = 0; i < tiles; i++, row += TILE) {
-        cp_async_wait<0>();
-        __syncthreads();
-        const u16* const now = left + i % 2 * TILE * width;
-        if (i + 1 < tiles) copy_left(left + (i + 1) % 2 * TILE * width, xa_TS, S, dxa_TR, R, first + (i + 1) * TILE, tokens);
+    uint4* const behind_right = (uint4*)layer.up_right + blocks_of(layer.up) * FACTOR;
+    stage(behind_right, behind, place.strip, F, [=](u16 v[PACK], int n, int k) {
+#pragma unroll
+        for (int i = 0; i < PACK; i++)
+            if (k + i < ranks) v[i] = a_RF[(i64)(k + i) * F + n];
+    });
+    u16* const lefts = (u16*)(behind_right + blocks_of(behind) * FACTOR);
+    const int width = width_of(S + R);
+    const Adder to_gate(layer.gate, layer.gate_right, width), to_up(layer.up, layer.up_right, width);
+    const Adder to_dact(behind, behind_right, width);
+    copy_left(lefts, xa_TS, S, dxa_TR, R, place.first, tokens);
+    for (int i = 0; i < tiles; i++) {
+        u16* const now = lefts + i / TILES % 2 * ROWS * width;
+        if (i % TILES == 0) {
+            cp_async_wait<0>();
+            __syncthreads();
+            u16* const other = lefts + (i / TILES + 1) % 2 * ROWS * width;
+            if (i + TILES < tiles) copy_left(other, xa_TS, S, dxa_TR, R, place.first + i * TILE + ROWS, tokens);
+        }
         float g[PRODUCTS][4], u[PRODUCTS][4], da[PRODUCTS][4];
         sums_of(gate, g);
         sums_of(up, u);
         sums_of(dact, da);
+        here[0] = next[0], here[1] = next[1];
+        const auto gate_to = gate_at, up_to = up_at;
         if (i + 1 < tiles) {
-            load_rows(gate, at, 2 * F, row + TILE, tokens, inside);
-            load_rows(up, at + F, 2 * F, row + TILE, tokens, inside);
-            load_rows(dact, dact_TF + column, F, row + TILE, tokens, inside);
+            place.look(next, place.row + (i + 1) * TILE);
+            gate_at.advance(), up_at.advance(), dact_at.advance();
+            gate_at.load(gate, next);
+            up_at.load(up, next);
+            dact_at.load(dact, next);
         }
-        add_update(g, layer.gate, layer.gate_right, now, width);
-        add_update(u, layer.up, layer.up_right, now, width);
-        add_update(da, behind, behind_right, now, width);
+        const u16* const left = now + i % TILES * TILE * width;
+        to_gate.add(g, left);
+        to_up.add(u, left);
+        to_dact.add(da, left);
 #pragma unroll
         for (int j = 0; j < PRODUCTS; j++)
 #pragma unroll
@@ -231,7 +308,7 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP, 2)
                 g[j][e] = da[j][e] * u[j][e] * (s + silu * (1.0f - s));
                 u[j][e] = da[j][e] * silu;
             }
-        store_rows(at, 2 * F, g, row, tokens, inside);
-        store_rows(at + F, 2 * F, u, row, tokens, inside);
+        gate_to.store(g, here);
+        up_to.store(u, here);
     }
 }

@@ -30,19 +30,24 @@ pub static UNIT: Unit = Unit {
     needs: Needs::Ampere,
 };
 
-/// As in the kernel: threads and columns of a block, rows of a tile, ranks of a block of products.
+/// As in the kernel: threads and columns of a block, rows of a tile, rows of left factors that come at a time, ranks of a block of
+/// products.
 const THREADS: u32 = 256;
 const STRIP: usize = 256;
 const TILE: usize = 16;
+const ROWS: usize = 64;
 const GROUP: usize = 32;
 
 /// Bytes of 32 ranks of a right factor, as `FACTOR`.
 const FACTOR: usize = STRIP * GROUP * 2;
 
-/// Blocks of one multiprocessor, one after another or two at once: few, since each makes its factors ready first.
-const BLOCKS: usize = 8;
+/// Blocks that a multiprocessor holds at once.
+const BLOCKS_OF_PROCESSOR: usize = 2;
 
-/// Tiles of a block, at least, for the same reason.
+/// How often all multiprocessors are filled, at most: each block makes its factors ready first.
+const WAVES: usize = 4;
+
+/// Tiles of a block, at least, for the same reason, where there are several waves.
 const LEAST_TILES: usize = 4;
 
 /// An adapter of gate or up.
@@ -125,10 +130,15 @@ impl Behind {
     }
 }
 
-/// Bytes of shared memory of a block: right factors, and two tiles of left ones.
+/// Bytes of two stages of left factors, as `width_of` pads them.
+fn left_bytes(columns: usize) -> usize {
+    2 * ROWS * 2 * (8 * (columns / 8 | 1))
+}
+
+/// Bytes of shared memory of a block: right factors, and left ones.
 fn shared(layer: &Layer, behind: &Behind) -> usize {
     let blocks = layer.gate.blocks() + layer.up.blocks() + behind.ranks.div_ceil(GROUP);
-    FACTOR * blocks + 2 * TILE * 2 * (layer.s + behind.s)
+    FACTOR * blocks + left_bytes(layer.s + behind.s)
 }
 
 /// Gate, up and activation, or these and three gradients; the left factors; and the products with them.
@@ -145,8 +155,8 @@ fn cost(op: &str, layer: &Layer, behind: &Behind, tokens: usize, ffn: usize) -> 
 
 /// Blocks of 32 ranks that each of three right factors may have: one on every device, and two on those of data centres.
 fn blocks_that_fit(on: &dyn Launcher) -> usize {
-    let of_each = 3 * (FACTOR + 2 * TILE * 2 * GROUP);
-    (on.shared_bytes() / of_each).min(2)
+    let fit = |n: &usize| FACTOR * 3 * n + left_bytes(3 * n * GROUP) <= on.shared_bytes();
+    [2, 1].into_iter().find(fit).unwrap_or(0)
 }
 
 /// Operands of both passes.
@@ -233,8 +243,11 @@ fn grid(on: &dyn Launcher, shared: usize, tokens: usize, ffn: usize) -> (Grid, [
     assert!(ffn > 0 && ffn.is_multiple_of(8), "rows of {ffn} are no multiple of 8");
     assert!(tokens <= i32::MAX as usize / 2 && ffn <= i32::MAX as usize / 4, "{tokens}×{ffn} are too many");
     let (strips, all) = (ffn.div_ceil(STRIP), tokens.div_ceil(TILE));
-    let parts = (BLOCKS * on.processors() as usize).div_ceil(strips);
-    let tiles = all.div_ceil(parts).max(LEAST_TILES);
+    let tiles_of = |waves: usize| {
+        let parts = (waves * BLOCKS_OF_PROCESSOR * on.processors() as usize / strips).max(1);
+        all.div_ceil(parts)
+    };
+    let tiles = (1..=WAVES).rev().map(tiles_of).find(|&tiles| tiles >= LEAST_TILES).unwrap_or_else(|| tiles_of(1));
     let blocks = (strips as u32, all.div_ceil(tiles) as u32);
     let extents = [tokens, ffn, tiles].map(|n| Arg::I32(n as i32));
     (Grid { blocks, threads: THREADS, shared: shared as u32 }, extents)

@@ -1,8 +1,5 @@
 // The operators of Hugging Face's `act_fn(gate) * up` and of its autograd backward pass; cuda_eager.rs has them in order.
 
-// As the fused kernel's: 0 and 1 at the extremes.
-__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
-
 // x is the gradient of silu(y).
 __device__ __forceinline__ float silu_backward(float x, float y) {
     const float s = sigmoid(y);

@@ -11,9 +11,6 @@ __device__ __forceinline__ u32 pack_index(int i) { return (blockIdx.x * PACKS + 
 // Element of gate_up_T2F where the gate of pack p lies, `row` packs being a row of act_TF; its up is a row further.
 __device__ __forceinline__ i64 gate_index(u32 p, u32 row) { return ((i64)p + (i64)(p / row) * row) * PACK; }
 
-// 0 and 1 at the extremes: where the exponential overflows, its inverse is 0.
-__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
-
 // act_TF = silu(gate) * up; `packs` in all.
 extern "C" __global__ void swiglu_forward(const elem* __restrict__ gate_up_T2F, elem* __restrict__ act_TF, u32 packs, u32 row) {
     Pack gate[PACKS], up[PACKS];
