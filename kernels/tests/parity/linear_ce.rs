@@ -304,3 +304,23 @@ pub fn magnitudes(machine: &dyn Machine) {
         }
     }
 }
+
+/// Blocks that go from row to row: labels are in registers, in shared memory and in what is read again, some rows between others
+/// have no loss, and none has the magnitude of the one before.
+pub fn turns(machine: &dyn Machine) {
+    let vocabularies = cases(machine, &[100_003, 240_001], &[0]);
+    for (vocab, elem) in vocabularies.into_iter().flat_map(|v| Elem::ALL.map(|e| (v, e))) {
+        let mut batch = Batch::new((8, 8, vocab, 4), elem, 1.0);
+        for (t, x) in batch.x.chunks_mut(8).enumerate() {
+            x.iter_mut().for_each(|x| *x *= [0.5, 64.0, 4.0, 0.0625, 16.0][t % 5]);
+        }
+        for (t, label) in batch.labels.iter_mut().enumerate().filter(|(t, y)| *t > 1 && **y >= 0) {
+            *label = (t * vocab / 8 + 3) as i32;
+        }
+        let plan = Plan::new(batch.shape, elem, batch.shape.tokens, None);
+        for opts in [OPTIONS[0], OPTIONS[2]] {
+            let way = Way { variant: Variant::Fused, plan: &plan, opts };
+            check(machine, &batch, way, &format!("{} {vocab} {opts:?}", elem.name()));
+        }
+    }
+}

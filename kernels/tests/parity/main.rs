@@ -85,7 +85,7 @@ parity! {
     attention_eager { forward_backward, magnitudes, isolation, long_rows }
     digest { words }
     embedding { forward, backward }
-    linear_ce { forward_backward, chunks, magnitudes }
+    linear_ce { forward_backward, chunks, magnitudes, turns }
     lora { forward, backward, refusal }
     qk_rope { forward, backward }
     rmsnorm { forward, backward }
