@@ -44,12 +44,6 @@ const FACTOR: usize = STRIP * GROUP * 2;
 /// Blocks that a multiprocessor holds at once.
 const BLOCKS_OF_PROCESSOR: usize = 2;
 
-/// How often all multiprocessors are filled, at most: each block makes its factors ready first.
-const WAVES: usize = 4;
-
-/// Tiles of a block, at least, for the same reason, where there are several waves.
-const LEAST_TILES: usize = 4;
-
 /// An adapter of gate or up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Half {
@@ -243,11 +237,9 @@ fn grid(on: &dyn Launcher, shared: usize, tokens: usize, ffn: usize) -> (Grid, [
     assert!(ffn > 0 && ffn.is_multiple_of(8), "rows of {ffn} are no multiple of 8");
     assert!(tokens <= i32::MAX as usize / 2 && ffn <= i32::MAX as usize / 4, "{tokens}×{ffn} are too many");
     let (strips, all) = (ffn.div_ceil(STRIP), tokens.div_ceil(TILE));
-    let tiles_of = |waves: usize| {
-        let parts = (waves * BLOCKS_OF_PROCESSOR * on.processors() as usize / strips).max(1);
-        all.div_ceil(parts)
-    };
-    let tiles = (1..=WAVES).rev().map(tiles_of).find(|&tiles| tiles >= LEAST_TILES).unwrap_or_else(|| tiles_of(1));
+    // All blocks at once, and no second wave, since each makes its factors ready first.
+    let parts = (BLOCKS_OF_PROCESSOR * on.processors() as usize / strips).max(1);
+    let tiles = all.div_ceil(parts);
     let blocks = (strips as u32, all.div_ceil(tiles) as u32);
     let extents = [tokens, ffn, tiles].map(|n| Arg::I32(n as i32));
     (Grid { blocks, threads: THREADS, shared: shared as u32 }, extents)

@@ -23,9 +23,14 @@ pub static UNIT: Unit = Unit {
 /// Keys of a block on tensor cores, as `KEYS` in the kernels.
 pub(super) const KEYS: usize = 64;
 
-/// Into how many parts the query heads of a key/value head are divided: a block each. With one block for all, few tokens and few
-/// key/value heads leave multiprocessors idle, and the block with most queries behind it decides. A power of two, so many that
-/// every multiprocessor is full, but no part without a head.
+/// How often every multiprocessor is to be filled: a block has as much to do as there are queries behind its keys, and where all
+/// blocks begin at once, that with most of them decides. Measured on an H200 (8,192 tokens, 24 layers, with the sum of the parts): one
+/// part 5.7 ms, two 4.3, four 3.5, seven 3.8.
+const FILLS: usize = 2;
+
+/// Into how many parts the query heads of a key/value head are divided: a block each, since with one block for all, few tokens and
+/// few key/value heads leave multiprocessors idle. A power of two, so many that there is enough to do for all, but no part without
+/// a head.
 pub(super) fn parts(path: Path, processors: u32, tokens: usize, shape: Shape) -> usize {
     // Blocks that a multiprocessor holds at once.
     let of_processor = match (path, shape.head_dim) {
@@ -34,7 +39,7 @@ pub(super) fn parts(path: Path, processors: u32, tokens: usize, shape: Shape) ->
         (Path::Hopper, _) => 3,
     };
     let (blocks, group) = (tokens.div_ceil(KEYS) * shape.kv_heads, shape.heads / shape.kv_heads);
-    let room = processors as usize * of_processor;
+    let room = processors as usize * of_processor * FILLS;
     let mut parts = 1;
     while 2 * parts <= group && blocks * parts < room {
         parts *= 2;
@@ -83,8 +88,8 @@ mod tests {
     #[test]
     fn parts_fill_the_multiprocessors() {
         let shape = Shape { heads: 14, kv_heads: 2, head_dim: 64 };
-        let of = |tokens| parts(Path::Mma, 132, tokens, shape);
-        assert_eq!([32_768, 16_384, 8_192, 4_096, 1_024, 1].map(of), [1, 1, 2, 4, 4, 4]);
+        let of = |tokens| parts(Path::Hopper, 132, tokens, shape);
+        assert_eq!([32_768, 16_384, 8_192, 4_096, 1_024, 1].map(of), [1, 2, 4, 4, 4, 4]);
         let one_head_each = Shape { kv_heads: 14, ..shape };
         assert_eq!(parts(Path::Hopper, 132, 64, one_head_each), 1);
         for tokens in [1, 100, 5_000, 32_768] {
