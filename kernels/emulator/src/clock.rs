@@ -2,7 +2,7 @@
 
 use chronicals_kernels::gpu::{
     Activity, Limits,
-    trace::{Cost, Kind},
+    trace::{Cost, Kind, Node},
 };
 
 use crate::streams::{Line, Step};
@@ -75,13 +75,14 @@ impl Clock {
         let start_ns = self.now_ns + GAP_NS;
         self.now_ns = start_ns + ns;
         let in_graph = matches!(origin, Origin::Graph { .. });
+        let node = in_graph.then_some(Node { launch: 0, number: start_ns });
         if self.watches && !matches!(origin, Origin::Graph { watched: false }) {
             let stream = match line {
                 Line::Launches => 1,
                 Line::Copies => 2,
             };
             let name = name.to_string();
-            self.seen.push(Activity { kind, name, start_ns, end_ns: self.now_ns, stream, in_graph, bytes });
+            self.seen.push(Activity { kind, name, start_ns, end_ns: self.now_ns, stream, node, bytes });
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One GPU: memory, a stream, events, and the launches on it.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     ffi::{CString, c_void},
     sync::Arc,
@@ -13,6 +13,8 @@ use super::{
     Arg, Elem, Entry, GpuError, Grid, Launcher, Ptr,
     args::{Value, value},
     compile::Cache,
+    events::Event,
+    launch::LANES,
     library,
 };
 
@@ -30,10 +32,14 @@ pub fn first_uuid() -> Option<String> {
 }
 
 /// A GPU with a stream of its own. Launches and copies run in the order in which they are given, but for those
-/// [beside the launches](Self::send).
+/// [beside the launches](Self::send), and for launches that are put [beside others](Launcher::beside).
 pub struct Gpu {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    lanes: [Arc<CudaStream>; LANES],
+    /// The lane that launches go to; and the lanes that were not joined since.
+    lane: Cell<Option<usize>>,
+    apart: Cell<[bool; LANES]>,
     copies: Arc<CudaStream>,
     cache: Cache,
     arch: String,
@@ -76,10 +82,15 @@ impl Gpu {
         let shared = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let shared_bytes = context.attribute(shared).map_err(failed)? as usize;
         let stream = context.new_stream().map_err(failed)?;
+        let [one, other] = [context.new_stream(), context.new_stream()];
+        let lanes = [one.map_err(failed)?, other.map_err(failed)?];
         let copies = context.new_stream().map_err(failed)?;
         Ok(Self {
             context,
             stream,
+            lanes,
+            lane: Cell::default(),
+            apart: Cell::default(),
             copies,
             cache,
             arch,
@@ -244,6 +255,16 @@ impl Gpu {
         self.stream.cu_stream()
     }
 
+    /// The lane that launches go to, if not their own stream.
+    pub(super) fn lane(&self) -> Option<usize> {
+        self.lane.get()
+    }
+
+    /// Where launches and products go now.
+    pub(super) fn current(&self) -> sys::CUstream {
+        self.lane().map_or(&self.stream, |lane| &self.lanes[lane]).cu_stream()
+    }
+
     pub(super) fn launches(&self) -> &CudaStream {
         &self.stream
     }
@@ -324,7 +345,7 @@ impl Gpu {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: grid.shared,
-            hStream: self.stream.cu_stream(),
+            hStream: self.current(),
             attrs: &raw mut overlap,
             numAttrs: u32::from(early && self.overlaps),
         };
@@ -347,6 +368,27 @@ impl Launcher for Gpu {
         unsafe { self.submit(entry, grid, args, true) }
     }
 
+    fn beside(&self, lane: usize, work: &mut dyn FnMut() -> Result<(), GpuError>) -> Result<(), GpuError> {
+        assert!(self.lane().is_none(), "a lane of lane {lane}");
+        self.bind()?;
+        Event::behind(&self.stream, false)?.ahead_of(&self.lanes[lane])?;
+        let mut apart = self.apart.get();
+        apart[lane] = true;
+        self.apart.set(apart);
+        self.lane.set(Some(lane));
+        let worked = work();
+        self.lane.set(None);
+        worked
+    }
+
+    fn join(&self) -> Result<(), GpuError> {
+        self.bind()?;
+        for (lane, _) in self.lanes.iter().zip(self.apart.take()).filter(|(_, apart)| *apart) {
+            Event::behind(lane, false)?.ahead_of(&self.stream)?;
+        }
+        Ok(())
+    }
+
     fn processors(&self) -> u32 {
         self.processors
     }
@@ -360,6 +402,7 @@ impl Drop for Gpu {
     fn drop(&mut self) {
         let _ = self.synchronise();
         let _ = self.copies.synchronize();
+        let _ = self.lanes.each_ref().map(|lane| lane.synchronize());
         if self.bind().is_ok() {
             for module in self.modules.borrow().values() {
                 // SAFETY: loaded by this GPU, whose launches have ended.

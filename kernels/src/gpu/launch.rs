@@ -178,7 +178,10 @@ pub enum Arg {
     },
 }
 
-/// Runs launches in order.
+/// Lanes beside the launches.
+pub const LANES: usize = 2;
+
+/// Runs launches in order, but for what is put [beside](Self::beside) others.
 pub trait Launcher {
     /// Puts a launch behind those before it.
     ///
@@ -201,6 +204,25 @@ pub trait Launcher {
     unsafe fn launch_early(&self, entry: Entry, grid: Grid, args: &[Arg]) -> Result<(), GpuError> {
         // SAFETY: the caller's promise is the same.
         unsafe { self.launch(entry, grid, args) }
+    }
+
+    /// What `work` launches, by this launcher and the products of its machine, may run beside what is launched after it, up to
+    /// [`join`](Self::join); it follows what was launched before, and what the same of [`LANES`] lanes was given. Where a machine has no
+    /// lanes, all is in order.
+    ///
+    /// # Errors
+    /// Those of `work`; the driver refuses.
+    fn beside(&self, lane: usize, work: &mut dyn FnMut() -> Result<(), GpuError>) -> Result<(), GpuError> {
+        let _ = lane;
+        work()
+    }
+
+    /// What is launched from here on follows all that was launched in lanes.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    fn join(&self) -> Result<(), GpuError> {
+        Ok(())
     }
 
     /// Says what the next launch moves and computes, for whoever keeps an account; every launch of a step says it.

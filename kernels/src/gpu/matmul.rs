@@ -16,16 +16,21 @@ use std::{
 use cudarc::cublaslt::sys::{self, cublasStatus_t::CUBLAS_STATUS_SUCCESS};
 
 use self::tuning::extents;
-use super::{Buffer, Elem, Gpu, GpuError, Product, Products, Ptr, algorithms::Algorithms, product::Matrix};
+use super::{
+    Buffer, Elem, Gpu, GpuError, Product, Products, Ptr, algorithms::Algorithms, launch::LANES, product::Matrix,
+};
 
-/// Workspace of every product: what the library's documentation recommends for Hopper.
-pub const WORKSPACE_BYTES: usize = 64 << 20;
+/// Workspace of a product: what the library's documentation recommends for Hopper.
+const WORKSPACE_BYTES: usize = 64 << 20;
+
+/// Workspaces of all: products that run beside each other have one each.
+pub const WORKSPACES_BYTES: usize = (1 + LANES) * WORKSPACE_BYTES;
 
 /// cuBLASLt on one GPU.
 pub struct Matmul<'a> {
     on: &'a Gpu,
     handle: sys::cublasLtHandle_t,
-    workspace: Buffer,
+    workspaces: Buffer,
     plans: RefCell<HashMap<Product, Rc<Plan>>>,
     algorithms: RefCell<Algorithms>,
     /// Kernels of the library that ran in this process.
@@ -86,7 +91,7 @@ impl<'a> Matmul<'a> {
     /// The library is missing, or there is no room for its workspace.
     pub fn new(on: &'a Gpu, folder: Option<PathBuf>) -> Result<Self, GpuError> {
         super::library::require(&["libcublasLt"])?;
-        let workspace = on.alloc(WORKSPACE_BYTES)?;
+        let workspaces = on.alloc(WORKSPACES_BYTES)?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: the context is current, which `alloc` saw to, and `handle` outlives the call.
         check("create", unsafe { sys::cublasLtCreate(&mut handle) })?;
@@ -95,7 +100,7 @@ impl<'a> Matmul<'a> {
         let of = format!("{}-{version}", on.name().replace(' ', "-"));
         let algorithms = RefCell::new(Algorithms::load(folder.map(|f| f.join(format!("{of}-proved.txt")))));
         let (plans, loaded) = (RefCell::default(), RefCell::default());
-        Ok(Self { on, handle, workspace, plans, algorithms, loaded, of })
+        Ok(Self { on, handle, workspaces, plans, algorithms, loaded, of })
     }
 
     unsafe fn launch(
@@ -114,6 +119,8 @@ impl<'a> Matmul<'a> {
         let (alpha, beta) = (plan.product.factor.value(), if plan.product.accumulate { 1.0f32 } else { 0.0 });
         let [left, right, out] = plan.layouts;
         let at = |p: Ptr| p.0 as *const c_void;
+        let lane = self.on.lane().map_or(0, |lane| 1 + lane);
+        let workspace = self.workspaces.ptr().offset(lane * WORKSPACE_BYTES);
         // SAFETY: descriptors and workspace live as long as the plan and `self`; scalars are read before the call returns;
         // the operands are the caller's promise.
         let status = unsafe {
@@ -131,9 +138,9 @@ impl<'a> Matmul<'a> {
                 c.0 as *mut c_void,
                 out,
                 algorithm,
-                self.workspace.ptr().0 as *mut c_void,
+                workspace.0 as *mut c_void,
                 WORKSPACE_BYTES,
-                self.on.stream().cast(),
+                self.on.current().cast(),
             )
         };
         check(&plan.product.name(), status)

@@ -1,5 +1,7 @@
 //! What ran on a machine and when, what it cost, and what the machine can do at best.
 
+use std::collections::HashMap;
+
 use super::GpuError;
 
 /// What a launch moves and computes.
@@ -49,10 +51,32 @@ pub struct Activity {
     pub end_ns: u64,
     /// Number of its stream.
     pub stream: u32,
-    /// Whether it was part of a graph.
-    pub in_graph: bool,
+    /// Where it stands in a graph, if it was part of one.
+    pub node: Option<Node>,
     /// Bytes filled or copied; 0 for a kernel, which does not say.
     pub bytes: u64,
+}
+
+/// A place in a graph that was run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Number of the launch of the graph.
+    pub launch: u32,
+    /// Number of the node: nodes are numbered in the order of the capture.
+    pub number: u64,
+}
+
+/// Sorts activities by the order in which they were asked for: by their starts; but those of one launch of a graph, which may run beside
+/// each other, by their nodes, from the start of the first on.
+pub fn in_order(activities: &mut [Activity]) {
+    let mut began: HashMap<u32, u64> = HashMap::new();
+    for a in activities.iter() {
+        if let Some(node) = a.node {
+            let first = began.entry(node.launch).or_insert(a.start_ns);
+            *first = a.start_ns.min(*first);
+        }
+    }
+    activities.sort_by_key(|a| a.node.map_or((a.start_ns, 0), |node| (began[&node.launch], node.number)));
 }
 
 /// Rates that nothing exceeds by much.
@@ -99,7 +123,7 @@ pub trait Tracer {
     /// Something before failed.
     fn forget(&self) -> Result<(), GpuError>;
 
-    /// Waits for the machine, ends the watch, and gives what was seen in the order of starts.
+    /// Waits for the machine, ends the watch, and gives what was seen in the order in which it was asked for: [`in_order`].
     ///
     /// # Errors
     /// Something before failed, or something was not seen for lack of room.

@@ -185,7 +185,7 @@ fn forward<B: Testbed>(
     let (inputs, y) = (o.inputs(&o.xa_out), o.y.ptr(on));
     // SAFETY: the operands have the lengths that their docs say and outlive the measurement.
     let fused =
-        |l: &dyn Launcher, p: &dyn Products| unsafe { cuda::forward(l, p, &o.group, &inputs, Some(y)) };
+        |l: &dyn Launcher, p: &dyn Products| unsafe { cuda::forward(l, p, &o.group, &inputs, Some(y), &mut || Ok(())) };
     subject.counted(f, FUSED, product_bytes(fused)? + o.kernel_bytes(false), |_| {
         fused(on.launcher(), on.products()?)
     })?;
@@ -219,7 +219,7 @@ fn backward<B: Testbed>(
     let inputs = o.inputs(&o.xa_in);
     // SAFETY: the operands have the lengths that their docs say and outlive the measurement.
     let fused =
-        |l: &dyn Launcher, p: &dyn Products| unsafe { cuda::backward(l, p, &o.group, &inputs, &gradients) };
+        |l: &dyn Launcher, p: &dyn Products| unsafe { cuda::backward(l, p, &o.group, &inputs, &gradients, &mut || Ok(())) };
     subject.counted(f, FUSED, product_bytes(fused)? + o.kernel_bytes(true), |_| {
         fused(on.launcher(), on.products()?)
     })?;

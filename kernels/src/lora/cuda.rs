@@ -161,11 +161,12 @@ pub struct Operands {
     pub scratch: Ptr,
 }
 
-/// `xa_TS = x·Aᵀ` and `y_TN += s·xa·Bᵀ`, the latter unless whoever reads y adds it.
+/// `xa_TS = x·Aᵀ` and `y_TN += s·xa·Bᵀ`, the latter unless whoever reads y adds it. `own` launches the layer's own product, which
+/// writes y: the narrow one runs beside it.
 ///
 /// # Safety
 /// As [`Launcher::launch`]: operands have the lengths that their docs say, 16-byte aligned, and outputs overlap nothing. `on`
-/// and `products` are of one machine.
+/// and `products` are of one machine. `own` writes nothing that the operands name.
 ///
 /// # Errors
 /// As [`Launcher::launch`] and [`Products::product`].
@@ -175,21 +176,29 @@ pub unsafe fn forward(
     group: &Group,
     operands: &Operands,
     y_TN: Option<Ptr>,
+    own: &mut dyn FnMut() -> Result<(), GpuError>,
 ) -> Result<(), GpuError> {
     let Group { shape: Shape { tokens, inputs, outputs }, elem, s, ranks, .. } = *group;
     let down = Product { ldc: s, ..Product::linear_forward(tokens, ranks, inputs, elem) };
     let up = Product { accumulate: true, ..Product::linear_forward(tokens, outputs, s, elem) };
     let Operands { x_TD, a_SD, xa_TS, scratch: wide_NS, .. } = *operands;
-    // SAFETY: the caller's promise; the scratch begins with the wide matrix.
+    // SAFETY: the caller's promise; the scratch begins with the wide matrix. What runs beside the layer's own product writes xa and the
+    // scratch, and reads what that one does not write.
     unsafe {
-        products.product(&down, x_TD, a_SD, Ptr::NULL, xa_TS)?;
+        on.beside(0, &mut || {
+            products.product(&down, x_TD, a_SD, Ptr::NULL, xa_TS)?;
+            if y_TN.is_some() && group.even.is_none() { widen(on, group, operands) } else { Ok(()) }
+        })?;
+        own()?;
+        on.join()?;
         let Some(y_TN) = y_TN else { return Ok(()) };
-        if let Some(even) = group.even {
-            let [up, ..] = group.batches(even);
-            return products.product(&up, xa_TS, operands.b, Ptr::NULL, y_TN);
+        match group.even {
+            Some(even) => {
+                let [up, ..] = group.batches(even);
+                products.product(&up, xa_TS, operands.b, Ptr::NULL, y_TN)
+            }
+            None => products.product(&up, xa_TS, wide_NS, Ptr::NULL, y_TN),
         }
-        widen(on, group, operands)?;
-        products.product(&up, xa_TS, wide_NS, Ptr::NULL, y_TN)
     }
 }
 
@@ -208,7 +217,8 @@ pub struct Gradients {
     pub dx_TD: Option<Ptr>,
 }
 
-/// Gradients of [`forward`].
+/// Gradients of [`forward`]. `own` launches the layer's own product, which writes the gradient of x: those of A and B are found
+/// beside it.
 ///
 /// # Safety
 /// As [`forward`]; `xa_TS` is what it left.
@@ -221,6 +231,7 @@ pub unsafe fn backward(
     group: &Group,
     operands: &Operands,
     gradients: &Gradients,
+    own: &mut dyn FnMut() -> Result<(), GpuError>,
 ) -> Result<(), GpuError> {
     let Group { shape: Shape { tokens, inputs, outputs }, elem, s, ranks, .. } = *group;
     let Gradients { dy_TN, dxa_TS, da_SD, db, dx_TD } = *gradients;
@@ -232,22 +243,35 @@ pub unsafe fn backward(
     let dxa_RT = Matrix { ld: s, transposed: true };
     let da = Product { a: dxa_RT, ..Product::linear_wgrad(tokens, ranks, inputs, elem) };
     let dx = Product { a: dxa_TR, accumulate: true, ..Product::linear_dgrad(tokens, ranks, inputs, elem) };
-    // SAFETY: the caller's promise; the gradient of the wide matrix lies behind it in the scratch.
+    // SAFETY: the caller's promise; the gradient of the wide matrix lies behind it in the scratch. Of the lanes and the layer's own
+    // product none reads what another writes.
     unsafe {
-        if let Some(even) = group.even {
-            let [_, dxa, of_b] = group.batches(even);
-            products.product(&dxa, dy_TN, operands.b, Ptr::NULL, dxa_TS)?;
-            products.product(&of_b, dy_TN, xa_TS, Ptr::NULL, db)?;
-        } else {
-            widen(on, group, operands)?;
-            products.product(&dxa, dy_TN, wide_NS, Ptr::NULL, dxa_TS)?;
+        on.beside(0, &mut || {
+            match group.even {
+                Some(even) => {
+                    let [_, dxa, _] = group.batches(even);
+                    products.product(&dxa, dy_TN, operands.b, Ptr::NULL, dxa_TS)?;
+                }
+                None => {
+                    widen(on, group, operands)?;
+                    products.product(&dxa, dy_TN, wide_NS, Ptr::NULL, dxa_TS)?;
+                }
+            }
+            products.product(&da, dxa_TS, x_TD, Ptr::NULL, da_SD)
+        })?;
+        on.beside(1, &mut || {
+            if let Some(even) = group.even {
+                let [.., of_b] = group.batches(even);
+                return products.product(&of_b, dy_TN, xa_TS, Ptr::NULL, db);
+            }
             products.product(&dwide, dy_TN, xa_TS, Ptr::NULL, dwide_NS)?;
             let args = group.launch_args([dwide_NS, operands.table, db]);
             // The blocks of the adapters, and the gradient read and written.
             on.costs(Cost::bytes(4 * 3 * group.of_b as u64));
-            on.launch(group.entry("lora_collect"), group.grid(), &args)?;
-        }
-        products.product(&da, dxa_TS, x_TD, Ptr::NULL, da_SD)?;
+            on.launch(group.entry("lora_collect"), group.grid(), &args)
+        })?;
+        own()?;
+        on.join()?;
         match dx_TD {
             Some(to) => products.product(&dx, dxa_TS, a_SD, Ptr::NULL, to),
             None => Ok(()),

@@ -27,7 +27,7 @@ fn is_part(kernel: &str) -> bool {
     kernel.to_lowercase().contains("reduce")
 }
 
-/// Ties activities, in the order of starts, to calls, in the order in which they were made.
+/// Ties activities to calls, both in the order in which they were made.
 ///
 /// # Errors
 /// Kernels are not those that were asked for.

@@ -213,7 +213,7 @@ impl Span {
     /// The same as the device saw it.
     fn seen(self, a: &Activity) -> Self {
         let occupies = !(a.kind == Kind::Copy && a.name.contains("host"));
-        Self { kernel: a.name.clone(), stream: a.stream, in_graph: a.in_graph, occupies, ..self }
+        Self { kernel: a.name.clone(), stream: a.stream, in_graph: a.node.is_some(), occupies, ..self }
     }
 
     /// Its length.

@@ -1,3 +1,5 @@
+use chronicals_kernels::gpu::trace::Node;
+
 use super::*;
 
 const LIMITS: Limits = Limits { bytes_a_second: 1e12, flops_a_second: 1e14, product: "a product" };
@@ -30,7 +32,7 @@ fn seen(all: &[(Kind, &str, u64)]) -> Vec<Activity> {
         start_ns: 1500 * i as u64,
         end_ns: 1500 * i as u64 + 1000,
         stream: 7,
-        in_graph: true,
+        node: Some(Node { launch: 1, number: i as u64 }),
         bytes: *bytes,
     };
     all.iter().enumerate().map(activity).collect()

@@ -12,7 +12,7 @@ use std::{
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use super::{Activity, GpuError, library};
+use super::{Activity, GpuError, library, trace};
 
 /// `CUptiResult`; 0 is success.
 type Status = u32;
@@ -218,8 +218,8 @@ pub fn forget() -> Result<(), GpuError> {
     Ok(())
 }
 
-/// Ends, and gives what was kept since it was last [forgotten](forget), in the order of starts; whoever calls has waited for
-/// the GPU.
+/// Ends, and gives what was kept since it was last [forgotten](forget), in the order in which it was asked for; whoever calls has
+/// waited for the GPU.
 ///
 /// # Errors
 /// CUPTI refuses, or had no room for everything.
@@ -238,7 +238,7 @@ pub fn stop() -> Result<Vec<Activity>, GpuError> {
     if dropped > 0 {
         return Err(GpuError::new(format!("{dropped} records were dropped"), "CUPTI", "profile fewer steps"));
     }
-    activities.sort_by_key(|a| a.start_ns);
+    trace::in_order(&mut activities);
     Ok(activities)
 }
 

@@ -5,7 +5,7 @@
 
 use std::ffi::{CStr, c_char};
 
-use crate::gpu::trace::{Activity, Kind};
+use crate::gpu::trace::{Activity, Kind, Node};
 
 /// `CUpti_ActivityKind`: copies, fills, kernels that may run beside each other.
 pub const KINDS: [u32; 3] = [MEMCPY, MEMSET, KERNEL];
@@ -51,21 +51,24 @@ pub unsafe fn read(at: *const u8) -> Option<Activity> {
     let u64_at = |at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().expect("inside a record"));
     // Both times are 0 where they could not be taken.
     let (start_ns, end_ns) = (u64_at(16), u64_at(24));
-    let of = |kind, name, bytes, stream, graph| Activity {
+    let of = |kind, name, bytes, [stream, launch, node, graph]: [usize; 4]| Activity {
         kind,
         name,
         start_ns,
         end_ns,
         stream: u32_at(stream),
-        in_graph: u32_at(graph) != 0,
+        node: (u32_at(graph) != 0).then(|| Node { launch: u32_at(launch), number: u64_at(node) }),
         bytes,
     };
+    // Stream, correlation, number of the node, of the graph.
+    const OF_KERNEL: [usize; 4] = [48, 92, 144, 156];
+    const OF_OTHERS: [usize; 4] = [40, 44, 64, 72];
     Some(match kind {
         KERNEL => {
             let name = std::ptr::with_exposed_provenance::<c_char>(u64_at(104) as usize);
             // SAFETY: the caller's promise.
             let name = if name.is_null() { c"" } else { unsafe { CStr::from_ptr(name) } };
-            of(Kind::Kernel, name.to_string_lossy().into_owned(), 0, 48, 156)
+            of(Kind::Kernel, name.to_string_lossy().into_owned(), 0, OF_KERNEL)
         }
         MEMCPY => {
             let way = match bytes[4] {
@@ -74,9 +77,9 @@ pub unsafe fn read(at: *const u8) -> Option<Activity> {
                 8 => "copy on the device",
                 _ => "copy",
             };
-            of(Kind::Copy, way.into(), u64_at(8), 40, 72)
+            of(Kind::Copy, way.into(), u64_at(8), OF_OTHERS)
         }
-        _ => of(Kind::Fill, "fill".into(), u64_at(8), 40, 72),
+        _ => of(Kind::Fill, "fill".into(), u64_at(8), OF_OTHERS),
     })
 }
 
@@ -102,9 +105,16 @@ mod tests {
         let name = c"sm90_xmma_gemm";
         let address = (name.as_ptr().expose_provenance() as u64).to_le_bytes();
         let [start, end] = [1000u64, 1234].map(u64::to_le_bytes);
-        let [stream, graph] = [13u32, 7].map(u32::to_le_bytes);
-        let fields: [(usize, &[u8]); 5] =
-            [(16, &start), (24, &end), (48, &stream), (104, &address), (156, &graph)];
+        let [stream, graph, launch, node] = [13u32, 7, 17, 19].map(u32::to_le_bytes);
+        let fields: [(usize, &[u8]); 7] = [
+            (16, &start),
+            (24, &end),
+            (48, &stream),
+            (104, &address),
+            (92, &launch),
+            (144, &node),
+            (156, &graph),
+        ];
         // As long as in CUDA 13.5, and as in 12.0.
         for len in [248, 208] {
             let expected = Activity {
@@ -113,12 +123,12 @@ mod tests {
                 start_ns: 1000,
                 end_ns: 1234,
                 stream: 13,
-                in_graph: true,
+                node: Some(Node { launch: 17, number: 19 }),
                 bytes: 0,
             };
             assert_eq!(parsed(&record(KERNEL, len, &fields)), Some(expected.clone()));
-            let launched = Activity { in_graph: false, ..expected };
-            assert_eq!(parsed(&record(KERNEL, len, &fields[..4])), Some(launched));
+            let launched = Activity { node: None, ..expected };
+            assert_eq!(parsed(&record(KERNEL, len, &fields[..6])), Some(launched));
         }
         assert_eq!(parsed(&record(KERNEL, 248, &[])).unwrap().name, "", "a kernel without a name");
     }
@@ -126,9 +136,16 @@ mod tests {
     #[test]
     fn copies_and_fills() {
         let [bytes, start, end] = [4096u64, 5, 9].map(u64::to_le_bytes);
-        let [stream, graph] = [3u32, 1].map(u32::to_le_bytes);
-        let fields: [(usize, &[u8]); 5] =
-            [(8, &bytes), (16, &start), (24, &end), (40, &stream), (72, &graph)];
+        let [stream, graph, launch, node] = [3u32, 1, 17, 19].map(u32::to_le_bytes);
+        let fields: [(usize, &[u8]); 7] = [
+            (8, &bytes),
+            (16, &start),
+            (24, &end),
+            (40, &stream),
+            (44, &launch),
+            (64, &node),
+            (72, &graph),
+        ];
         for (kind, way, name, of) in [
             (MEMCPY, 1u8, "copy from the host", Kind::Copy),
             (MEMCPY, 2, "copy to the host", Kind::Copy),
@@ -138,7 +155,8 @@ mod tests {
         ] {
             let a = parsed(&record(kind, 112, &[&fields[..], &[(4, &[way][..])]].concat())).unwrap();
             assert_eq!((a.kind, a.name.as_str(), a.bytes), (of, name, 4096));
-            assert_eq!((a.start_ns, a.end_ns, a.stream, a.in_graph), (5, 9, 3, true));
+            let node = Some(Node { launch: 17, number: 19 });
+            assert_eq!((a.start_ns, a.end_ns, a.stream, a.node), (5, 9, 3, node));
         }
         assert_eq!(parsed(&record(51, 112, &fields)), None, "another kind");
     }

@@ -10,7 +10,7 @@ use crate::gpu::{
     compile::Cache,
     cupti,
     events::Event,
-    matmul::{Matmul, WORKSPACE_BYTES},
+    matmul::{Matmul, WORKSPACES_BYTES},
     stamps::Stamps,
 };
 
@@ -82,7 +82,7 @@ impl Machine for Cuda {
     }
 
     fn workspace_bytes(&self) -> usize {
-        WORKSPACE_BYTES
+        WORKSPACES_BYTES
     }
 
     fn free_bytes(&self) -> Result<usize, GpuError> {

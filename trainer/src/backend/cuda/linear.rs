@@ -30,20 +30,31 @@ impl<D: Machine> CudaBackend<D> {
     pub(super) fn project(&self, on: &Logged<'_>, l: &Linear, x: View, y: View) -> Result<(), GpuError> {
         let p = Product::linear_forward(self.shape.tokens, l.outputs, l.inputs, self.elem());
         // SAFETY: see `seams`.
-        unsafe { on.product(&p, self.at(x), self.at(l.weight.value), Ptr::NULL, self.at(y))? };
-        l.adapters.iter().try_for_each(|ad| self.adapt(on, l, ad, x, y))
+        let own = || unsafe { on.product(&p, self.at(x), self.at(l.weight.value), Ptr::NULL, self.at(y)) };
+        let [first, more @ ..] = l.adapters.as_slice() else { return own() };
+        self.adapt(on, l, first, [x, y], &mut || on.without(own))?;
+        more.iter().try_for_each(|ad| self.adapt(on, l, ad, [x, y], &mut || Ok(())))
     }
 
-    fn adapt(&self, on: &Logged<'_>, l: &Linear, ad: &Adapter, x: View, y: View) -> Result<(), GpuError> {
+    /// Adds an adapter's part to what `own` writes.
+    fn adapt(
+        &self,
+        on: &Logged<'_>,
+        l: &Linear,
+        ad: &Adapter,
+        [x, y]: [View; 2],
+        own: &mut dyn FnMut() -> Result<(), GpuError>,
+    ) -> Result<(), GpuError> {
         let (group, operands) = self.adapters(l, ad, x);
         on.within(Seam::Lora);
         // SAFETY: see `seams`.
         unsafe {
             if self.is_eager(Seam::Lora) {
+                own()?;
                 return lora_eager::forward(on, on, &group, &ad.segments, &operands, self.at(y));
             }
             let y = (!self.leaves_output(l)).then(|| self.at(y));
-            lora::forward(on, on, &group, &operands, y)
+            lora::forward(on, on, &group, &operands, y, own)
         }
     }
 
@@ -57,40 +68,46 @@ impl<D: Machine> CudaBackend<D> {
         dx: Option<View>,
     ) -> Result<(), GpuError> {
         let (t, n, k, elem) = (self.shape.tokens, l.outputs, l.inputs, self.elem());
-        let dx_TD = dx.map(|v| self.at(v));
-        if let Some(dx) = dx_TD {
-            let p = Product::linear_dgrad(t, n, k, elem);
-            // SAFETY: see `seams`.
-            unsafe { on.product(&p, self.at(dy), self.at(l.weight.value), Ptr::NULL, dx)? };
-        }
-        if let Some(dw) = l.weight.grad {
-            let p = Product { accumulate: !self.first, ..Product::linear_wgrad(t, n, k, elem) };
-            // SAFETY: see `seams`.
-            unsafe { on.product(&p, self.at(dy), self.at(x), Ptr::NULL, self.at(dw))? };
-        }
-        l.adapters.iter().try_for_each(|ad| self.adapt_back(on, l, ad, dy, x, dx_TD))
+        let own = || {
+            if let Some(dx) = dx {
+                let p = Product::linear_dgrad(t, n, k, elem);
+                // SAFETY: see `seams`.
+                unsafe { on.product(&p, self.at(dy), self.at(l.weight.value), Ptr::NULL, self.at(dx))? };
+            }
+            if let Some(dw) = l.weight.grad {
+                let p = Product { accumulate: !self.first, ..Product::linear_wgrad(t, n, k, elem) };
+                // SAFETY: see `seams`.
+                unsafe { on.product(&p, self.at(dy), self.at(x), Ptr::NULL, self.at(dw))? };
+            }
+            Ok(())
+        };
+        let [first, more @ ..] = l.adapters.as_slice() else { return own() };
+        self.adapt_back(on, l, first, [dy, x], dx, &mut || on.without(own))?;
+        more.iter().try_for_each(|ad| self.adapt_back(on, l, ad, [dy, x], dx, &mut || Ok(())))
     }
 
+    /// Gradients of an adapter, which adds to that of x what `own` leaves there.
     fn adapt_back(
         &self,
         on: &Logged<'_>,
         l: &Linear,
         ad: &Adapter,
-        dy: View,
-        x: View,
-        dx_TD: Option<Ptr>,
+        [dy, x]: [View; 2],
+        dx: Option<View>,
+        own: &mut dyn FnMut() -> Result<(), GpuError>,
     ) -> Result<(), GpuError> {
         let (group, operands) = self.adapters(l, ad, x);
         let [da_SD, db] = [&ad.a, &ad.b].map(|p| self.at(p.grad.expect("adapters train")));
-        let dx_TD = dx_TD.filter(|_| !self.leaves_gradient(l));
+        let dx_TD = dx.filter(|_| !self.leaves_gradient(l)).map(|v| self.at(v));
         let gradients = lora::Gradients { dy_TN: self.at(dy), dxa_TS: self.at(ad.dxa), da_SD, db, dx_TD };
         on.within(Seam::Lora);
         // SAFETY: see `seams`; the forward pass left x·Aᵀ.
         unsafe {
             if self.is_eager(Seam::Lora) {
+                own()?;
                 return lora_eager::backward(on, on, &group, &ad.segments, &operands, &gradients);
             }
-            lora::backward(on, on, &group, &operands, &gradients)
+            lora::backward(on, on, &group, &operands, &gradients, own)
         }
     }
 }

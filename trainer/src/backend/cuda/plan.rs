@@ -37,7 +37,7 @@ pub struct Gpu {
 impl Gpu {
     /// An H100 or H200 with cuBLASLt.
     pub const HOPPER: Self =
-        Self { processors: 132, workspace_bytes: chronicals_kernels::gpu::matmul::WORKSPACE_BYTES };
+        Self { processors: 132, workspace_bytes: chronicals_kernels::gpu::matmul::WORKSPACES_BYTES };
 }
 
 /// Counts bytes instead of taking them.

@@ -129,6 +129,11 @@ fn stamped(calls: &[Call], stamps: &[u64]) -> Vec<Span> {
 }
 
 impl Calls<'_> {
+    /// Whether launches are stamped, which they can be in order alone.
+    pub(super) fn stamps(&self) -> bool {
+        self.record.active && self.record.by == By::Events
+    }
+
     pub(super) fn costs(&self, next: Cost) {
         self.record.next.set(Some(next));
     }
@@ -230,6 +235,15 @@ impl Logged<'_> {
     /// Products until the end of the call are of a seam.
     pub(super) fn within(&self, seam: Seam) {
         self.record.iter().for_each(|calls| calls.record.within.set(Some(seam)));
+    }
+
+    /// But for those of `work`.
+    pub(super) fn without(&self, work: impl FnOnce() -> Result<(), GpuError>) -> Result<(), GpuError> {
+        let Some(calls) = &self.record else { return work() };
+        let seam = calls.record.within.take();
+        let worked = work();
+        calls.record.within.set(seam);
+        worked
     }
 }
 

@@ -132,6 +132,17 @@ impl Launcher for Logged<'_> {
         Ok(())
     }
 
+    fn beside(&self, lane: usize, work: &mut dyn FnMut() -> Result<(), GpuError>) -> Result<(), GpuError> {
+        if self.rehearsal.is_some() || self.record.is_some_and(|r| r.stamps()) {
+            return work();
+        }
+        self.launcher.beside(lane, work)
+    }
+
+    fn join(&self) -> Result<(), GpuError> {
+        self.launcher.join()
+    }
+
     fn costs(&self, next: Cost) {
         self.record.iter().for_each(|r| r.costs(next));
     }
