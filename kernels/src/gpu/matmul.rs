@@ -17,7 +17,8 @@ use cudarc::cublaslt::sys::{self, cublasStatus_t::CUBLAS_STATUS_SUCCESS};
 
 use self::tuning::extents;
 use super::{
-    Buffer, Elem, Gpu, GpuError, Product, Products, Ptr, algorithms::Algorithms, launch::LANES, product::Matrix,
+    Buffer, Elem, Gpu, GpuError, Product, Products, Ptr, algorithms::Algorithms, launch::LANES,
+    product::Matrix,
 };
 
 /// Workspace of a product: what the library's documentation recommends for Hopper.

@@ -184,8 +184,9 @@ fn forward<B: Testbed>(
     };
     let (inputs, y) = (o.inputs(&o.xa_out), o.y.ptr(on));
     // SAFETY: the operands have the lengths that their docs say and outlive the measurement.
-    let fused =
-        |l: &dyn Launcher, p: &dyn Products| unsafe { cuda::forward(l, p, &o.group, &inputs, Some(y), &mut || Ok(())) };
+    let fused = |l: &dyn Launcher, p: &dyn Products| unsafe {
+        cuda::forward(l, p, &o.group, &inputs, Some(y), &mut || Ok(()))
+    };
     subject.counted(f, FUSED, product_bytes(fused)? + o.kernel_bytes(false), |_| {
         fused(on.launcher(), on.products()?)
     })?;
@@ -218,8 +219,9 @@ fn backward<B: Testbed>(
     let gradients = Gradients { dy_TN, dxa_TS, da_SD, db, dx_TD: Some(dx_TD) };
     let inputs = o.inputs(&o.xa_in);
     // SAFETY: the operands have the lengths that their docs say and outlive the measurement.
-    let fused =
-        |l: &dyn Launcher, p: &dyn Products| unsafe { cuda::backward(l, p, &o.group, &inputs, &gradients, &mut || Ok(())) };
+    let fused = |l: &dyn Launcher, p: &dyn Products| unsafe {
+        cuda::backward(l, p, &o.group, &inputs, &gradients, &mut || Ok(()))
+    };
     subject.counted(f, FUSED, product_bytes(fused)? + o.kernel_bytes(true), |_| {
         fused(on.launcher(), on.products()?)
     })?;

@@ -106,7 +106,9 @@ impl<'a> Case<'a> {
         // SAFETY: the caller's promise is the same.
         unsafe {
             match self.variant {
-                Variant::Fused => cuda::forward(launcher, products, group, inputs, Some(y_TN), &mut || Ok(())),
+                Variant::Fused => {
+                    cuda::forward(launcher, products, group, inputs, Some(y_TN), &mut || Ok(()))
+                }
                 Variant::Eager => cuda_eager::forward(launcher, products, group, self.segments, inputs, y_TN),
             }
         }
@@ -120,7 +122,9 @@ impl<'a> Case<'a> {
         // SAFETY: the caller's promise is the same.
         unsafe {
             match self.variant {
-                Variant::Fused => cuda::backward(launcher, products, group, inputs, gradients, &mut || Ok(())),
+                Variant::Fused => {
+                    cuda::backward(launcher, products, group, inputs, gradients, &mut || Ok(()))
+                }
                 Variant::Eager => {
                     cuda_eager::backward(launcher, products, group, self.segments, inputs, gradients)
                 }

@@ -98,7 +98,11 @@ mod tests {
                 for path in Path::ALL {
                     let parts = parts(path, 132, fewer, shape);
                     let taken = parts * fewer * 2 * 2 * 64;
-                    assert!(parts == 1 || taken <= room, "{fewer} of {tokens} by {}: {parts} parts", path.name());
+                    assert!(
+                        parts == 1 || taken <= room,
+                        "{fewer} of {tokens} by {}: {parts} parts",
+                        path.name()
+                    );
                 }
             }
         }

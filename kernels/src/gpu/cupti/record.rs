@@ -137,15 +137,8 @@ mod tests {
     fn copies_and_fills() {
         let [bytes, start, end] = [4096u64, 5, 9].map(u64::to_le_bytes);
         let [stream, graph, launch, node] = [3u32, 1, 17, 19].map(u32::to_le_bytes);
-        let fields: [(usize, &[u8]); 7] = [
-            (8, &bytes),
-            (16, &start),
-            (24, &end),
-            (40, &stream),
-            (44, &launch),
-            (64, &node),
-            (72, &graph),
-        ];
+        let fields: [(usize, &[u8]); 7] =
+            [(8, &bytes), (16, &start), (24, &end), (40, &stream), (44, &launch), (64, &node), (72, &graph)];
         for (kind, way, name, of) in [
             (MEMCPY, 1u8, "copy from the host", Kind::Copy),
             (MEMCPY, 2, "copy to the host", Kind::Copy),

@@ -13,13 +13,8 @@ use crate::gpu::{
 /// Algorithms that are timed for a shape.
 const CANDIDATES: usize = 24;
 
-/// Times taken of each candidate; the median counts.
+/// Timed runs of each candidate; the median counts.
 const TUNING_RUNS: usize = 5;
-
-/// Seconds that a time is to span, and runs one after another in it, at most: submission takes several microseconds, which is more
-/// than many a small product does.
-const SPAN: f64 = 1e-4;
-const RUNS_OF_SPAN: usize = 16;
 
 /// Runs of the fastest that must leave the same bits.
 const PROOF_RUNS: usize = 3;
@@ -53,10 +48,9 @@ impl Matmul<'_> {
             if run().is_err() {
                 continue;
             }
-            let runs = ((SPAN / self.on.time(run)?).ceil() as usize).clamp(1, RUNS_OF_SPAN);
             let mut times = Vec::new();
             for _ in 0..TUNING_RUNS {
-                times.push(self.on.time(|| (0..runs).try_for_each(|_| run()))? / runs as f64);
+                times.push(self.on.time(run)?);
             }
             times.sort_by(f64::total_cmp);
             timed.push((times[TUNING_RUNS / 2], candidate));
