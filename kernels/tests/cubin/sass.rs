@@ -15,10 +15,7 @@ use super::{Compiled, compiled, faults};
 const LOCAL: [&str; 2] = ["LDL", "STL"];
 
 /// Instructions that kernels do without although their unit has them, each with a reason.
-const WITHOUT: &[(&str, &str, &str)] = &[
-    ("attention_dkv_sum_64", "HMMA", "adds up what other kernels have multiplied"),
-    ("attention_dkv_sum_128", "HMMA", "adds up what other kernels have multiplied"),
-];
+const WITHOUT: &[(&str, &str, &str)] = &[];
 
 /// How often a kernel has each instruction, by the name before its first dot.
 type Instructions = BTreeMap<String, usize>;
