@@ -7,7 +7,7 @@
 //! | [`compile`] | CUDA C++ to CUBIN, with a cache |
 //! | [`launch`] | what a kernel's `cuda.rs` says: source, grid, arguments |
 //! | [`eager`] | what the eager variants share |
-//! | [`device`] | memory and streams; runs launches |
+//! | [`device`], [`memory`] | streams, and the launches on them; memory |
 //! | [`events`], [`beside`] | points in the order of a stream; copies that run beside the launches |
 //! | [`graph`] | work that is captured once and run again |
 //! | [`trace`] | what ran and when, what it cost, what the machine can do; [`cupti`] and [`stamps`] are its clocks |
@@ -35,16 +35,18 @@ pub mod launch;
 pub mod library;
 pub mod machine;
 pub mod matmul;
+pub mod memory;
 pub mod product;
 mod proof;
 pub mod stamps;
 pub mod trace;
 
 pub use beside::Pinned;
-pub use device::{Buffer, Gpu};
+pub use device::Gpu;
 pub use error::GpuError;
 pub use graph::Graph;
 pub use launch::{Arg, Elem, Entry, Grid, Launcher, Needs, Ptr, Unit, le_bytes};
 pub use machine::{Machine, Wait};
+pub use memory::Buffer;
 pub use product::{Product, Products};
 pub use trace::{Activity, Cost, Limits, Tracer};

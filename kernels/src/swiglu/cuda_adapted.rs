@@ -126,7 +126,7 @@ impl Behind {
 
 /// Bytes of two stages of left factors, as `width_of` pads them.
 fn left_bytes(columns: usize) -> usize {
-    2 * ROWS * 2 * (8 * (columns / 8 | 1))
+    2 * ROWS * 2 * (8 * ((columns / 8) | 1))
 }
 
 /// Bytes of shared memory of a block: right factors, and left ones.
