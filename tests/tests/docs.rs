@@ -48,6 +48,16 @@ fn between<'a>(text: &'a str, begin: &'a str, end: &'a str) -> impl Iterator<Ite
     text.split(begin).skip(1).filter_map(move |rest| Some(rest.split_once(end)?.0))
 }
 
+/// The anchors of a page's headings, as GitHub makes them.
+fn anchors(page: &Path) -> Vec<String> {
+    let anchor = |heading: &str| -> String {
+        let kept = heading.trim_start_matches('#').trim().to_lowercase();
+        let kept = kept.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+    };
+    text(page).lines().filter(|line| line.starts_with('#')).map(anchor).collect()
+}
+
 #[test]
 fn links_lead_somewhere() {
     let mut count = 0;
@@ -57,8 +67,11 @@ fn links_lead_somewhere() {
             if link.contains("://") {
                 continue;
             }
-            let file = link.split('#').next().unwrap();
-            assert!(folder.join(file).exists(), "{} links to {link}", page.display());
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { page.clone() } else { folder.join(file) };
+            assert!(target.exists(), "{} links to {link}", page.display());
+            let found = anchor.is_empty() || anchors(&target).iter().any(|a| a == anchor);
+            assert!(found, "{} links to {link}, and there is no such heading", page.display());
             count += 1;
         }
     }
