@@ -20,7 +20,7 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     trials: usize,
     steps: u64,
-    /// Title of the running trial, and the time that was thought to be left when it began.
+    /// Title of the running trial, the time that was thought to be left when it began, and when that was.
     now: (String, Option<Duration>, Instant),
     /// When audits were told last.
     told: Instant,

@@ -130,6 +130,8 @@ struct Backward {
     lse_HT: Ptr,
     delta_HT: Ptr,
     parts_at: Ptr,
+    /// How many there are of each key/value head: [`parts::parts`].
+    parts: usize,
 }
 
 /// `out_T` and `lse_HT` (f32, H × T) of `qkv_TQ`, for every token.
@@ -196,7 +198,8 @@ pub unsafe fn backward(
     }
     let tokens = documents.tokens;
     let parts_at = scratch.offset(4 * delta_floats(tokens, shape));
-    let from = Backward { dout_T, qkv_TQ, out_T, lse_HT, delta_HT: scratch, parts_at };
+    let parts = parts::parts(path, on.processors(), tokens, shape);
+    let from = Backward { dout_T, qkv_TQ, out_T, lse_HT, delta_HT: scratch, parts_at, parts };
     // SAFETY: the caller's promise is the same.
     unsafe {
         match path {
@@ -205,11 +208,11 @@ pub unsafe fn backward(
             Path::Hopper => hopper::backward(on, &from, documents, dqkv_TQ, shape)?,
         }
     }
-    match parts::parts(path, on.processors(), tokens, shape) {
-        1 => Ok(()),
-        // SAFETY: as above; the launches before left the parts, and did not write the gradients of keys and values.
-        parts => unsafe { parts::add(on, parts_at, dqkv_TQ, tokens, shape, parts) },
+    if parts == 1 {
+        return Ok(());
     }
+    // SAFETY: as above; the launches before left the parts, and did not write the gradients of keys and values.
+    unsafe { parts::add(on, parts_at, dqkv_TQ, tokens, shape, parts) }
 }
 
 #[cfg(test)]

@@ -37,8 +37,9 @@ pub struct Gpu {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     lanes: [Arc<CudaStream>; LANES],
-    /// The lane that launches go to; and the lanes that were not joined since.
+    /// The lane that launches go to, if not `stream`.
     lane: Cell<Option<usize>>,
+    /// Lanes that were not joined since they had work: a capture knows no others.
     apart: Cell<[bool; LANES]>,
     copies: Arc<CudaStream>,
     cache: Cache,

@@ -133,7 +133,7 @@ pub(super) unsafe fn backward(
     dqkv_TQ: Ptr,
     shape: Shape,
 ) -> Result<(), GpuError> {
-    let super::Backward { dout_T, qkv_TQ, out_T, lse_HT, delta_HT, parts_at } = *from;
+    let super::Backward { dout_T, qkv_TQ, out_T, lse_HT, delta_HT, parts_at, parts } = *from;
     let matrices = [rows(qkv_TQ, documents, shape.packed()), rows(dout_T, documents, shape.out())];
     let pointers =
         [dout_T, out_T, lse_HT, documents.by_queries(), documents.begin(), delta_HT, dqkv_TQ].map(Arg::Ptr);
@@ -143,7 +143,6 @@ pub(super) unsafe fn backward(
     unsafe { launch(on, &DQ, shape.heads, &operands, documents, shape)? };
     let pointers = [lse_HT, delta_HT, documents.by_keys(), documents.end(), dqkv_TQ, parts_at].map(Arg::Ptr);
     let operands = [&matrices[..], &pointers].concat();
-    let parts = super::parts::parts(super::Path::Hopper, on.processors(), documents.tokens, shape);
     on.costs(Kernel::ByKeys.cost(Elem::Bf16, documents, shape));
     // SAFETY: as above; delta is what the launch before left.
     unsafe { launch(on, &DKV, shape.kv_heads * parts, &operands, documents, shape) }

@@ -112,13 +112,12 @@ pub(super) unsafe fn backward(
     dqkv_TQ: Ptr,
     shape: Shape,
 ) -> Result<(), GpuError> {
-    let super::Backward { dout_T, qkv_TQ, out_T, lse_HT, delta_HT, parts_at } = *from;
+    let super::Backward { dout_T, qkv_TQ, out_T, lse_HT, delta_HT, parts_at, parts } = *from;
     let operands =
         [dout_T, qkv_TQ, out_T, lse_HT, documents.by_queries(), documents.begin(), delta_HT, dqkv_TQ];
     on.costs(Kernel::ByQueries.cost(Elem::Bf16, documents, shape));
     // SAFETY: the caller's promise is the same.
     unsafe { launch(on, &DQ, shape.heads, &operands, documents, shape)? };
-    let parts = super::parts::parts(super::Path::Mma, on.processors(), documents.tokens, shape);
     let operands =
         [dout_T, qkv_TQ, lse_HT, delta_HT, documents.by_keys(), documents.end(), dqkv_TQ, parts_at];
     on.costs(Kernel::ByKeys.cost(Elem::Bf16, documents, shape));
